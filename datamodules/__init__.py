@@ -1,0 +1,28 @@
+"""LightningDataModules: one face for every data set. They know nothing of models."""
+
+from datamodules.augment import Augment
+from datamodules.base import Batch, ImageDataModule
+from datamodules.cifar import CIFAR10, CIFAR100
+from datamodules.digits import Digits
+from datamodules.files import DataError
+from datamodules.folders import ImageFolder, ImageNet
+from datamodules.imagenet32 import Imagenet32
+from datamodules.mnist import MNIST, FashionMNIST
+from datamodules.torchvision_sets import STL10, SVHN
+
+__all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "MNIST",
+    "STL10",
+    "SVHN",
+    "Augment",
+    "Batch",
+    "DataError",
+    "Digits",
+    "FashionMNIST",
+    "ImageDataModule",
+    "ImageFolder",
+    "ImageNet",
+    "Imagenet32",
+]

@@ -1,0 +1,108 @@
+"""Reading published data files: every fault ends in one sentence that names the file."""
+
+import gzip
+import io
+import pickle
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torchvision.datasets.utils import check_integrity
+
+
+class DataError(RuntimeError):
+    """A data set is missing, damaged or not what was asked for; the message says what to do."""
+
+
+def require(path: Path, md5: str | None = None) -> Path:
+    """The path, if the file is there and, where a checksum is known, unaltered.
+
+    Raises:
+        DataError: the file is missing, or its MD5 sum is not the published one.
+    """
+    if not path.is_file():
+        raise DataError(
+            f"The data file {path} is missing. Put it there, point --data.root elsewhere, "
+            "or let the data set be fetched with --data.download true."
+        )
+    if md5 is not None and not check_integrity(str(path), md5):
+        raise DataError(
+            f"The data file {path} is damaged: its MD5 sum is not the published {md5}. Delete it and fetch it again."
+        )
+    return path
+
+
+def require_folder(path: Path, what: str) -> Path:
+    """The path, if it is a folder.
+
+    Raises:
+        DataError: it is not.
+    """
+    if not path.is_dir():
+        raise DataError(f"The folder {path} ({what}) is missing. Put the data there, or point --data.root elsewhere.")
+    return path
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """Read an IDX file of unsigned bytes (the format of MNIST), gzipped or not.
+
+    Raises:
+        DataError: it is no IDX file, or not as long as its header says.
+    """
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        zeros, kind, dimensions = struct.unpack(">HBB", content[:4])
+        shape = struct.unpack(f">{dimensions}I", content[4 : 4 + 4 * dimensions])
+    except (OSError, EOFError, gzip.zlib.error, struct.error) as fault:
+        raise DataError(f"The data file {path} is damaged ({fault}). Delete it and fetch it again.") from fault
+    values = np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions)
+    if zeros != 0 or kind != 0x08 or len(values) != np.prod(shape):
+        raise DataError(
+            f"The data file {path} is damaged: its header promises {shape} bytes, {len(values)} follow. "
+            "Delete it and fetch it again."
+        )
+    return values.reshape(shape)
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Builds arrays, strings, numbers and containers; anything else is refused before it exists."""
+
+    _allowed = frozenset(
+        {
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "_reconstruct"),
+            ("_codecs", "encode"),
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._allowed:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no image data set needs")
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+
+
+def read_pickle(path: Path, keys: Sequence[str]) -> dict[str, Any]:
+    """Read a pickled batch (CIFAR, Imagenet32) without letting it run any code.
+
+    Args:
+        path: the file.
+        keys: entries that it must have.
+
+    Raises:
+        DataError: the file is truncated, asks for anything but arrays, strings, numbers and
+            containers, or lacks one of the keys.
+    """
+    try:
+        batch = _PlainUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+    except (pickle.UnpicklingError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError) as fault:
+        raise DataError(
+            f"The data file {path} is damaged or not a data batch ({fault}). Nothing in it was run. "
+            "Delete it and fetch it again."
+        ) from fault
+    if not isinstance(batch, dict) or any(key not in batch for key in keys):
+        raise DataError(f"The data file {path} is not a data batch: it lacks {' or '.join(keys)}.")
+    return batch

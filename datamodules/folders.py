@@ -1,0 +1,240 @@
+"""Images in class folders: a person's own, and ImageNet."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+from torchvision.transforms import v2
+
+from datamodules.augment import Augment
+from datamodules.base import Batch, ImageDataModule, Images, MemoryImages
+from datamodules.files import DataError, require_folder
+from datamodules.imagenet32 import IMAGENET_MEAN, IMAGENET_STD
+
+Transform = Callable[[Image.Image], Image.Image]
+
+
+class StreamedImages(Dataset):
+    """Images decoded from their files when asked for.
+
+    Args:
+        samples: (file, label) of each image.
+        transform: crops and resizes a decoded image to the size all share.
+        evaluation_transform: the same without anything random.
+    """
+
+    def __init__(
+        self, samples: Sequence[tuple[str, int]], transform: Transform, evaluation_transform: Transform
+    ) -> None:
+        self._samples, self._transform, self._evaluation_transform = samples, transform, evaluation_transform
+        self.labels = torch.tensor([label for _, label in samples])
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        path, label = self._samples[index]
+        return decode(path, self._transform), label
+
+    def subset(self, indices: Tensor) -> "StreamedImages":
+        """Only these images."""
+        return StreamedImages([self._samples[i] for i in indices], self._transform, self._evaluation_transform)
+
+    def for_evaluation(self) -> "StreamedImages":
+        """The same images, loaded without anything random."""
+        return StreamedImages(self._samples, self._evaluation_transform, self._evaluation_transform)
+
+    @staticmethod
+    def collate(samples: Sequence[tuple[Tensor, int]]) -> Batch:
+        """Stack single images into a batch of uint8 ``(B, H, W, C)``."""
+        images, labels = zip(*samples, strict=True)
+        return Batch(torch.stack(images), torch.tensor(labels))
+
+    def in_memory(self) -> MemoryImages:
+        """Decode every image once and hold them all."""
+        with ThreadPoolExecutor() as pool:  # decoding releases Python's lock
+            images = list(pool.map(lambda sample: decode(sample[0], self._transform), self._samples, chunksize=64))
+        return MemoryImages(torch.stack(images), self.labels)
+
+
+def decode(path: str, transform: Transform) -> Tensor:
+    """Read one image file as uint8 ``(H, W, 3)``.
+
+    Raises:
+        DataError: the file is no image, or truncated.
+    """
+    try:
+        with Image.open(path) as image:
+            return torch.from_numpy(np.array(transform(image.convert("RGB"))))
+    except (UnidentifiedImageError, OSError, SyntaxError) as fault:
+        raise DataError(f"The image file {path} is damaged ({fault}). Replace it or take it out.") from fault
+
+
+class ImageFolder(ImageDataModule):
+    """A person's own images: ``ROOT/train/<class>/*`` and ``ROOT/test/<class>/*``.
+
+    Images are resized (shorter side, then the centre) to one size, held in memory as uint8 if they
+    fit, and read from disk batch by batch if not.
+
+    Args:
+        root: folder with ``train`` and ``test``, each with one folder per class.
+        image_size: side of the square images, in pixels.
+        memory_gib: hold a split in memory up to this size, in GiB.
+        mean: mean of each colour channel, for images in 0 … 1.
+        std: standard deviation of each colour channel.
+        batch_size: as in every data set.
+        augment: as in every data set.
+        validation: as in every data set.
+        validate_on_test: as in every data set.
+        num_workers: processes that load batches when images are read from disk.
+        seed: as in every data set.
+
+    Raises:
+        DataError: a folder is missing, holds no class folders, or test classes differ from train's.
+    """
+
+    folders = ("train", "test")
+
+    def __init__(
+        self,
+        root: str = "data",
+        image_size: int = 32,
+        memory_gib: float = 4.0,
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        std: tuple[float, float, float] = IMAGENET_STD,
+        batch_size: int = 128,
+        augment: Augment = Augment(),
+        validation: float = 0.1,
+        validate_on_test: bool = False,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            root=root,
+            batch_size=batch_size,
+            augment=augment,
+            validation=validation,
+            validate_on_test=validate_on_test,
+            num_workers=num_workers,
+            seed=seed,
+        )
+        self.image_shape = (3, image_size, image_size)
+        self.memory_gib, self.mean, self.std = memory_gib, tuple(mean), tuple(std)
+
+    @property
+    def title(self) -> str:
+        """Name of the folder that holds the images."""
+        return Path(self.root).resolve().name
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the class folders, sorted; a class's label is its place in this list."""
+        folder = require_folder(Path(self.root) / self.folders[0], "training images, one folder per class")
+        names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+        if not names:
+            raise DataError(
+                f"The folder {folder} holds no class folders. Put each class's images into a folder of its own."
+            )
+        return names
+
+    @property
+    def num_classes(self) -> int:
+        """Number of class folders."""
+        return len(self.classes)
+
+    def transform(self, train: bool) -> Transform:
+        """How a decoded image becomes one of the shared size."""
+        size = self.image_shape[1]
+        return v2.Compose([v2.Resize(size), v2.CenterCrop(size)])
+
+    def load(self, train: bool) -> Images:
+        """The images of the training or test folder."""
+        images = self._streamed(train)
+        gib = len(images) * np.prod(self.image_shape) / 2**30
+        return images.in_memory() if gib <= self.memory_gib else images
+
+    def _streamed(self, train: bool) -> StreamedImages:
+        folder = require_folder(Path(self.root) / self.folders[0 if train else 1], "images, one folder per class")
+        labels = {name: label for label, name in enumerate(self.classes)}
+        found = {entry.name for entry in folder.iterdir() if entry.is_dir()}
+        if found != set(labels):
+            odd = ", ".join(sorted(found ^ set(labels))[:5])
+            raise DataError(
+                f"The class folders of {folder} are not those of the training images; they differ in: {odd}."
+            )
+        try:
+            samples = make_dataset(str(folder), labels, extensions=IMG_EXTENSIONS)
+        except FileNotFoundError as fault:
+            raise DataError(f"In {folder}: {fault}") from fault
+        return StreamedImages(samples, self.transform(train), self.transform(False))
+
+
+class ImageNet(ImageFolder):
+    """ImageNet (ILSVRC 2012) in class folders: ``ROOT/train/<wnid>/*`` and ``ROOT/val/<wnid>/*``.
+
+    Images are read from disk: training images as a random resized crop (Szegedy et al., 2015), the
+    others resized to 256/224 of the size and cropped at the centre. The published validation images
+    are the test split; ``validation`` is held out of the training images.
+
+    Args:
+        root: folder with ``train`` and ``val``.
+        image_size: side of the square images, in pixels.
+        batch_size: as in every data set.
+        augment: as in every data set; flips by default.
+        validation: as in every data set.
+        validate_on_test: as in every data set.
+        num_workers: processes that load batches.
+        seed: as in every data set.
+    """
+
+    folders = ("train", "val")
+    num_classes = 1000
+    title = "ImageNet"
+
+    def __init__(
+        self,
+        root: str = "data/imagenet",
+        image_size: int = 224,
+        batch_size: int = 256,
+        augment: Augment = Augment(flip=True),
+        validation: float = 0.02,
+        validate_on_test: bool = False,
+        num_workers: int = 8,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            root=root,
+            image_size=image_size,
+            batch_size=batch_size,
+            augment=augment,
+            validation=validation,
+            validate_on_test=validate_on_test,
+            num_workers=num_workers,
+            seed=seed,
+        )
+
+    def transform(self, train: bool) -> Transform:
+        """Random resized crop for training; resize and centre crop otherwise."""
+        size = self.image_shape[1]
+        if train:
+            return v2.RandomResizedCrop(size)
+        return v2.Compose([v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size)])
+
+    def load(self, train: bool) -> Images:
+        """The images, read from disk when asked for.
+
+        Raises:
+            DataError: there are not 1000 class folders.
+        """
+        if len(self.classes) != self.num_classes:
+            raise DataError(
+                f"{self.root} holds {len(self.classes)} classes; ImageNet has {self.num_classes}. "
+                "For a part of it use datamodules.ImageFolder."
+            )
+        return self._streamed(train)

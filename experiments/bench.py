@@ -1,0 +1,318 @@
+"""``bench``: measured speed and memory of a method against backpropagation of the same network.
+
+Everything is measured in one process, in turns, so that a noisy machine disturbs all alike; figures
+are medians over the repetitions. One repetition trains ``steps`` batches through Lightning, loader,
+augmentation and logging included, and times them after the first two.
+"""
+
+import json as json_format
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from math import isqrt
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.console import Console
+from rich.table import Table
+from torch.utils.data import DataLoader
+
+from datamodules import Batch, ImageDataModule
+from datamodules.base import EpochBatches, MemoryImages
+from experiments.allocator import keep_freed_memory
+from experiments.callbacks import ResumableCSVLogger
+from experiments.cost import network_cost
+from models import Backprop, DecoupledGreedy, LocalLearning
+from models.networks import SavedTensorMeter
+
+_WARM_UP = 2
+
+
+@dataclass
+class Figures:
+    """What was measured of one way to train.
+
+    Attributes:
+        images_per_second: from the median step.
+        step_seconds: median over the repetitions of the mean step.
+        peak_activation_bytes: most bytes held for the backward pass at one time in a step.
+    """
+
+    images_per_second: float
+    step_seconds: float
+    peak_activation_bytes: int
+
+
+@dataclass
+class Bench:
+    """All figures of a bench run.
+
+    Attributes:
+        images_per_second, step_seconds, peak_activation_bytes: of the method.
+        backprop: of plain backpropagation of the same network.
+        checkpointing: of backpropagation with gradient checkpointing, at the number of segments
+            with the lowest peak.
+        checkpointing_segments: that number.
+        plain_loop: the method's own steps in a bare Python loop on one ready batch: no Lightning,
+            no loader, no logging.
+        ratios: the method over backpropagation (``step_over_backprop``, ``memory_over_backprop``),
+            checkpointing over backpropagation, ``step_over_prediction``: the step over what its
+            MACs predict from backpropagation's step, and ``lightning_overhead``: the step over the
+            plain loop's, minus 1.
+        loader: images/s of loading and augmentation alone, on one thread.
+        settings: network, batch size, threads, precision, machine and allocator.
+    """
+
+    images_per_second: float
+    step_seconds: float
+    peak_activation_bytes: int
+    backprop: Figures
+    checkpointing: Figures
+    checkpointing_segments: int
+    plain_loop: Figures
+    ratios: dict[str, float]
+    loader: dict[str, float]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+class RandomImages(L.LightningDataModule):
+    """Random images with the shape, batch size and augmentation of a real data module.
+
+    The bench needs no files: it takes the time of a data set's own path from store to device.
+
+    Args:
+        data: the data module to imitate.
+        batches: batches per epoch.
+    """
+
+    def __init__(self, data: ImageDataModule, batches: int) -> None:
+        super().__init__()
+        channels, height, width = data.image_shape
+        count = data.batch_size * batches
+        images = torch.randint(256, (count, height, width, channels), dtype=torch.uint8)
+        self._images = MemoryImages(images, torch.randint(data.num_classes, (count,)))
+        self._data, self.batch_size = data, data.batch_size
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled batches."""
+        generator = torch.Generator()
+        batches = EpochBatches(len(self._images), self.batch_size, 0, lambda: (0, 0), generator)
+        return DataLoader(self._images, batch_sampler=batches, collate_fn=MemoryImages.collate, generator=generator)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Augment and normalise as the data module does."""
+        return Batch(self._data.augmented(batch.images), batch.labels)
+
+
+class _Clock(L.Callback):
+    """Mean seconds per step of one repetition, warm-up left out."""
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        if trainer.global_step == _WARM_UP:
+            self._start = _now(pl_module.device)
+        if trainer.global_step == trainer.max_steps:
+            self.step_seconds = (_now(pl_module.device) - self._start) / (trainer.max_steps - _WARM_UP)
+
+
+def bench(model: DecoupledGreedy, data: ImageDataModule, trainer: L.Trainer, steps: int, repetitions: int) -> Bench:
+    """Measure a method against backpropagation and against gradient checkpointing.
+
+    Args:
+        model: the method.
+        data: gives image shape, batch size and augmentation.
+        trainer: gives device and precision.
+        steps: training steps per repetition, above the warm-up.
+        repetitions: alternating repetitions of each contender.
+    """
+    device = trainer.strategy.root_device
+    batches = RandomImages(data, steps + _WARM_UP)
+    sample = next(iter(batches.train_dataloader()))
+    sample = batches.on_after_batch_transfer(Batch(*(t.to(device) for t in sample)), 0)
+    autocast = trainer.precision_plugin.train_step_context
+    make_trainer = partial(
+        L.Trainer,
+        accelerator=device.type,
+        devices=1,
+        precision=trainer.precision,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+
+    def make_backprop(segments: int) -> Backprop:
+        return Backprop(model.make_network, model.image_shape, model.num_classes, segments, model.make_optimizer)
+
+    def peak(contender: LocalLearning) -> int:
+        with autocast():
+            return _peak_bytes(contender.to(device), sample)
+
+    units = sum(len(block) for block in model.blocks)
+    candidates = range(2, min(units, 2 * isqrt(units) + 1) + 1) if units > 1 else [1]
+    segments = min(candidates, key=lambda n: peak(make_backprop(n)))
+    contenders = {"method": model, "backprop": make_backprop(0), "checkpointing": make_backprop(segments)}
+    seconds: dict[str, list[float]] = {name: [] for name in [*contenders, "plain_loop"]}
+    peaks = {name: peak(contender) for name, contender in contenders.items()}
+    for _ in range(repetitions):
+        for name, contender in contenders.items():
+            seconds[name].append(_train(contender, batches, make_trainer, steps))
+        with autocast():
+            seconds["plain_loop"].append(_plain_loop(model.to(device), sample, steps))
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+
+    def figures(name: str) -> Figures:
+        return Figures(data.batch_size / medians[name], medians[name], peaks.get(name, peaks["method"]))
+
+    predicted = network_cost(model, data.batch_size, "plain").predicted_step_ratio
+    return Bench(
+        **asdict(figures("method")),
+        backprop=figures("backprop"),
+        checkpointing=figures("checkpointing"),
+        checkpointing_segments=segments,
+        plain_loop=figures("plain_loop"),
+        ratios={
+            "step_over_backprop": medians["method"] / medians["backprop"],
+            "predicted_step_over_backprop": predicted,
+            "step_over_prediction": medians["method"] / medians["backprop"] / predicted,
+            "memory_over_backprop": peaks["method"] / peaks["backprop"],
+            "checkpointing_step_over_backprop": medians["checkpointing"] / medians["backprop"],
+            "checkpointing_memory_over_backprop": peaks["checkpointing"] / peaks["backprop"],
+            "lightning_overhead": medians["method"] / medians["plain_loop"] - 1,
+        },
+        loader=_loader_speed(batches),
+        settings={
+            "network": model.network_title,
+            "num_blocks": model.num_blocks,
+            "batch_size": data.batch_size,
+            "steps": steps,
+            "repetitions": repetitions,
+            "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
+            "precision": str(trainer.precision),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "allocator": "freed memory kept (mallopt)" if keep_freed_memory() else "the system's default allocator",
+        },
+    )
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _train(model: LocalLearning, batches: RandomImages, make_trainer: Callable[..., L.Trainer], steps: int) -> float:
+    """Seconds per step through Lightning, with both loggers writing once per repetition."""
+    clock = _Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(
+            logger=[TensorBoardLogger(folder, name="", version=""), ResumableCSVLogger(Path(folder), 0)],
+            callbacks=[clock],
+            max_steps=steps + _WARM_UP,
+            log_every_n_steps=steps,
+        )
+        trainer.fit(model, datamodule=batches)
+    return clock.step_seconds
+
+
+def _plain_steps(model: LocalLearning, batch: Batch) -> Iterator[None]:
+    """The method's training steps without Lightning: one per ``next``."""
+    model.train()
+    model._log_now = False
+    optimizers = [model.make_optimizer(model.block_parameters(k)) for k in range(model.num_blocks)]
+    while True:
+        x = batch.images
+        for k, block in enumerate(model.blocks):
+            features = block(x)
+            model.local_loss(k, features, batch).backward()
+            optimizers[k].step()
+            optimizers[k].zero_grad()
+            x = features.detach()
+        yield
+
+
+def _plain_loop(model: LocalLearning, batch: Batch, steps: int) -> float:
+    step = _plain_steps(model, batch)
+    for _ in range(_WARM_UP):
+        next(step)
+    start = _now(batch.images.device)
+    for _ in range(steps):
+        next(step)
+    return (_now(batch.images.device) - start) / steps
+
+
+def _peak_bytes(model: LocalLearning, batch: Batch) -> int:
+    """Most activation bytes at one time in a step (the second: the first makes optimizer buffers)."""
+    step = _plain_steps(model, batch)
+    next(step)
+    device = batch.images.device
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        next(step)
+        return torch.cuda.max_memory_allocated(device) - before
+    with SavedTensorMeter(model.parameters()) as meter:
+        next(step)
+    return meter.peak
+
+
+def _loader_speed(batches: RandomImages, seconds: float = 1.0) -> dict[str, float]:
+    """Images/s from the store in memory to an augmented, normalised batch, on one CPU thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        rates = []
+        for _ in range(5):
+            count, start = 0, time.perf_counter()
+            while time.perf_counter() - start < seconds / 5:
+                for batch in batches.train_dataloader():
+                    count += len(batches.on_after_batch_transfer(batch, 0).images)
+            rates.append(count / (time.perf_counter() - start))
+    finally:
+        torch.set_num_threads(threads)
+    return {"images_per_second_one_core": statistics.median(rates)}
+
+
+def show_bench(result: Bench, json: bool) -> None:
+    """Print the figures as a table, or as JSON."""
+    if json:
+        print(json_format.dumps(asdict(result), indent=2))
+        return
+    settings = result.settings
+    table = Table(
+        title=f"{settings['network']}, {settings['num_blocks']} blocks, batch {settings['batch_size']}, "
+        f"{settings['device']}, {settings['threads']} threads",
+        title_justify="left",
+    )
+    for heading in ("", "images/s", "ms / step", "× backprop", "peak MiB", "× backprop"):
+        table.add_column(heading, justify="right" if heading else "left")
+    base = result.backprop
+    for name, row in (
+        ("backprop", base),
+        (f"checkpointing ({result.checkpointing_segments} segments)", result.checkpointing),
+        ("this method", result),
+        ("this method, plain loop", result.plain_loop),
+    ):
+        table.add_row(
+            name,
+            f"{row.images_per_second:.0f}",
+            f"{1000 * row.step_seconds:.1f}",
+            f"{row.step_seconds / base.step_seconds:.3f}",
+            f"{row.peak_activation_bytes / 2**20:.1f}",
+            f"{row.peak_activation_bytes / base.peak_activation_bytes:.3f}",
+        )
+    console = Console()
+    console.print(table)
+    ratios = result.ratios
+    console.print(
+        f"step against its MACs   {ratios['step_over_prediction']:.3f} × the {ratios['predicted_step_over_backprop']:.3f} that they predict\n"
+        f"Lightning's own cost    {100 * ratios['lightning_overhead']:+.1f} % over the plain loop (loader, loop, logging)\n"
+        f"loader alone            {result.loader['images_per_second_one_core']:,.0f} images/s on one core\n"
+        f"{settings['allocator']}; medians of {settings['repetitions']} repetitions of {settings['steps']} steps, in turns.",
+        highlight=False,
+    )

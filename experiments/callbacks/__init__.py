@@ -1,0 +1,18 @@
+"""What watches a run: checkpoints, speed and memory, progress, TensorBoard."""
+
+from experiments.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
+from experiments.callbacks.csv_logger import ResumableCSVLogger
+from experiments.callbacks.meter import Meter
+from experiments.callbacks.predictions import PredictionsFile
+from experiments.callbacks.progress import BlockProgressBar
+from experiments.callbacks.tensorboard import TensorBoardPage
+
+__all__ = [
+    "BestCheckpoint",
+    "BlockProgressBar",
+    "LastCheckpoint",
+    "Meter",
+    "PredictionsFile",
+    "ResumableCSVLogger",
+    "TensorBoardPage",
+]

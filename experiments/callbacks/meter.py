@@ -1,0 +1,106 @@
+"""How fast a run trains, and how much memory its backward passes hold."""
+
+import statistics
+import time
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+
+from models.networks import SavedTensorMeter
+
+
+class Meter(L.Callback):
+    """Measures images/s and peak activation bytes.
+
+    Speed is taken over each epoch, loading included, validation and the first batch left out; the
+    figure of the run is the median over its epochs. Memory is taken in one training step: on a CPU
+    the bytes that autograd holds at once, each storage counted once, parameters left out; on a GPU
+    ``torch.cuda.max_memory_allocated`` above what was allocated before the step.
+
+    Attributes:
+        seconds: time spent in ``fit`` so far, resumed runs added up.
+        peak_activation_bytes: None until measured.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.peak_activation_bytes: int | None = None
+        self._rates: list[float] = []
+        self._saved: SavedTensorMeter | None = None
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Median over the epochs; None before the first is complete."""
+        return statistics.median(self._rates) if self._rates else None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self._tick = time.perf_counter()
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forget the last epoch's batches."""
+        self._images, self._start = 0, None
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """In the first step that is measured: begin to count bytes."""
+        if self.peak_activation_bytes is not None or trainer.global_step == 0:
+            return  # the first step of all also makes the optimizers' buffers
+        if pl_module.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(pl_module.device)
+            self._allocated = torch.cuda.memory_allocated(pl_module.device)
+        else:
+            self._saved = SavedTensorMeter(pl_module.parameters()).__enter__()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the images; end the count of bytes."""
+        if self.peak_activation_bytes is None and trainer.global_step > 1:
+            self._read_memory(pl_module)
+        if self._start is None:
+            _wait(pl_module)
+            self._start = self._stop = time.perf_counter()
+        else:
+            self._images += len(batch.images)
+            if trainer.is_last_batch:
+                _wait(pl_module)
+            self._stop = time.perf_counter()
+
+    def _read_memory(self, pl_module: L.LightningModule) -> None:
+        if pl_module.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(pl_module.device)
+            self.peak_activation_bytes = peak - self._allocated
+        elif self._saved is not None:
+            self._saved.__exit__(None, None, None)
+            self.peak_activation_bytes = self._saved.peak
+            self._saved = None
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log the epoch's speed."""
+        now = time.perf_counter()
+        self.seconds, self._tick = self.seconds + now - self._tick, now
+        if self._start is not None and self._images:
+            self._rates.append(self._images / (self._stop - self._start))
+            pl_module.log("train/images_per_second", self._rates[-1])
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Take the hooks away if a step broke off."""
+        if self._saved is not None:
+            self._saved.__exit__(None, None, None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Kept in checkpoints, so that a resumed run reports the whole run."""
+        return {"seconds": self.seconds, "rates": self._rates, "peak_activation_bytes": self.peak_activation_bytes}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint's figures."""
+        self.seconds, self._rates = state_dict["seconds"], list(state_dict["rates"])
+        self.peak_activation_bytes = state_dict["peak_activation_bytes"]
+
+
+def _wait(pl_module: L.LightningModule) -> None:
+    if pl_module.device.type == "cuda":
+        torch.cuda.synchronize(pl_module.device)

@@ -1,0 +1,26 @@
+"""A progress bar with one accuracy per block."""
+
+from typing import Any
+
+import lightning.pytorch as L
+from lightning.pytorch.callbacks import TQDMProgressBar
+
+
+class BlockProgressBar(TQDMProgressBar):
+    """Shows ``val top-1 % 81 90 95``: each block's accuracy on the validation images, in order.
+
+    With many blocks every other one is left out until at most eight remain; the last always shows.
+    """
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """Items at the right of the bar."""
+        figures = trainer.callback_metrics
+        items = {}
+        for split in ("train", "val"):
+            name = f"{split}/block{{}}/top1"
+            found = [k for k in range(1, len(pl_module.blocks) + 1) if name.format(k) in figures]
+            while len(found) > 8:
+                found = found[-1::-2][::-1]
+            if found:
+                items[f"{split} top-1 %"] = " ".join(f"{100 * figures[name.format(k)]:.1f}" for k in found)
+        return items

@@ -1,0 +1,52 @@
+"""What a person sees in TensorBoard besides the logged figures."""
+
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.tensorboard import SummaryWriter
+from torchvision.utils import make_grid
+
+from experiments.cost import markdown_table
+
+
+class TensorBoardPage(L.Callback):
+    """Adds the cut as text, a grid of augmented training images, and one chart per figure with all blocks."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The cut as a table, and the charts (tab "Custom scalars")."""
+        if page := _writer(trainer):
+            page.add_text("cut", markdown_table(pl_module, trainer.datamodule.batch_size), trainer.global_step)
+            page.add_custom_scalars(
+                {
+                    "All blocks": {
+                        f"{split} {figure}": ["Multiline", [rf"{split}/block\d+/{figure}"]]
+                        for split, figure in (
+                            ("val", "top1"),
+                            ("train", "top1"),
+                            ("train", "loss"),
+                            ("train", "grad_norm"),
+                            ("train", "lr"),
+                        )
+                    }
+                }
+            )
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """The first training batch as the network sees it, colours as in the file."""
+        if trainer.global_step == 0 and (page := _writer(trainer)):
+            data = trainer.datamodule
+            mean, std = (torch.tensor(v, device=batch.images.device).view(-1, 1, 1) for v in (data.mean, data.std))
+            images = (batch.images[:64].float() * std + mean).clamp(0, 1)
+            scale = max(1, 64 // images.shape[-1])  # TensorBoard shows pixels as they are: enlarge small images
+            images = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+            page.add_image("train/augmented_batch", make_grid(images, nrow=8), trainer.global_step)
+
+
+def _writer(trainer: L.Trainer) -> SummaryWriter | None:
+    """The open TensorBoard file, on the process that writes it."""
+    loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+    return loggers[0].experiment if loggers and trainer.is_global_zero else None

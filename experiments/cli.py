@@ -1,0 +1,256 @@
+"""The command line: LightningCLI with a run folder around it, and four commands of our own."""
+
+import argparse
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import yaml
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+
+from datamodules import DataError, ImageDataModule
+from experiments import run_folder
+from experiments.allocator import keep_freed_memory
+from experiments.bench import bench, show_bench
+from experiments.callbacks import (
+    BestCheckpoint,
+    BlockProgressBar,
+    LastCheckpoint,
+    Meter,
+    PredictionsFile,
+    ResumableCSVLogger,
+    TensorBoardPage,
+)
+from experiments.cost import show_cost
+from experiments.errors import RunError
+from experiments.report import report
+from experiments.suite import suite
+from experiments.summary import log_to_hparams, show_summary, summarise, write_summary
+from models import DecoupledGreedy, LocalLearning, NonFiniteLossError
+from models.networks import CutError, NetworkError
+from models.networks.profile import Convention
+
+FAULTS = (RunError, DataError, CutError, NetworkError, NonFiniteLossError, NotImplementedError)
+"""Faults of use: reported in one sentence, without a traceback."""
+
+
+class Trainer(L.Trainer):
+    """Lightning's Trainer with two more things to do with a model: ``cost`` and ``bench``."""
+
+    def cost(
+        self,
+        model: LocalLearning,
+        datamodule: ImageDataModule,
+        json: bool = False,
+        convention: Convention = "published",
+    ) -> None:
+        """Show parameters, MACs, activation bytes and bytes handed on of every node, without training.
+
+        Args:
+            model: the method.
+            datamodule: the data set.
+            json: print JSON instead of a table.
+            convention: count MACs as the GN-DGL paper does (BatchNorm, ReLU, pooling and biases
+                included), or only those of convolutions and matrix products.
+        """
+        show_cost(model, datamodule.batch_size, convention, json)
+
+    def bench(
+        self,
+        model: DecoupledGreedy,
+        datamodule: ImageDataModule,
+        json: bool = False,
+        steps: int = 10,
+        repetitions: int = 5,
+    ) -> None:
+        """Measure images/s, step time and peak activation memory against ordinary backprop.
+
+        Args:
+            model: the method.
+            datamodule: the data set; random images of its shape are used.
+            json: print JSON instead of a table.
+            steps: training steps per repetition.
+            repetitions: alternating repetitions of each contender; medians are reported.
+        """
+        show_bench(bench(model, datamodule, self, steps, repetitions), json)
+
+
+class _SavedConfig(SaveConfigCallback):
+    """Writes ``config.yaml`` without what belongs to one call only, so that it runs again as it is."""
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        folder = Path(trainer.default_root_dir)
+        if stage == "fit" and folder.is_dir():
+            config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+            for key in ("ckpt_path", "weights_only", "name", "runs"):
+                config.pop(key, None)
+            (folder / run_folder.CONFIG).write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+class LocalLearningCLI(LightningCLI):
+    """``fit``, ``validate``, ``test``, ``predict``, ``cost`` and ``bench`` of a model on data."""
+
+    def __init__(self, args: Sequence[str]) -> None:
+        super().__init__(
+            LocalLearning,
+            ImageDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            trainer_class=Trainer,
+            trainer_defaults={"devices": 1},
+            save_config_callback=_SavedConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            parser_kwargs={"prog": "python -m experiments"},
+            args=args,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's commands and ours, with the arguments that are not options."""
+        ours = {"model", "datamodule"}
+        return {**LightningCLI.subcommands(), "cost": ours, "bench": ours}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Options of the run folder; what the model and the data take from elsewhere."""
+        parser.add_argument(
+            "--name", type=str | None, default=None, help="Run folder's name; made from the config by default."
+        )
+        parser.add_argument("--runs", type=str, default="runs", help="Folder of all run folders.")
+        parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
+        parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+        parser.link_arguments("data.image_shape", "model.init_args.image_shape", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, then settle the run folder and the checkpoint before anything is built."""
+        self.config = parser.parse_args(args)
+        options = self.config[self.config.subcommand]
+        asked = options.get("ckpt_path")
+        name = run_folder.default_name(options.as_dict())
+        self.checkpoint: dict[str, Any] = {}
+        if asked in ("last", "best"):
+            self.folder = run_folder.choose(Path(options.runs), options.name, name, resume=True)
+            options.ckpt_path = str(self.folder / (run_folder.LAST if asked == "last" else run_folder.BEST))
+        elif asked:
+            self.folder = Path(asked).parents[1]
+        else:
+            self.folder = run_folder.choose(Path(options.runs), options.name, name, resume=False)
+        if asked:
+            self.checkpoint = run_folder.load_checkpoint(Path(options.ckpt_path))
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """The Trainer, with the loggers and callbacks that write the run folder."""
+        options = self._get(self.config_init, "trainer")
+        callbacks: list[L.Callback] = [BlockProgressBar(refresh_rate=10)]
+        asked = options.logger if isinstance(options.logger, list) else [options.logger]
+        loggers = [logger for logger in asked if isinstance(logger, Logger)]
+        if self.subcommand == "fit":
+            self.meter = Meter()
+            callbacks.append(self.meter)
+            if not options.fast_dev_run:
+                run_folder.create(self.folder)
+                step = self.checkpoint.get("global_step", 0)
+                resumed = {"purge_step": step} if step else {}
+                loggers = [
+                    TensorBoardLogger(self.folder, name="", version="", default_hp_metric=False, **resumed),
+                    ResumableCSVLogger(self.folder, step),
+                    *loggers,
+                ]
+                callbacks += [TensorBoardPage(), LastCheckpoint(self.folder), BestCheckpoint(self.folder)]
+        elif self.subcommand == "predict":
+            callbacks.append(PredictionsFile(self.folder / run_folder.PREDICTIONS))
+        self.trainer_defaults["callbacks"] = callbacks
+        kwargs |= {"logger": loggers, "default_root_dir": str(self.folder)}
+        return super().instantiate_trainer(**kwargs)
+
+    def after_instantiate_classes(self) -> None:
+        """See that the checkpoint fits the model before Lightning loads it."""
+        if self.checkpoint:
+            path = Path(self._get(self.config, "ckpt_path"))
+            run_folder.require_same_network(path, self.checkpoint["state_dict"], self.model)
+            self.checkpoint = {}
+
+    def after_fit(self) -> None:
+        """Evaluate the test split once with the final weights; write and show the summary."""
+        figures = dict(self.trainer.callback_metrics)
+        epochs, step = self.trainer.current_epoch, self.trainer.global_step
+        self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+        if self.trainer.fast_dev_run:
+            return
+        figures |= self.trainer.callback_metrics
+        seed = self._get(self.config, "seed_everything")
+        summary = summarise(self.folder.name, seed, self.model, self.datamodule, self.trainer, self.meter, figures)
+        write_summary(self.folder, summary | {"epochs": epochs, "global_step": step})
+        log_to_hparams(summary, self.trainer)
+        show_summary(self.folder, summary)
+
+
+def _suite(args: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        "python -m experiments suite", description="Run a list or grid of configs, then report."
+    )
+    parser.add_argument("suite", type=Path, help="the suite's YAML")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all run folders")
+    known, extra = parser.parse_known_args(args)
+    suite(known.suite, known.runs, extra)
+
+
+def _report(args: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        "python -m experiments report", description="One table and one picture over finished runs."
+    )
+    parser.add_argument("runs", type=Path, nargs="+", help="run folders, or folders of them")
+    parser.add_argument("--output", type=Path, help="folder for the files (default: the first of RUNS)")
+    known = parser.parse_args(args)
+    report(known.runs, known.output or known.runs[0])
+
+
+COMMANDS = {"suite": _suite, "report": _report}
+"""Commands that take no model; all others are LightningCLI's."""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run a command; faults of use end with one sentence on stderr and exit code 2.
+
+    Args:
+        args: command and options; those of the process by default.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    keep_freed_memory()
+    _quiet()
+    try:
+        if args and args[0] in COMMANDS:
+            COMMANDS[args[0]](args[1:])
+        else:
+            LocalLearningCLI(["--json=true" if arg == "--json" else arg for arg in args])
+    except Exception as error:
+        fault = _fault_behind(error)
+        if fault is None:
+            raise
+        print(f"error: {fault}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def _fault_behind(error: BaseException | None) -> BaseException | None:
+    """The fault of use that an error is, or was raised from: jsonargparse wraps what constructors raise."""
+    while error is not None and not isinstance(error, FAULTS):
+        error = error.__cause__
+    return error
+
+
+def _quiet() -> None:
+    """Silence advice that does not apply here: data in memory needs no workers, batches no logger."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*is smaller than the logging interval.*",
+        ".*exists and is not empty.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)

@@ -1,0 +1,128 @@
+"""The run folder: its name, its checkpoints, and whether they can be trusted."""
+
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from experiments.errors import RunError
+
+CONFIG, SUMMARY, METRICS, PREDICTIONS = "config.yaml", "summary.json", "metrics.csv", "predictions.csv"
+LAST, PREVIOUS, BEST = "checkpoints/last.ckpt", "checkpoints/previous.ckpt", "checkpoints/best.ckpt"
+
+
+def default_name(config: Mapping[str, Any]) -> str:
+    """A name that tells runs apart: method, network, data set, K, seed."""
+
+    def short(class_path: str) -> str:
+        return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", class_path.rpartition(".")[2]).lower()
+
+    model, data = config["model"], config["data"]
+    arguments = model.get("init_args") or {}
+    parts = [short(model["class_path"])]
+    if network := arguments.get("network"):
+        depth = (network.get("init_args") or {}).get("depth", "")
+        parts.append(f"{short(network['class_path'])}{depth}")
+    parts.append(short(data["class_path"]))
+    if "num_blocks" in arguments:
+        parts.append(f"K{arguments['num_blocks']}")
+    return "-".join([*parts, f"seed{config['seed_everything']}"])
+
+
+def choose(runs: Path, name: str | None, default: str, resume: bool) -> Path:
+    """The folder of a run: the named one, or a numbered one under the default name.
+
+    Args:
+        runs: folder of all runs.
+        name: the name that was asked for, if any.
+        default: name to use otherwise; a second run gets ``-2`` and so on.
+        resume: whether a run that is there already goes on.
+
+    Raises:
+        RunError: the named folder is taken, or there is nothing to resume.
+    """
+    if name:
+        folder = runs / name
+        if not resume and folder.exists() and any(folder.iterdir()):
+            raise RunError(
+                f"{folder} already holds a run. Go on with it by --ckpt_path last, or choose another --name."
+            )
+        return folder
+    taken = [runs / default]
+    while taken[-1].exists():
+        taken.append(runs / f"{default}-{len(taken) + 1}")
+    return taken[-2] if resume and len(taken) > 1 else taken[-1]
+
+
+def create(folder: Path) -> None:
+    """Make the folder and see that it can be written.
+
+    Raises:
+        RunError: it cannot.
+    """
+    try:
+        (folder / LAST).parent.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as fault:
+        raise RunError(
+            f"The run folder {folder} cannot be written ({fault.strerror}). Choose another with --runs."
+        ) from fault
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint without executing anything in it.
+
+    Raises:
+        RunError: it is missing, damaged or no checkpoint; an intact earlier one is offered.
+    """
+    if not path.is_file():
+        raise RunError(f"There is no checkpoint {path}. A run writes its first one at the end of its first epoch.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if "state_dict" in checkpoint:
+            return checkpoint
+        fault: object = "it holds no weights"
+    except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        fault = str(error).splitlines()[0]
+    raise RunError(f"The checkpoint {path} is damaged or not one of ours ({fault}).{_offer_previous(path)}")
+
+
+def _offer_previous(path: Path) -> str:
+    previous = path.with_name(Path(PREVIOUS).name)
+    if path.name == previous.name or not previous.is_file():
+        return " No earlier one is there."
+    try:
+        epoch = load_checkpoint(previous)["epoch"]
+    except RunError:
+        return " The one before it is damaged too."
+    return f" The one before it, of epoch {epoch + 1}, is good: go on from it with --ckpt_path {previous}"
+
+
+def require_same_network(path: Path, weights: Mapping[str, torch.Tensor], model: nn.Module) -> None:
+    """See that a checkpoint's weights are this model's.
+
+    Raises:
+        RunError: they are another network's, or another cut's.
+    """
+    own = model.state_dict()
+    differences = [
+        *(f"it lacks {name}" for name in own.keys() - weights.keys()),
+        *(f"it has {name}, which the model has not" for name in weights.keys() - own.keys()),
+        *(
+            f"{name} is {tuple(weights[name].shape)} there and {tuple(own[name].shape)} here"
+            for name in own.keys() & weights.keys()
+            if own[name].shape != weights[name].shape
+        ),
+    ]
+    if differences:
+        raise RunError(
+            f"The checkpoint {path} is of another network or another cut: {sorted(differences)[0]} "
+            f"({len(differences)} differences). Use the {CONFIG} of the run that wrote it."
+        )

@@ -1,0 +1,112 @@
+"""``suite``: run a list or grid of configs, each in a process of its own, then report."""
+
+import itertools
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from experiments.errors import RunError
+from experiments.report import report
+from experiments.run_folder import LAST, SUMMARY
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a suite.
+
+    Attributes:
+        name: name of its run folder.
+        config: its YAML.
+        options: command-line options on top of the YAML.
+    """
+
+    name: str
+    config: Path
+    options: tuple[str, ...]
+
+
+def read_suite(path: Path) -> list[Run]:
+    """Read a suite file.
+
+    It holds ``runs``, a list of ``{config, name?, options?, grid?}``: ``config`` is relative to the
+    suite file, ``options`` maps option → value, ``grid`` maps option → values; a grid stands for
+    one run per combination.
+
+    Raises:
+        RunError: the file is missing, or not of that form.
+    """
+    if not path.is_file():
+        raise RunError(f"There is no suite file {path}.")
+    try:
+        entries = yaml.safe_load(path.read_text())["runs"]
+        runs = [run for entry in entries for run in _expand(path.parent, entry)]
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as fault:
+        raise RunError(
+            f"{path} is not a suite: it must hold 'runs', a list of {{config, options, grid}} ({fault!r})."
+        ) from fault
+    names = [run.name for run in runs]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise RunError(f"{path} has two runs named {', '.join(sorted(twice))}. Give them names.")
+    return runs
+
+
+def _expand(folder: Path, entry: Mapping[str, Any]) -> Iterator[Run]:
+    config = (folder / entry["config"]).resolve()
+    name = entry.get("name", f"{config.parent.name}-{config.stem}")
+    grid = entry.get("grid", {})
+    for values in itertools.product(*grid.values()):
+        chosen = dict(zip(grid, values, strict=True))
+        suffix = "".join(f"-{option.rpartition('.')[2]}{value}" for option, value in chosen.items())
+        options = {**entry.get("options", {}), **chosen}
+        yield Run(name + suffix, config, tuple(f"--{option}={value}" for option, value in options.items()))
+
+
+def suite(path: Path, runs: Path, extra: Sequence[str]) -> None:
+    """Run what is not finished, go on with what was cut off, then report on all.
+
+    Args:
+        path: the suite file.
+        runs: the suite's run folders go to ``runs/<name of the suite>``.
+        extra: options for every run.
+
+    Raises:
+        RunError: the suite cannot be read, or runs failed (the others were run all the same).
+    """
+    folder = runs / path.stem
+    planned = read_suite(path)
+    failed = []
+    for number, run in enumerate(planned, start=1):
+        run_folder = folder / run.name
+        if (run_folder / SUMMARY).is_file():
+            print(f"[{number}/{len(planned)}] {run.name}: finished before")
+            continue
+        resume = ["--ckpt_path=last"] if (run_folder / LAST).is_file() else []
+        if not resume:
+            shutil.rmtree(run_folder, ignore_errors=True)  # cut off in its first epoch: nothing to go on from
+        options = [
+            "--config",
+            str(run.config),
+            "--runs",
+            str(folder),
+            "--name",
+            run.name,
+            *run.options,
+            *extra,
+            *resume,
+        ]
+        command = [sys.executable, "-m", "experiments", "fit", *options]
+        print(f"[{number}/{len(planned)}] {shlex.join(['python', *command[1:]])}", flush=True)
+        if subprocess.run(command, check=False).returncode:
+            failed.append(run.name)
+    finished = [folder / run.name for run in planned if (folder / run.name / SUMMARY).is_file()]
+    if finished:
+        report(finished, folder)
+    if failed:
+        raise RunError(f"{len(failed)} of {len(planned)} runs failed: {', '.join(failed)}. Their messages are above.")

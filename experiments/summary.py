@@ -1,0 +1,107 @@
+"""``summary.json``: what a finished run reached."""
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.console import Console
+from rich.table import Table
+
+from datamodules import ImageDataModule
+from experiments.callbacks import Meter
+from experiments.run_folder import SUMMARY
+from models import LocalLearning
+
+PACKAGES = ("torch", "torchvision", "lightning", "local-learning")
+
+
+def summarise(
+    name: str,
+    seed: int,
+    model: LocalLearning,
+    data: ImageDataModule,
+    trainer: L.Trainer,
+    meter: Meter,
+    metrics: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The summary of a finished run, as it is written to ``summary.json``.
+
+    Args:
+        name: name of the run folder.
+        seed: seed of the run.
+        model: the trained model.
+        data: what it was trained on.
+        trainer: the trainer that trained it.
+        meter: what measured its speed and memory.
+        metrics: final figures under their logged names.
+    """
+    device = trainer.strategy.root_device
+    return {
+        "name": name,
+        "method": type(model).__name__,
+        "network": model.network_title,
+        "dataset": data.title,
+        "seed": seed,
+        "num_blocks": model.num_blocks,
+        "num_groups": 1,
+        "batch_size": data.batch_size,
+        "epochs": trainer.current_epoch,
+        "global_step": trainer.global_step,
+        "seconds": meter.seconds,
+        "images_per_second": meter.images_per_second,
+        "peak_activation_bytes": meter.peak_activation_bytes,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "precision": str(trainer.precision),
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"CPU, {torch.get_num_threads()} threads",
+        "versions": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
+        "metrics": {key: float(value) for key, value in sorted(metrics.items())},
+    }
+
+
+def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
+    """Write ``summary.json`` in one move: it is there whole, or not at all."""
+    unfinished = folder / f"{SUMMARY}.part"
+    unfinished.write_text(json.dumps(summary, indent=2) + "\n")
+    os.replace(unfinished, folder / SUMMARY)
+
+
+def log_to_hparams(summary: Mapping[str, Any], trainer: L.Trainer) -> None:
+    """Fill TensorBoard's HPARAMS tab: one line per run with its setting and final test accuracy."""
+    setting = {
+        key: summary[key] for key in ("method", "network", "dataset", "num_blocks", "batch_size", "epochs", "seed")
+    }
+    figures = {key: value for key, value in summary["metrics"].items() if key in ("test/top1", "test/ensemble/top1")}
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.log_hyperparams(setting, figures)
+            logger.finalize("success")
+
+
+def show_summary(folder: Path, summary: Mapping[str, Any]) -> None:
+    """Print each block's accuracy, the model's, and where to look further."""
+    metrics = summary["metrics"]
+    table = Table(title=f"{summary['method']}, {summary['network']}, {summary['dataset']}", title_justify="left")
+    for heading in ("top-1 %", "validation", "test"):
+        table.add_column(heading, justify="left" if heading == "top-1 %" else "right")
+    rows = [(f"block {k}", f"block{k}/top1") for k in range(1, summary["num_blocks"] + 1)]
+    for title, key in [*rows, ("ensemble", "ensemble/top1"), ("model (last block)", "top1")]:
+        table.add_row(title, *(f"{100 * metrics[f'{split}/{key}']:.2f}" for split in ("val", "test")))
+    console = Console()
+    console.print(table)
+    speed, memory = summary["images_per_second"], summary["peak_activation_bytes"]
+    console.print(
+        f"{summary['epochs']} epochs, {summary['global_step']} steps, {summary['seconds']:.1f} s"
+        + (f", {speed:,.0f} images/s" if speed else "")
+        + (f", {memory / 2**20:.1f} MiB of activations at most" if memory else "")
+        + f"\nRun folder: {folder}\nTo watch:   tensorboard --logdir {folder}",
+        highlight=False,
+    )

@@ -1,0 +1,71 @@
+"""Ordinary backpropagation: one block, the yardstick for everything else."""
+
+from typing import Literal
+
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+from torch.optim import SGD
+from torch.utils.checkpoint import checkpoint_sequential
+
+from models.decoupled_greedy import DecoupledGreedy, NetworkCallable
+from models.local_learning import SchedulerCallable
+
+
+class Backprop(DecoupledGreedy):
+    """The whole network as one block, trained through its classifier by the same loop.
+
+    Args:
+        network: the network, a class from ``models.networks``.
+        image_shape: ``(C, H, W)``; the command line takes it from the data.
+        num_classes: number of classes; the command line takes it from the data.
+        checkpoint_segments: gradient checkpointing: keep activations only at the borders of that
+            many segments and recompute the rest in the backward pass (BatchNorm statistics are then
+            updated twice per step, as in PyTorch's own); 0 keeps everything.
+        optimizer: parameters → optimizer.
+        scheduler: optimizer → learning-rate schedule.
+        scheduler_interval: step the schedule after every ``epoch`` or every ``step``.
+        clip: largest gradient norm; larger gradients are scaled down.
+        compile: run the network through ``torch.compile``.
+    """
+
+    def __init__(
+        self,
+        network: NetworkCallable,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        checkpoint_segments: int = 0,
+        optimizer: OptimizerCallable = lambda params: SGD(params, lr=0.1, momentum=0.9),
+        scheduler: SchedulerCallable | None = None,
+        scheduler_interval: Literal["epoch", "step"] = "epoch",
+        clip: float | None = None,
+        compile: bool = False,
+    ) -> None:
+        super().__init__(
+            network,
+            image_shape,
+            num_classes,
+            num_blocks=1,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            scheduler_interval=scheduler_interval,
+            clip=clip,
+            compile=compile,
+        )
+        if checkpoint_segments:
+            self.blocks[0] = _Checkpointed(self.blocks[0], checkpoint_segments)
+
+
+class _Checkpointed(nn.Module):
+    """A sequence of units that forgets its activations and recomputes them segment by segment."""
+
+    def __init__(self, units: nn.Sequential, segments: int) -> None:
+        super().__init__()
+        self.units, self.segments = units, segments
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return self.units(x)
+        # Reentrant, because saved-tensor hooks (our byte meter) do not see what the other kind
+        # recomputes; it needs an input that requires a gradient.
+        x = x.detach().requires_grad_()
+        return checkpoint_sequential(self.units, self.segments, x, use_reentrant=True)

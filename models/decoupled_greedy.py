@@ -1,0 +1,68 @@
+"""Decoupled greedy learning (DGL).
+
+E. Belilovsky, M. Eickenberg, E. Oyallon, "Decoupled Greedy Learning of CNNs", ICML 2020. Every block
+has an auxiliary head of its own and is trained on its cross-entropy; the last block has the network's
+own classifier. All blocks learn on every batch.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+from lightning.pytorch.cli import OptimizerCallable
+from torch import nn
+from torch.optim import SGD
+
+from models.classification import LocalClassification
+from models.local_learning import SchedulerCallable
+from models.networks import AuxHead, Chain, Cut, cut_chain, feature_shapes
+
+NetworkCallable = Callable[[tuple[int, int, int], int], Chain]
+"""(image shape, number of classes) → network."""
+
+HeadCallable = Callable[[tuple[int, ...], int], nn.Module]
+"""(feature shape, number of classes) → head."""
+
+
+class DecoupledGreedy(LocalClassification):
+    """DGL: K blocks with auxiliary classifiers, trained simultaneously.
+
+    Args:
+        network: the network, a class from ``models.networks``.
+        image_shape: ``(C, H, W)``; the command line takes it from the data.
+        num_classes: number of classes; the command line takes it from the data.
+        num_blocks: K; 1 is ordinary backpropagation.
+        cut: where to cut.
+        head: auxiliary head of blocks 1 … K − 1, a class from ``models.networks``.
+        optimizer: parameters → optimizer; called once per block.
+        scheduler: optimizer → learning-rate schedule; called once per block.
+        scheduler_interval: step the schedules after every ``epoch`` or every ``step``.
+        clip: largest gradient norm of a block; larger gradients are scaled down.
+        compile: run each block and head through ``torch.compile``.
+
+    Raises:
+        CutError: the network cannot be cut as asked.
+        NetworkError: the network or a head does not fit the images.
+    """
+
+    def __init__(
+        self,
+        network: NetworkCallable,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        num_blocks: int = 2,
+        cut: Cut = Cut(),
+        head: HeadCallable = AuxHead,
+        optimizer: OptimizerCallable = lambda params: SGD(params, lr=0.1, momentum=0.9),
+        scheduler: SchedulerCallable | None = None,
+        scheduler_interval: Literal["epoch", "step"] = "epoch",
+        clip: float | None = None,
+        compile: bool = False,
+    ) -> None:
+        chain = network(image_shape, num_classes)
+        blocks = cut_chain(chain, num_blocks, cut, lambda shape: head(shape, num_classes))
+        shapes = feature_shapes(chain)
+        ends = [list(dict(block.named_children()))[-1] for block in blocks]
+        heads = [*(head(shapes[end], num_classes) for end in ends[:-1]), chain.classifier]
+        super().__init__(blocks, heads, optimizer, scheduler, scheduler_interval, clip, compile)
+        self.make_network, self.network_title = network, chain.title
+        self.image_shape, self.num_classes = chain.image_shape, num_classes

@@ -1,0 +1,186 @@
+"""The loop: train a chain of blocks, each with a head, a loss and an optimizer of its own.
+
+    images ──► block 1 ──detach──► block 2 ──detach──► … ──► block K ──► prediction
+                 │ head, loss         │ head, loss                │ head, loss
+                 └ optimizer 1        └ optimizer 2               └ optimizer K
+
+A method is a subclass that says which heads the blocks have and what the loss of block k is.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+SchedulerCallable = Callable[[Optimizer], LRScheduler]
+
+
+class LabelledImages(Protocol):
+    """A batch: images ``(B, C, H, W)``, labels ``(B,)``."""
+
+    images: Tensor
+    labels: Tensor
+
+
+class NonFiniteLossError(FloatingPointError):
+    """The loss of a block became NaN or infinite; the message names the block and the step."""
+
+
+class LocalLearning(L.LightningModule):
+    """K blocks trained side by side, no gradient going from one to another.
+
+    Args:
+        blocks: the network, cut; block k + 1 reads what block k hands on.
+        heads: one per block: turns the block's features into what its loss needs.
+        optimizer: parameters → optimizer; called once per block.
+        scheduler: optimizer → learning-rate schedule; called once per block.
+        scheduler_interval: step the schedules after every ``epoch`` or every ``step``.
+        clip: largest gradient norm of a block (with its head); larger gradients are scaled down.
+        compile: run each block and head through ``torch.compile``.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[nn.Module],
+        heads: Sequence[nn.Module],
+        optimizer: OptimizerCallable = lambda params: SGD(params, lr=0.1, momentum=0.9),
+        scheduler: SchedulerCallable | None = None,
+        scheduler_interval: Literal["epoch", "step"] = "epoch",
+        clip: float | None = None,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.blocks, self.heads = nn.ModuleList(blocks), nn.ModuleList(heads)
+        self.make_optimizer, self.make_scheduler = optimizer, scheduler
+        self.scheduler_interval, self.clip = scheduler_interval, clip
+        self.to(memory_format=torch.channels_last)
+        for module in [*self.blocks, *self.heads] if compile else []:
+            module.compile()
+        self._losses: dict[int, Tensor] = {}
+        self._records: dict[str, Tensor | float] = {}
+
+    @property
+    def num_blocks(self) -> int:
+        """K."""
+        return len(self.blocks)
+
+    # -- the algorithm ------------------------------------------------------------------------
+
+    def training_step(self, batch: LabelledImages, batch_idx: int) -> None:
+        """One batch: every block computes its features and its loss, and is updated at once."""
+        x = batch.images
+        for k, block in enumerate(self.blocks):
+            features = block(x)
+            loss = self.local_loss(k, features, batch)  # the method
+            self.update_block(k, loss)  # backward, clip, step: block k only; its graph is freed here
+            x = features.detach()  # nothing else goes on
+
+    def local_loss(self, k: int, features: Tensor, batch: LabelledImages) -> Tensor:
+        """Loss of block k (counted from 0) on its features; a scalar. A method implements this."""
+        raise NotImplementedError(f"{type(self).__name__} must implement local_loss(k, features, batch).")
+
+    def update_block(self, k: int, loss: Tensor) -> None:
+        """Backward through block k and its head, clip, step, forget the gradients."""
+        self._losses[k] = loss.detach()
+        raw, counted = self._optimizers()
+        self.manual_backward(loss)
+        if k < self.num_blocks - 1:
+            # Applies precision and hooks but counts no step: trainer.global_step counts batches.
+            self.trainer.strategy.optimizer_step(raw[k], lambda: None)
+        else:
+            counted[k].step()
+        raw[k].zero_grad()
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clip the gradients of the block that is being updated (they are unscaled by now)."""
+        if self.clip is None and not self.logs_this_step:
+            return
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters])
+        if self.clip is not None:
+            nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
+        self.record(len(self._losses) - 1, "grad_norm", norm)
+
+    # -- optimizers and schedules: one of each per block ----------------------------------------
+
+    def block_parameters(self, k: int) -> list[nn.Parameter]:
+        """All that block k's optimizer updates: the block and its head."""
+        return [*self.blocks[k].parameters(), *self.heads[k].parameters()]
+
+    def configure_optimizers(self) -> tuple[list[Optimizer], list[LRScheduler]]:
+        """One optimizer and, if asked for, one schedule per block."""
+        optimizers = [self.make_optimizer(self.block_parameters(k)) for k in range(self.num_blocks)]
+        schedulers = [self.make_scheduler(optimizer) for optimizer in optimizers] if self.make_scheduler else []
+        return optimizers, schedulers
+
+    def _optimizers(self) -> tuple[list[Any], list[Any]]:
+        """Torch's optimizers, and Lightning's wrappers whose step is counted."""
+        raw, counted = self.optimizers(use_pl_optimizer=False), self.optimizers()
+        return (raw, counted) if isinstance(raw, list) else ([raw], [counted])
+
+    def _step_schedulers(self, interval: str) -> None:
+        # Lightning steps no schedule under manual optimization.
+        if self.make_scheduler and interval == self.scheduler_interval:
+            schedulers = self.lr_schedulers()
+            for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
+                scheduler.step()
+
+    # -- watching -------------------------------------------------------------------------------
+
+    @property
+    def logs_this_step(self) -> bool:
+        """Whether this step's figures go to the loggers; others are not computed."""
+        return self._log_now
+
+    def record(self, k: int, figure: str, value: Tensor | float) -> None:
+        """Note ``train/block<k + 1>/<figure>`` for the loggers, in steps that are logged."""
+        if self.logs_this_step:
+            self._records[f"train/block{k + 1}/{figure}"] = value
+
+    def on_train_batch_start(self, batch: LabelledImages, batch_idx: int) -> None:
+        """Decide whether this step is logged."""
+        every = max(self.trainer.log_every_n_steps, 1)
+        self._log_now = (self.global_step + 1) % every == 0
+        self._losses.clear()
+
+    def on_train_batch_end(self, outputs: object, batch: LabelledImages, batch_idx: int) -> None:
+        """Stop at a loss that is no number; log; step the schedules."""
+        self._stop_if_not_finite()
+        if self.logs_this_step:
+            for k, optimizer in enumerate(self._optimizers()[0]):
+                self.record(k, "loss", self._losses[k])
+                self.record(k, "lr", optimizer.param_groups[0]["lr"])
+            self.log_dict(self._records)
+            self._records = {}
+        self._step_schedulers("step")
+
+    def on_train_epoch_end(self) -> None:
+        """Step the schedules that count epochs."""
+        self._step_schedulers("epoch")
+
+    def _stop_if_not_finite(self) -> None:
+        finite = torch.stack(list(self._losses.values())).isfinite()
+        if not finite.all():  # one wait for the device per step, not one per block
+            k = int(finite.logical_not().nonzero()[0])
+            raise NonFiniteLossError(
+                f"The loss of block {k + 1} is {self._losses[k].item()} at step {self.global_step}. Lower the learning "
+                "rate or set --model.clip 1.0; the checkpoints of earlier epochs are untouched."
+            )
+
+    def setup(self, stage: str) -> None:
+        """Refuse what would train wrongly.
+
+        Raises:
+            NotImplementedError: several processes, which need an exchange per block.
+        """
+        if self.trainer.world_size > 1:
+            raise NotImplementedError(
+                "Training in several processes is not built yet: Lightning's DDP would mix the blocks' gradients. "
+                "Use --trainer.devices 1."
+            )

@@ -1,0 +1,65 @@
+"""A network as a chain of units: the form in which every network here can be cut into blocks."""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+
+class NetworkError(ValueError):
+    """A network cannot be built as asked; the message says why and what to do."""
+
+
+class Chain(nn.Module):
+    """Named units applied one after the other, then a classifier.
+
+    A unit is the smallest piece that a cut may fall between: a layer, or a residual block. Nothing
+    else that trains, cuts or accounts for networks knows more of them than this class.
+
+    Args:
+        units: unit name → module, in the order of the forward pass. Names contain no dots.
+        classifier: turns the last unit's features into logits ``(B, num_classes)``; it is the
+            last block's own head, as in ordinary training.
+        image_shape: ``(channels, height, width)`` of an input image.
+        title: how tables and TensorBoard call this network.
+    """
+
+    published_cuts: ClassVar[Mapping[int, tuple[str, ...]]] = {}
+    """K → names of the units after which the literature cuts this network into K blocks."""
+
+    published_memory_cuts: ClassVar[Mapping[int, tuple[str, ...]]] = {}
+    """The same for the published cuts that balance activation memory."""
+
+    def __init__(
+        self,
+        units: Mapping[str, nn.Module],
+        classifier: nn.Module,
+        image_shape: tuple[int, int, int],
+        title: str,
+    ) -> None:
+        super().__init__()
+        self.units = nn.Sequential(OrderedDict(units))
+        self.classifier = classifier
+        self.image_shape = tuple(image_shape)
+        self.title = title
+
+    @property
+    def unit_names(self) -> list[str]:
+        """Names of the units, in the order of the forward pass."""
+        return [name for name, _ in self.units.named_children()]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``(B, num_classes)`` of images ``(B, C, H, W)``."""
+        return self.classifier(self.units(images))
+
+
+def initialise_convolutions(module: nn.Module) -> None:
+    """Draw convolution weights from a normal distribution with std √(2 / (k·k·C_out)) (He et al., 2015).
+
+    C_out is the full output width even of a grouped convolution, as in the published local-learning
+    code. BatchNorm (1 and 0) and Linear keep PyTorch's defaults.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")

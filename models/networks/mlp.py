@@ -1,0 +1,46 @@
+"""Multilayer perceptron: one unit per hidden layer."""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+from torch import nn
+
+from models.networks.chain import Chain, NetworkError
+
+
+class MLP(Chain):
+    """Fully connected ReLU network on flattened images.
+
+    Args:
+        image_shape: ``(C, H, W)`` of an input image.
+        num_classes: width of the output.
+        hidden: width of each hidden layer; one unit per entry.
+        batch_norm: put a BatchNorm between the linear map and the ReLU.
+        dropout: share of hidden activations dropped in training.
+
+    Raises:
+        NetworkError: no hidden layer is given.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        hidden: Sequence[int] = (256, 256, 256),
+        batch_norm: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        if not hidden:
+            raise NetworkError("An MLP needs at least one hidden layer; give hidden: [256, 256].")
+        widths = [math.prod(image_shape), *hidden]
+        units = {}
+        for i, (fan_in, fan_out) in enumerate(itertools.pairwise(widths), start=1):
+            layers: list[nn.Module] = [nn.Flatten()] if i == 1 else []
+            layers += [nn.Linear(fan_in, fan_out, bias=not batch_norm)]
+            layers += [nn.BatchNorm1d(fan_out)] if batch_norm else []
+            layers += [nn.ReLU(inplace=True)]
+            layers += [nn.Dropout(dropout)] if dropout else []
+            units[f"fc{i}"] = nn.Sequential(*layers)
+        title = "MLP-" + "-".join(map(str, hidden))
+        super().__init__(units, nn.Linear(widths[-1], num_classes), image_shape, title)

@@ -1,0 +1,125 @@
+"""What a piece of network costs, found by running it on the meta device: no data, no arithmetic."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.flop_counter import FlopCounterMode
+
+from models.networks.saved_tensors import SavedTensorMeter
+
+Convention = Literal["published", "plain"]
+"""How MACs are counted. ``plain``: multiply-accumulates of convolutions and matrix products.
+``published``: those, plus what the GN-DGL paper adds (section 10 of its method sheet): 2 per
+BatchNorm output element, 1 per ReLU output, pooling input and linear output element."""
+
+_POOLING = (nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.pooling._AvgPoolNd, nn.modules.pooling._MaxPoolNd)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of one module in the forward pass of a training step.
+
+    Attributes:
+        parameters: number of parameters.
+        forward_macs: multiply-accumulates for one image.
+        saved: storage → bytes that autograd keeps for the whole batch; storages are the same in
+            costs that come from one :func:`profile` call, so unions do not count twice.
+        output_shape: shape of one sample's output.
+        output_bytes: bytes of the output for the whole batch.
+    """
+
+    parameters: int
+    forward_macs: int
+    saved: Mapping[int, int]
+    output_shape: tuple[int, ...]
+    output_bytes: int
+
+
+def activation_bytes(costs: Sequence[Cost]) -> int:
+    """Bytes saved for backward when these modules run one after the other."""
+    storages: dict[int, int] = {}
+    for cost in costs:
+        storages |= cost.saved
+    return sum(storages.values())
+
+
+def profile(
+    units: Sequence[nn.Module],
+    image_shape: tuple[int, ...],
+    batch_size: int = 2,
+    make_head: Callable[[int, tuple[int, ...]], nn.Module | None] = lambda index, shape: None,
+    convention: Convention = "published",
+) -> list[tuple[Cost, Cost | None]]:
+    """Cost of every unit of a chain and of the head that would sit on it.
+
+    Args:
+        units: modules applied one after the other.
+        image_shape: ``(C, H, W)`` of an input image.
+        batch_size: images per batch, for the byte counts; at least 2, because BatchNorm on single
+            values needs it.
+        make_head: (unit index, feature shape) → the head after that unit, or None for no head.
+        convention: what counts as a MAC.
+
+    Returns:
+        One (unit cost, head cost) per unit.
+    """
+    with torch.device("meta"):
+        x = torch.empty(batch_size, *image_shape)
+    costs = []
+    graphs = []  # keeps every saved tensor alive, so that no storage identity is used twice
+    for index, unit in enumerate(units):
+        y, cost = _run(unit, x, convention)
+        head = make_head(index, cost.output_shape)
+        out, head_cost = (None, None) if head is None else _run(head, y, convention)
+        graphs.append((y, out))
+        costs.append((cost, head_cost))
+        x = y
+    return costs
+
+
+def _run(module: nn.Module, x: Tensor, convention: Convention) -> tuple[Tensor, Cost]:
+    state = _on_meta(module)
+    meter = SavedTensorMeter(exclude=state.values())
+    with meter, FlopCounterMode(display=False) as flops, _count_elements(module) as elements:
+        y = functional_call(module, state, (x,))
+    operations = flops.get_total_flops() // 2 + (sum(elements) if convention == "published" else 0)
+    cost = Cost(
+        parameters=sum(p.numel() for p in module.parameters()),
+        forward_macs=operations // x.shape[0],
+        saved=dict(meter.alive),
+        output_shape=tuple(y.shape[1:]),
+        output_bytes=y.untyped_storage().nbytes(),
+    )
+    return y, cost
+
+
+def _on_meta(module: nn.Module) -> dict[str, Tensor]:
+    parameters = {n: p.detach().to("meta").requires_grad_(p.requires_grad) for n, p in module.named_parameters()}
+    return parameters | {n: b.to("meta") for n, b in module.named_buffers()}
+
+
+@contextmanager
+def _count_elements(module: nn.Module) -> Iterator[list[int]]:
+    """Collect the published convention's element-wise operations while ``module`` runs."""
+    counts: list[int] = []
+
+    def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if isinstance(layer, _BatchNorm):
+            counts.append(2 * output.numel())
+        elif isinstance(layer, nn.ReLU) or (isinstance(layer, nn.Linear) and layer.bias is not None):
+            counts.append(output.numel())
+        elif isinstance(layer, _POOLING):
+            counts.append(inputs[0].numel())
+
+    handles = [layer.register_forward_hook(hook) for layer in module.modules()]
+    try:
+        yield counts
+    finally:
+        for handle in handles:
+            handle.remove()

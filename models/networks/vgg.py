@@ -1,0 +1,121 @@
+"""VGG networks: one unit per convolution (with the pooling that follows it) and per hidden layer."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import nn
+
+from models.networks.chain import Chain, NetworkError, initialise_convolutions
+
+Plan = Sequence[int | Literal["M"]]
+
+
+def _conv_unit(channels_in: int, channels_out: int, pool: bool, dropout: float) -> nn.Sequential:
+    layers: list[nn.Module] = [
+        nn.Conv2d(channels_in, channels_out, kernel_size=3, padding=1, bias=False),
+        nn.BatchNorm2d(channels_out),
+        nn.ReLU(inplace=True),
+    ]
+    # The pooling belongs to the unit before it, so that a cut hands on a quarter of the bytes.
+    layers += [nn.MaxPool2d(2)] if pool else []
+    layers += [nn.Dropout(dropout)] if dropout else []
+    return nn.Sequential(*layers)
+
+
+class VGG(Chain):
+    """3×3 convolutions with BatchNorm and ReLU, 2×2 max-pooling, hidden linear layers, classifier.
+
+    Args:
+        image_shape: ``(C, H, W)`` of an input image.
+        num_classes: width of the output.
+        plan: output channels of each convolution; ``M`` pools the unit before it.
+        hidden: widths of the fully connected hidden layers after the convolutions.
+        width: factor on every channel and hidden width.
+        dropout: share of every unit's activations dropped in training.
+        title: name shown in tables.
+
+    Raises:
+        NetworkError: the plan does not start with a convolution, or pools more often than the
+            image can be halved.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        plan: Plan = (32, 32, "M", 64, 64, "M", 128, 128),
+        hidden: Sequence[int] = (),
+        width: float = 1.0,
+        dropout: float = 0.0,
+        title: str = "VGG",
+    ) -> None:
+        channels, height, side = image_shape[0], image_shape[1], min(image_shape[1:])
+        if not plan or plan[0] == "M":
+            raise NetworkError(f"A VGG plan starts with a convolution's width, not with {plan}.")
+        if 2 ** list(plan).count("M") > side:
+            raise NetworkError(
+                f"{title} halves the image {list(plan).count('M')} times, too often for {height}×{image_shape[2]} "
+                "pixels. Use a plan with fewer M, or larger images."
+            )
+        units: dict[str, nn.Module] = {}
+        convolutions = [(w, i + 1 < len(plan) and plan[i + 1] == "M") for i, w in enumerate(plan) if w != "M"]
+        for i, (out, pool) in enumerate(convolutions, start=1):
+            out = round(out * width)
+            units[f"conv{i}"] = _conv_unit(channels, out, pool, dropout)
+            channels = out
+        halvings = list(plan).count("M")
+        features = channels * (image_shape[1] >> halvings) * (image_shape[2] >> halvings)
+        for i, out in enumerate(hidden, start=1):
+            out = round(out * width)
+            layers: list[nn.Module] = [nn.Flatten()] if i == 1 else []
+            layers += [nn.Linear(features, out, bias=False), nn.BatchNorm1d(out), nn.ReLU(inplace=True)]
+            layers += [nn.Dropout(dropout)] if dropout else []
+            units[f"fc{i}"] = nn.Sequential(*layers)
+            features = out
+        classifier = nn.Linear(features, num_classes)
+        head = classifier if hidden else nn.Sequential(nn.Flatten(), classifier)
+        super().__init__(units, head, image_shape, title if width == 1 else f"{title}×{width:g}")
+        initialise_convolutions(self)
+
+
+class VGG6a(VGG):
+    """VGG6a of Nøkland & Eidnes (ICML 2019): 4 convolutions, one hidden layer of 1024."""
+
+    def __init__(
+        self, image_shape: tuple[int, int, int], num_classes: int, width: float = 1.0, dropout: float = 0.0
+    ) -> None:
+        plan = (128, "M", 256, "M", 512, "M", 512)
+        super().__init__(image_shape, num_classes, plan, (1024,), width, dropout, "VGG6a")
+
+
+class VGG8b(VGG):
+    """VGG8b of Nøkland & Eidnes (ICML 2019): 6 convolutions, one hidden layer of 1024."""
+
+    def __init__(
+        self, image_shape: tuple[int, int, int], num_classes: int, width: float = 1.0, dropout: float = 0.0
+    ) -> None:
+        plan = (128, 256, "M", 256, 512, "M", 512, "M", 512, "M")
+        super().__init__(image_shape, num_classes, plan, (1024,), width, dropout, "VGG8b")
+
+
+class VGG11b(VGG):
+    """VGG11b of Nøkland & Eidnes (ICML 2019): 9 convolutions, one hidden layer of 1024."""
+
+    def __init__(
+        self, image_shape: tuple[int, int, int], num_classes: int, width: float = 1.0, dropout: float = 0.0
+    ) -> None:
+        plan = (128, 128, 128, 256, "M", 256, 512, "M", 512, 512, "M", 512, "M")
+        super().__init__(image_shape, num_classes, plan, (1024,), width, dropout, "VGG11b")
+
+
+class VGG16(VGG):
+    """The 13 convolutions of VGG-16 (Simonyan & Zisserman, 2015, column D) with one hidden layer of 512.
+
+    The small hidden layer is the usual form for images of 32×32 pixels.
+    """
+
+    def __init__(
+        self, image_shape: tuple[int, int, int], num_classes: int, width: float = 1.0, dropout: float = 0.0
+    ) -> None:
+        plan = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
+        super().__init__(image_shape, num_classes, plan, (512,), width, dropout, "VGG16")
