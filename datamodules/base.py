@@ -201,7 +201,8 @@ class ImageDataModule(L.LightningDataModule):
             )
         except ValueError as fault:
             raise DataError(
-                f"Cannot hold {self.validation:g} of {len(labels)} {self.title} training images out for validation: {fault}"
+                f"Cannot hold {self.validation:g} of the {len(labels)} training images of {self.title} out for "
+                f"validation: {fault}"
             ) from fault
         return torch.from_numpy(np.sort(train)), torch.from_numpy(np.sort(val))
 

@@ -223,7 +223,6 @@ def _train(model: LocalLearning, batches: RandomImages, make_trainer: Callable[.
 def _plain_steps(model: LocalLearning, batch: Batch) -> Iterator[None]:
     """The method's training steps without Lightning: one per ``next``."""
     model.train()
-    model._log_now = False
     optimizers = [model.make_optimizer(model.block_parameters(k)) for k in range(model.num_blocks)]
     while True:
         x = batch.images
@@ -306,13 +305,14 @@ def show_bench(result: Bench, json: bool) -> None:
             f"{row.peak_activation_bytes / 2**20:.1f}",
             f"{row.peak_activation_bytes / base.peak_activation_bytes:.3f}",
         )
-    console = Console()
-    console.print(table)
+    Console().print(table)
     ratios = result.ratios
-    console.print(
-        f"step against its MACs   {ratios['step_over_prediction']:.3f} × the {ratios['predicted_step_over_backprop']:.3f} that they predict\n"
-        f"Lightning's own cost    {100 * ratios['lightning_overhead']:+.1f} % over the plain loop (loader, loop, logging)\n"
+    print(
+        f"step against its MACs   {ratios['step_over_prediction']:.3f} × the "
+        f"{ratios['predicted_step_over_backprop']:.3f} that they predict\n"
+        f"Lightning's own cost    {100 * ratios['lightning_overhead']:+.1f} % over the plain loop "
+        "(loader, loop, logging)\n"
         f"loader alone            {result.loader['images_per_second_one_core']:,.0f} images/s on one core\n"
-        f"{settings['allocator']}; medians of {settings['repetitions']} repetitions of {settings['steps']} steps, in turns.",
-        highlight=False,
+        f"{settings['allocator']}; medians of {settings['repetitions']} repetitions of {settings['steps']} steps, "
+        "in turns."
     )

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import shutil
 import sys
 import warnings
 from collections.abc import Sequence
@@ -28,14 +29,15 @@ from experiments.callbacks import (
 )
 from experiments.cost import show_cost
 from experiments.errors import RunError
+from experiments.parser import Parser
 from experiments.report import report
 from experiments.suite import suite
 from experiments.summary import log_to_hparams, show_summary, summarise, write_summary
-from models import DecoupledGreedy, LocalLearning, NonFiniteLossError
+from models import DecoupledGreedy, LocalLearning, NonFiniteLossError, UnsupportedError
 from models.networks import CutError, NetworkError
 from models.networks.profile import Convention
 
-FAULTS = (RunError, DataError, CutError, NetworkError, NonFiniteLossError, NotImplementedError)
+FAULTS = (RunError, DataError, CutError, NetworkError, NonFiniteLossError, UnsupportedError)
 """Faults of use: reported in one sentence, without a traceback."""
 
 
@@ -102,7 +104,8 @@ class LocalLearningCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             trainer_class=Trainer,
-            trainer_defaults={"devices": 1},
+            parser_class=Parser,
+            trainer_defaults={"devices": 1, "enable_model_summary": False},
             save_config_callback=_SavedConfig,
             save_config_kwargs={"save_to_log_dir": False},
             seed_everything_default=0,
@@ -148,7 +151,9 @@ class LocalLearningCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """The Trainer, with the loggers and callbacks that write the run folder."""
         options = self._get(self.config_init, "trainer")
-        callbacks: list[L.Callback] = [BlockProgressBar(refresh_rate=10)]
+        callbacks: list[L.Callback] = (
+            [] if options.enable_progress_bar is False else [BlockProgressBar(refresh_rate=10)]
+        )
         asked = options.logger if isinstance(options.logger, list) else [options.logger]
         loggers = [logger for logger in asked if isinstance(logger, Logger)]
         if self.subcommand == "fit":
@@ -163,7 +168,9 @@ class LocalLearningCLI(LightningCLI):
                     ResumableCSVLogger(self.folder, step),
                     *loggers,
                 ]
-                callbacks += [TensorBoardPage(), LastCheckpoint(self.folder), BestCheckpoint(self.folder)]
+                callbacks.append(TensorBoardPage())
+                if options.enable_checkpointing is not False:
+                    callbacks += [LastCheckpoint(self.folder), BestCheckpoint(self.folder)]
         elif self.subcommand == "predict":
             callbacks.append(PredictionsFile(self.folder / run_folder.PREDICTIONS))
         self.trainer_defaults["callbacks"] = callbacks
@@ -176,6 +183,19 @@ class LocalLearningCLI(LightningCLI):
             path = Path(self._get(self.config, "ckpt_path"))
             run_folder.require_same_network(path, self.checkpoint["state_dict"], self.model)
             self.checkpoint = {}
+
+    def before_fit(self) -> None:
+        """Show the cut."""
+        show_cost(self.model, self.datamodule.batch_size, "published", json=False)
+
+    def fit(self, **arguments: Any) -> None:
+        """Lightning's ``fit``; a run that failed before its first step leaves no folder behind."""
+        try:
+            self.trainer.fit(**arguments)
+        except FAULTS:
+            if self.trainer.global_step == 0:
+                shutil.rmtree(self.folder, ignore_errors=True)
+            raise
 
     def after_fit(self) -> None:
         """Evaluate the test split once with the final weights; write and show the summary."""
@@ -249,6 +269,7 @@ def _quiet() -> None:
     """Silence advice that does not apply here: data in memory needs no workers, batches no logger."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     for message in (
+        ".*treespec.*is deprecated.*",
         ".*does not have many workers.*",
         ".*is smaller than the logging interval.*",
         ".*exists and is not empty.*",

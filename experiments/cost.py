@@ -148,13 +148,12 @@ def show_cost(model: LocalLearning, batch_size: int, convention: Convention, jso
         table.add_column(heading, justify="left" if heading == "units" else "right")
     for row in _rows(cost):
         table.add_row(*row)
-    console = Console()
-    console.print(table)
-    console.print(
+    Console().print(table)
+    print(
         f"slowest node   {cost.slowest_node_macs / 1e6:.2f} M MACs of {cost.total_macs / 1e6:.2f} M in all "
         f"(backprop {cost.backprop_macs / 1e6:.2f} M)\n"
-        f"peak memory    {cost.predicted_memory_ratio:.3f} × backprop's {cost.backprop_activation_bytes / 2**20:.1f} MiB of activations\n"
+        f"peak memory    {cost.predicted_memory_ratio:.3f} × backprop's "
+        f"{cost.backprop_activation_bytes / 2**20:.1f} MiB of activations\n"
         f"one device     {cost.predicted_step_ratio:.2f} × backprop's step time\n"
-        f"one per block  {cost.predicted_speedup:.1f} × backprop's speed",
-        highlight=False,
+        f"one per block  {cost.predicted_speedup:.1f} × backprop's speed"
     )

@@ -95,13 +95,9 @@ def show_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     rows = [(f"block {k}", f"block{k}/top1") for k in range(1, summary["num_blocks"] + 1)]
     for title, key in [*rows, ("ensemble", "ensemble/top1"), ("model (last block)", "top1")]:
         table.add_row(title, *(f"{100 * metrics[f'{split}/{key}']:.2f}" for split in ("val", "test")))
-    console = Console()
-    console.print(table)
+    Console().print(table)
     speed, memory = summary["images_per_second"], summary["peak_activation_bytes"]
-    console.print(
-        f"{summary['epochs']} epochs, {summary['global_step']} steps, {summary['seconds']:.1f} s"
-        + (f", {speed:,.0f} images/s" if speed else "")
-        + (f", {memory / 2**20:.1f} MiB of activations at most" if memory else "")
-        + f"\nRun folder: {folder}\nTo watch:   tensorboard --logdir {folder}",
-        highlight=False,
-    )
+    figures = [f"{summary['epochs']} epochs", f"{summary['global_step']} steps", f"{summary['seconds']:.1f} s"]
+    figures += [f"{speed:,.0f} images/s"] if speed else []
+    figures += [f"{memory / 2**20:.1f} MiB of activations at most"] if memory else []
+    print(f"{', '.join(figures)}\nRun folder: {folder}\nTo watch:   tensorboard --logdir {folder}")

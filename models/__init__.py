@@ -2,6 +2,6 @@
 
 from models.backprop import Backprop
 from models.decoupled_greedy import DecoupledGreedy
-from models.local_learning import LocalLearning, NonFiniteLossError
+from models.local_learning import LocalLearning, NonFiniteLossError, UnsupportedError
 
-__all__ = ["Backprop", "DecoupledGreedy", "LocalLearning", "NonFiniteLossError"]
+__all__ = ["Backprop", "DecoupledGreedy", "LocalLearning", "NonFiniteLossError", "UnsupportedError"]

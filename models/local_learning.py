@@ -31,6 +31,10 @@ class NonFiniteLossError(FloatingPointError):
     """The loss of a block became NaN or infinite; the message names the block and the step."""
 
 
+class UnsupportedError(RuntimeError):
+    """A combination of settings that would train wrongly; the message says what to use instead."""
+
+
 class LocalLearning(L.LightningModule):
     """K blocks trained side by side, no gradient going from one to another.
 
@@ -64,6 +68,8 @@ class LocalLearning(L.LightningModule):
             module.compile()
         self._losses: dict[int, Tensor] = {}
         self._records: dict[str, Tensor | float] = {}
+        self._log_now = False
+        self.latest: dict[str, float] = {}
 
     @property
     def num_blocks(self) -> int:
@@ -83,7 +89,7 @@ class LocalLearning(L.LightningModule):
 
     def local_loss(self, k: int, features: Tensor, batch: LabelledImages) -> Tensor:
         """Loss of block k (counted from 0) on its features; a scalar. A method implements this."""
-        raise NotImplementedError(f"{type(self).__name__} must implement local_loss(k, features, batch).")
+        raise NotImplementedError(f"{type(self).__name__} does not say what the loss of a block is.")
 
     def update_block(self, k: int, loss: Tensor) -> None:
         """Backward through block k and its head, clip, step, forget the gradients."""
@@ -114,8 +120,17 @@ class LocalLearning(L.LightningModule):
         return [*self.blocks[k].parameters(), *self.heads[k].parameters()]
 
     def configure_optimizers(self) -> tuple[list[Optimizer], list[LRScheduler]]:
-        """One optimizer and, if asked for, one schedule per block."""
+        """One optimizer and, if asked for, one schedule per block.
+
+        Raises:
+            UnsupportedError: a fused optimizer with float16, whose gradients cannot be read.
+        """
         optimizers = [self.make_optimizer(self.block_parameters(k)) for k in range(self.num_blocks)]
+        if str(self.trainer.precision) == "16-mixed" and any(o.defaults.get("fused") for o in optimizers):
+            raise UnsupportedError(
+                "A fused optimizer unscales float16 gradients out of sight, so that clipping and gradient norms would "
+                "see scaled ones. Set fused: false, or use precision bf16-mixed."
+            )
         schedulers = [self.make_scheduler(optimizer) for optimizer in optimizers] if self.make_scheduler else []
         return optimizers, schedulers
 
@@ -148,6 +163,7 @@ class LocalLearning(L.LightningModule):
         every = max(self.trainer.log_every_n_steps, 1)
         self._log_now = (self.global_step + 1) % every == 0
         self._losses.clear()
+        self._records.clear()
 
     def on_train_batch_end(self, outputs: object, batch: LabelledImages, batch_idx: int) -> None:
         """Stop at a loss that is no number; log; step the schedules."""
@@ -156,8 +172,10 @@ class LocalLearning(L.LightningModule):
             for k, optimizer in enumerate(self._optimizers()[0]):
                 self.record(k, "loss", self._losses[k])
                 self.record(k, "lr", optimizer.param_groups[0]["lr"])
-            self.log_dict(self._records)
-            self._records = {}
+            self.latest = {name: float(value) for name, value in self._records.items()}
+            # Straight to the loggers: self.log takes 0.6 ms a figure, 40 ms a step at K = 16.
+            for logger in self.loggers:
+                logger.log_metrics(self.latest, step=self.global_step - 1)
         self._step_schedulers("step")
 
     def on_train_epoch_end(self) -> None:
@@ -177,10 +195,10 @@ class LocalLearning(L.LightningModule):
         """Refuse what would train wrongly.
 
         Raises:
-            NotImplementedError: several processes, which need an exchange per block.
+            UnsupportedError: several processes, which need an exchange of gradients per block.
         """
         if self.trainer.world_size > 1:
-            raise NotImplementedError(
+            raise UnsupportedError(
                 "Training in several processes is not built yet: Lightning's DDP would mix the blocks' gradients. "
                 "Use --trainer.devices 1."
             )

@@ -30,7 +30,7 @@ class LastCheckpoint(Checkpoint):
             spare.unlink(missing_ok=True)
             os.link(self._last, spare)
             spare.replace(self._previous)
-        trainer.save_checkpoint(self._last)
+        trainer.save_checkpoint(self._last, weights_only=False)  # optimizers and counters too
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Say how to go on after Ctrl-C."""

@@ -14,7 +14,7 @@ class BlockProgressBar(TQDMProgressBar):
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         """Items at the right of the bar."""
-        figures = trainer.callback_metrics
+        figures = pl_module.latest | trainer.callback_metrics
         items = {}
         for split in ("train", "val"):
             name = f"{split}/block{{}}/top1"

@@ -53,8 +53,8 @@ def cut_chain(chain: Chain, num_blocks: int, cut: Cut, make_head: MakeHead) -> l
     names = chain.unit_names
     if not 1 <= num_blocks <= len(names):
         raise CutError(
-            f"{chain.title} has {len(names)} units ({names[0]} … {names[-1]}) and cannot be cut into {num_blocks} blocks. "
-            f"Choose num_blocks between 1 and {len(names)}."
+            f"{chain.title} has {len(names)} units ({names[0]} … {names[-1]}) and cannot be cut into {num_blocks} "
+            f"blocks. Choose num_blocks between 1 and {len(names)}."
         )
     if cut.after:
         ends = _named(chain, num_blocks, cut.after)

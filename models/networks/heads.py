@@ -7,6 +7,7 @@ of one sample's features: ``(C, H, W)`` after a convolution, ``(C,)`` after a li
 from torch import nn
 
 from models.networks.chain import NetworkError, initialise_convolutions
+from models.networks.pooling import GlobalAveragePool
 
 
 def _conv(channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> list[nn.Module]:
@@ -20,7 +21,7 @@ def _conv(channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> 
 def _require_maps(feature_shape: tuple[int, ...], head: str) -> None:
     if len(feature_shape) != 3:
         raise NetworkError(
-            f"{head} convolves feature maps (C, H, W), but this block hands on vectors of shape {tuple(feature_shape)}. "
+            f"{head} convolves feature maps (C, H, W), but this block hands on vectors {tuple(feature_shape)}. "
             "Use a head without convolutions: AuxHead with convs: 0."
         )
 
@@ -56,7 +57,7 @@ class AuxHead(nn.Sequential):
         for i in range(convs):
             layers += _conv(channels, 2 * channels, 3, stride=2) if i == 0 else _conv(channels, channels, 3)
             channels = 2 * channels if i == 0 else channels
-        layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()] if len(feature_shape) == 3 else []
+        layers += [GlobalAveragePool()] if len(feature_shape) == 3 else []
         for _ in range(fcs - 1):
             layers += [nn.Linear(channels, hidden), nn.ReLU(inplace=True)]
             channels = hidden

@@ -11,6 +11,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
+from models.networks.pooling import GlobalAveragePool
 from models.networks.saved_tensors import SavedTensorMeter
 
 Convention = Literal["published", "plain"]
@@ -18,7 +19,12 @@ Convention = Literal["published", "plain"]
 ``published``: those, plus what the GN-DGL paper adds (section 10 of its method sheet): 2 per
 BatchNorm output element, 1 per ReLU output, pooling input and linear output element."""
 
-_POOLING = (nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.pooling._AvgPoolNd, nn.modules.pooling._MaxPoolNd)
+_POOLING = (
+    GlobalAveragePool,
+    nn.modules.pooling._AdaptiveAvgPoolNd,
+    nn.modules.pooling._AvgPoolNd,
+    nn.modules.pooling._MaxPoolNd,
+)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from models.networks.chain import Chain, NetworkError, initialise_convolutions
+from models.networks.pooling import GlobalAveragePool
 
 
 def _stem(channels_in: int, channels_out: int) -> nn.Sequential:
@@ -47,7 +48,7 @@ def _stages(
 
 
 def _classifier(channels: int, num_classes: int) -> nn.Sequential:
-    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes))
+    return nn.Sequential(GlobalAveragePool(), nn.Linear(channels, num_classes))
 
 
 def _unit(position: tuple[int, int]) -> str:
@@ -183,6 +184,6 @@ def from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Any]:
         if first.startswith("layer"):
             block, _, rest = rest.partition(".")
             return f"units.{first}_{block}.{rest}"
-        return {"conv1": "units.stem.0.", "bn1": "units.stem.1.", "fc": "classifier.2."}[first] + rest
+        return {"conv1": "units.stem.0.", "bn1": "units.stem.1.", "fc": "classifier.1."}[first] + rest
 
     return {rename(key): tensor for key, tensor in state.items()}
