@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from sklearn.model_selection import train_test_split
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler
 
 from datamodules.augment import Augment, augment_batch, cutout, normalise
 from datamodules.files import DataError
@@ -63,7 +63,7 @@ class MemoryImages(Dataset):
     def __len__(self) -> int:
         return len(self._indices)
 
-    def __getitems__(self, indices: Tensor) -> Batch:
+    def __getitems__(self, indices: Tensor | Sequence[int]) -> Batch:
         chosen = self._indices[indices]
         return Batch(self._images.index_select(0, chosen), self._labels.index_select(0, chosen))
 
@@ -92,7 +92,7 @@ class EpochBatches(Sampler[Tensor]):
         length: number of samples.
         batch_size: samples per batch; a last, smaller batch is kept.
         seed: seed of the run.
-        position: tells the epoch that begins, and how many of its batches were trained already.
+        position: tells the number of the epoch that begins, and which of its batches it still has.
         generator: random generator that the loader uses as well.
     """
 
@@ -101,7 +101,7 @@ class EpochBatches(Sampler[Tensor]):
         length: int,
         batch_size: int,
         seed: int,
-        position: Callable[[], tuple[int, int]],
+        position: Callable[[], tuple[int, slice]],
         generator: torch.Generator,
     ) -> None:
         self._length, self._batch_size, self._seed = length, batch_size, seed
@@ -111,10 +111,10 @@ class EpochBatches(Sampler[Tensor]):
         return -(-self._length // self._batch_size)
 
     def __iter__(self) -> Iterator[Tensor]:
-        epoch, done = self._position()
+        epoch, left = self._position()
         self._generator.manual_seed(_mix(self._seed, epoch))
         batches = torch.randperm(self._length, generator=self._generator).split(self._batch_size)
-        return iter(batches[done:])
+        return iter(batches[left])
 
 
 def _mix(seed: int, count: int) -> int:
@@ -212,11 +212,12 @@ class ImageDataModule(L.LightningDataModule):
         batches = EpochBatches(len(split), self.batch_size, self.seed, self._position, generator)
         return self._loader(split, batches, generator)
 
-    def _position(self) -> tuple[int, int]:
+    def _position(self) -> tuple[int, slice]:
         # From the step count, which resumes exactly; trainer.current_epoch can be one too low then.
         batches, limit = -(-len(self._splits["train"]) // self.batch_size), self.trainer.limit_train_batches
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        return divmod(self.trainer.global_step, max(batches, 1))
+        epoch, done = divmod(self.trainer.global_step, max(batches, 1))
+        return epoch, slice(done, batches)
 
     def val_dataloader(self) -> DataLoader:
         """The held-out validation images in order."""
@@ -232,11 +233,9 @@ class ImageDataModule(L.LightningDataModule):
 
     def _ordered(self, name: str) -> DataLoader:
         split = self._splits[name]
-        return self._loader(split, list(torch.arange(len(split)).split(self.batch_size)), None)
+        return self._loader(split, BatchSampler(SequentialSampler(split), self.batch_size, drop_last=False), None)
 
-    def _loader(
-        self, split: Images, batches: Sequence[Tensor] | Sampler, generator: torch.Generator | None
-    ) -> DataLoader:
+    def _loader(self, split: Images, batches: Sampler, generator: torch.Generator | None) -> DataLoader:
         return DataLoader(
             split,
             batch_sampler=batches,

@@ -102,7 +102,7 @@ class RandomImages(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches."""
         generator = torch.Generator()
-        batches = EpochBatches(len(self._images), self.batch_size, 0, lambda: (0, 0), generator)
+        batches = EpochBatches(len(self._images), self.batch_size, 0, lambda: (0, slice(None)), generator)
         return DataLoader(self._images, batch_sampler=batches, collate_fn=MemoryImages.collate, generator=generator)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
@@ -255,7 +255,7 @@ def _peak_bytes(model: LocalLearning, batch: Batch) -> int:
         before = torch.cuda.memory_allocated(device)
         next(step)
         return torch.cuda.max_memory_allocated(device) - before
-    with SavedTensorMeter(model.parameters()) as meter:
+    with SavedTensorMeter([*model.parameters(), *model.buffers()]) as meter:
         next(step)
     return meter.peak
 

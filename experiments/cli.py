@@ -34,6 +34,7 @@ from experiments.report import report
 from experiments.suite import suite
 from experiments.summary import log_to_hparams, show_summary, summarise, write_summary
 from models import DecoupledGreedy, LocalLearning, NonFiniteLossError, UnsupportedError
+from models.local_learning import require_one_process
 from models.networks import CutError, NetworkError
 from models.networks.profile import Convention
 
@@ -178,7 +179,8 @@ class LocalLearningCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def after_instantiate_classes(self) -> None:
-        """See that the checkpoint fits the model before Lightning loads it."""
+        """See that one process is asked for, and that the checkpoint fits, before Lightning starts."""
+        require_one_process(self.trainer)
         if self.checkpoint:
             path = Path(self._get(self.config, "ckpt_path"))
             run_folder.require_same_network(path, self.checkpoint["state_dict"], self.model)

@@ -3,7 +3,7 @@
 import csv
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,13 @@ import matplotlib
 
 matplotlib.use("Agg")  # files only: no screen is needed
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from experiments.errors import RunError
 from experiments.run_folder import SUMMARY
-
-HEADINGS = ("method", "network", "data", "K", "seeds", "test top-1 of each block, %", "test top-1 %", "ensemble %")
-RATIO_HEADINGS = ("images/s", "peak activations, MiB")
 
 
 @dataclass(frozen=True)
@@ -59,12 +58,6 @@ class Row:
         names = (f"test/block{k}/top1" for k in range(1, self.first["num_blocks"] + 1))
         return [100 * value for value in map(self.mean, names) if value is not None]
 
-    @property
-    def label(self) -> str:
-        """Name in the picture."""
-        blocks = self.first["num_blocks"]
-        return self.first["method"] if self.first["method"] == "Backprop" else f"{self.first['method']}, K = {blocks}"
-
 
 def find_summaries(paths: Sequence[Path]) -> list[dict[str, Any]]:
     """All summaries in or below the given folders.
@@ -103,31 +96,42 @@ def _percent(row: Row, key: str) -> str:
         return "–"
     spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     ratio = row.ratio(key)
-    return f"{statistics.fmean(values):.2f}{spread}" + (f" (×{ratio:.3f})" if ratio is not None else "")
+    return f"{statistics.fmean(values):.2f}{spread}" + (f" (×{ratio:.2f})" if ratio is not None else "")
 
 
 def _quantity(row: Row, key: str, unit: float) -> str:
     value, ratio = row.mean(key), row.ratio(key)
     if value is None:
         return "–"
-    return f"{value / unit:,.1f}" + (f" (×{ratio:.2f})" if ratio is not None else "")
+    return f"{value / unit:,.{1 if value < 1000 * unit else 0}f}" + (f" (×{ratio:.2f})" if ratio is not None else "")
 
 
-def cells(row: Row) -> tuple[str, ...]:
-    """A row as text, in the order of the headings; (×…) is the ratio to Backprop."""
-    first = row.first
-    return (
-        first["method"],
-        first["network"],
-        first["dataset"],
-        str(first["num_blocks"]),
-        str(len(row.summaries)),
-        " ".join(f"{value:.1f}" for value in row.blocks()),
-        _percent(row, "test/top1"),
-        _percent(row, "test/ensemble/top1"),
-        _quantity(row, "images_per_second", 1),
-        _quantity(row, "peak_activation_bytes", 2**20),
-    )
+_SETTINGS: Mapping[str, Callable[[Row], str]] = {
+    "network": lambda row: row.first["network"],
+    "data": lambda row: row.first["dataset"],
+    "epochs": lambda row: str(row.first["epochs"]),
+    "batch": lambda row: str(row.first["batch_size"]),
+    "seeds": lambda row: str(len(row.summaries)),
+}
+"""Columns that are left out of the table, and named in its title, where all rows agree."""
+
+_FIGURES: Mapping[str, Callable[[Row], str]] = {
+    "each block, %": lambda row: " ".join(f"{value:.1f}" for value in row.blocks()),
+    "test top-1, %": lambda row: _percent(row, "test/top1"),
+    "ensemble, %": lambda row: _percent(row, "test/ensemble/top1"),
+    "images/s": lambda row: _quantity(row, "images_per_second", 1),
+    "peak MiB": lambda row: _quantity(row, "peak_activation_bytes", 2**20),
+}
+
+
+def columns(rows: Sequence[Row]) -> tuple[str, dict[str, list[str]]]:
+    """What the rows share, as one line, and the table as heading → cells; (×…) is the ratio to Backprop."""
+    settings = {heading: [text(row) for row in rows] for heading, text in _SETTINGS.items()}
+    shared = {heading: cells[0] for heading, cells in settings.items() if len(set(cells)) == 1}
+    table = {"method": [row.first["method"] for row in rows], "K": [str(row.first["num_blocks"]) for row in rows]}
+    table |= {heading: cells for heading, cells in settings.items() if heading not in shared}
+    table |= {heading: [text(row) for row in rows] for heading, text in _FIGURES.items()}
+    return ", ".join(f"{heading} {value}" for heading, value in shared.items()), table
 
 
 def report(paths: Sequence[Path], output: Path) -> None:
@@ -141,56 +145,71 @@ def report(paths: Sequence[Path], output: Path) -> None:
         RunError: there is no finished run.
     """
     rows = group(find_summaries(paths))
-    headings = (*HEADINGS, *RATIO_HEADINGS)
-    table = Table(title="(×…) is the ratio to Backprop of the same network, data and epochs", title_justify="left")
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading in HEADINGS[:3] else "right")
-    texts = [cells(row) for row in rows]
-    for text in texts:
-        table.add_row(*text)
+    shared, cells = columns(rows)
+    note = "Test split. (×…) is the ratio to Backprop of the same network, data, epochs and batch size."
+    table = Table(title=shared, title_justify="left", caption=note, caption_justify="left", box=box.SIMPLE_HEAD)
+    for heading in cells:
+        table.add_column(heading, justify="left" if heading in ("method", "network", "data") else "right")
+    lines = list(zip(*cells.values(), strict=True))
+    for line in lines:
+        table.add_row(*line)
     Console(width=max(100, Console().width)).print(table)
     output.mkdir(parents=True, exist_ok=True)
-    lines = [headings, ("---",) * len(headings), *texts]
-    (output / "report.md").write_text("\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n")
+    markdown = [list(cells), ["---"] * len(cells), *lines]
+    text = "\n".join("| " + " | ".join(line) + " |" for line in markdown)
+    (output / "report.md").write_text(f"{shared}\n\n{text}\n\n{note}\n")
     with (output / "report.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([headings, *texts])
+        csv.writer(file).writerows([list(cells), *lines])
     picture = output / "report.png"
-    draw(rows, picture)
+    draw(rows, shared, picture)
     print(f"Table:      {output / 'report.md'}\nPicture:    {picture}\nTo watch:   tensorboard --logdir {output}")
 
 
-def draw(rows: Sequence[Row], path: Path) -> None:
-    """Accuracy against depth, memory and speed: one colour per row."""
-    figure, (accuracy, memory, speed) = plt.subplots(
-        1, 3, figsize=(13, 4), width_ratios=(2, 1, 1), layout="constrained"
-    )
-    colours = plt.get_cmap("tab10")
-    for i, row in enumerate(rows):
-        blocks = row.blocks()
-        depth = [(k + 1) / len(blocks) for k in range(len(blocks))]
-        accuracy.plot(
-            depth, blocks, "o-", color=colours(i % 10), label=row.label, markersize=7, clip_on=False, zorder=3
-        )
-    accuracy.set(
-        xlabel="depth of the block's end, share of the blocks",
-        ylabel="test top-1, %",
-        title="Each block's own prediction",
-    )
-    accuracy.set_xlim(0, 1)
-    accuracy.legend(frameon=False, loc="lower right")
-    bars = (
-        (memory, "peak_activation_bytes", 2**20, "Peak activations, MiB"),
-        (speed, "images_per_second", 1, "Training speed, images/s"),
-    )
-    for axes, key, unit, title in bars:
-        values = [(row.mean(key) or 0) / unit for row in rows]
-        drawn = axes.barh(range(len(rows)), values, color=[colours(i % 10) for i in range(len(rows))])
-        axes.bar_label(drawn, [f"{value:,.1f}" if value < 100 else f"{value:,.0f}" for value in values], padding=3)
-        axes.set_yticks(range(len(rows)), [row.label for row in rows] if axes is memory else [])
-        axes.invert_yaxis()
-        axes.set_title(title)
-        axes.set_xlim(0, 1.25 * max(values, default=1) or 1)
-    for axes in (accuracy, memory, speed):
-        axes.spines[["top", "right"]].set_visible(False)
+def draw(rows: Sequence[Row], title: str, path: Path) -> None:
+    """Accuracy against depth, memory and speed: one colour per row.
+
+    Args:
+        rows: what to draw.
+        title: what they share.
+        path: the PNG file.
+    """
+    _, cells = columns(rows)
+    varied = [heading for heading in ("network", "data", "epochs", "batch") if heading in cells]
+    labels = [
+        ", ".join([f"{method}, K = {k}", *(cells[heading][i] for heading in varied)])
+        for i, (method, k) in enumerate(zip(cells["method"], cells["K"], strict=True))
+    ]
+    height = max(4, 1.5 + 0.35 * len(rows))
+    figure, axes = plt.subplots(1, 3, figsize=(14, height), width_ratios=(2, 1, 1), layout="constrained")
+    figure.suptitle(title)
+    colours = [plt.get_cmap("viridis")(0.9 * i / max(len(rows) - 1, 1)) for i in range(len(rows))]
+    _draw_depth(axes[0], rows, labels, colours)
+    _draw_bars(axes[1], rows, labels, colours, "peak_activation_bytes", 2**20, "Peak activations, MiB")
+    _draw_bars(axes[2], rows, [""] * len(rows), colours, "images_per_second", 1, "Training speed, images/s")
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def _draw_depth(axes: Axes, rows: Sequence[Row], labels: Sequence[str], colours: Sequence[Any]) -> None:
+    for row, label, colour in zip(rows, labels, colours, strict=True):
+        blocks = row.blocks()
+        depth = [(k + 1) / len(blocks) for k in range(len(blocks))]
+        axes.plot(depth, blocks, "o-", color=colour, label=label, markersize=7, clip_on=False, zorder=3)
+    axes.set(xlabel="depth of the block's end, share of the blocks", ylabel="test top-1, %", xlim=(0, 1))
+    axes.set_title("Each block's own prediction")
+    axes.legend(frameon=False, loc="lower right")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_bars(
+    axes: Axes, rows: Sequence[Row], labels: Sequence[str], colours: Sequence[Any], key: str, unit: float, title: str
+) -> None:
+    values = [(row.mean(key) or 0) / unit for row in rows]
+    bars = axes.barh(range(len(rows)), values, color=colours)
+    axes.bar_label(bars, [f"{value:,.{1 if value < 100 else 0}f}" for value in values], padding=3)
+    axes.set_yticks(range(len(rows)), labels)
+    axes.tick_params(axis="y", length=0)
+    axes.invert_yaxis()
+    axes.set_title(title)
+    axes.set_xlim(0, 1.25 * max(values) or 1)
+    axes.spines[["top", "right"]].set_visible(False)

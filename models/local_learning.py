@@ -192,13 +192,18 @@ class LocalLearning(L.LightningModule):
             )
 
     def setup(self, stage: str) -> None:
-        """Refuse what would train wrongly.
+        """Refuse what would train wrongly."""
+        require_one_process(self.trainer)
 
-        Raises:
-            UnsupportedError: several processes, which need an exchange of gradients per block.
-        """
-        if self.trainer.world_size > 1:
-            raise UnsupportedError(
-                "Training in several processes is not built yet: Lightning's DDP would mix the blocks' gradients. "
-                "Use --trainer.devices 1."
-            )
+
+def require_one_process(trainer: L.Trainer) -> None:
+    """Refuse a Trainer with several processes, which would need an exchange of gradients per block.
+
+    Raises:
+        UnsupportedError: there are several.
+    """
+    if trainer.num_devices * trainer.num_nodes > 1:
+        raise UnsupportedError(
+            "Training in several processes is not built yet: Lightning's DDP would mix the blocks' gradients. "
+            "Use --trainer.devices 1."
+        )

@@ -52,7 +52,7 @@ class Meter(L.Callback):
             torch.cuda.reset_peak_memory_stats(pl_module.device)
             self._allocated = torch.cuda.memory_allocated(pl_module.device)
         else:
-            self._saved = SavedTensorMeter(pl_module.parameters()).__enter__()
+            self._saved = SavedTensorMeter([*pl_module.parameters(), *pl_module.buffers()]).__enter__()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -58,6 +58,8 @@ def cut_chain(chain: Chain, num_blocks: int, cut: Cut, make_head: MakeHead) -> l
         )
     if cut.after:
         ends = _named(chain, num_blocks, cut.after)
+    elif num_blocks == 1:
+        ends = []
     elif cut.by in ("published", "published_memory"):
         ends = _published(chain, num_blocks, cut.by)
     else:

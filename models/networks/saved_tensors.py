@@ -10,15 +10,15 @@ from torch import Tensor
 class SavedTensorMeter:
     """Context manager that counts the bytes of tensors saved for backward, as they come and go.
 
-    Every storage counts once, however many tensors or graph nodes share it; parameters do not
-    count. Works on any device, ``meta`` included, and costs some microseconds per saved tensor.
+    Every storage counts once, however many tensors or graph nodes share it; parameters and buffers
+    do not count. Works on any device, ``meta`` included, and costs some microseconds per saved tensor.
 
-    >>> with SavedTensorMeter(net.parameters()) as meter:
+    >>> with SavedTensorMeter([*net.parameters(), *net.buffers()]) as meter:
     ...     net(images).sum().backward()
     >>> meter.peak  # bytes
 
     Args:
-        exclude: tensors that are there anyway (parameters), left out of the count.
+        exclude: tensors that are there anyway (parameters and buffers), left out of the count.
 
     Attributes:
         current: bytes held now.

@@ -1,0 +1,230 @@
+import gzip
+import io
+import os
+import pickle
+import struct
+
+import numpy as np
+import pytest
+
+from datamodules.files import DataError, read_idx, read_pickle, require, require_folder
+from tests.fake_data import idx_bytes, python2_pickle, python3_pickle
+
+KEYS = ("data", "labels")
+BATCH = {"data": np.arange(12, dtype=np.uint8).reshape(3, 4), "labels": [3, 1, 2]}
+VALUES = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "some_file"
+
+
+def fault(read, *arguments):
+    """Message of the DataError that reading must end with."""
+    with pytest.raises(DataError) as caught:
+        read(*arguments)
+    return str(caught.value)
+
+
+def test_require_returns_the_path_of_an_unaltered_file(path):
+    path.write_bytes(b"content")
+    assert require(path) == path
+    assert require(path, "9a0364b9e99bb480dd25e1f0284c8555") == path
+
+
+def test_require_names_a_missing_file_and_says_what_to_do(path):
+    message = fault(require, path)
+    assert f"{path} is missing" in message
+    assert "--data.root" in message
+    assert "--data.download true" in message
+
+
+def test_require_refuses_a_folder_in_place_of_a_file(tmp_path):
+    assert f"{tmp_path} is missing" in fault(require, tmp_path)
+
+
+def test_require_names_an_altered_file(path):
+    path.write_bytes(b"Content")
+    message = fault(require, path, "9a0364b9e99bb480dd25e1f0284c8555")
+    assert f"{path} is damaged" in message
+    assert "9a0364b9e99bb480dd25e1f0284c8555" in message
+
+
+def test_require_folder_names_a_missing_folder_and_what_it_should_hold(tmp_path):
+    assert require_folder(tmp_path, "images") == tmp_path
+    message = fault(require_folder, tmp_path / "nowhere", "images")
+    assert f"{tmp_path / 'nowhere'} (images) is missing" in message
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_reads_idx(tmp_path, suffix):
+    path, content = tmp_path / f"values{suffix}", idx_bytes(VALUES)
+    path.write_bytes(gzip.compress(content) if suffix else content)
+    assert np.array_equal(read_idx(path), VALUES)
+    assert read_idx(path).dtype == np.uint8
+
+
+CONTENT = idx_bytes(VALUES)
+DAMAGED_IDX = {
+    "empty": b"",
+    "header cut off": CONTENT[:9],
+    "values cut off": CONTENT[:-1],
+    "values missing": CONTENT[:16],
+    "more values than promised": CONTENT + b"\0",
+    "does not begin with zeros": b"\1" + CONTENT[1:],
+    "not unsigned bytes": CONTENT[:2] + b"\x0d" + CONTENT[3:],
+    "some text": b"<html>404 Not Found</html>",
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED_IDX.values(), ids=DAMAGED_IDX)
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_names_an_idx_file_that_is_damaged_inside(tmp_path, content, suffix):
+    path = tmp_path / f"values{suffix}"
+    path.write_bytes(gzip.compress(content) if suffix else content)
+    assert f"{path} is damaged" in fault(read_idx, path)
+
+
+@pytest.mark.xfail(strict=True, raises=ValueError, reason="the product of the sizes overflows to 0")
+def test_names_an_idx_file_of_impossible_size(path):
+    path.write_bytes(struct.pack(">HBB4I", 0, 0x08, 4, 2**31, 2**31, 2**31, 2**31))
+    assert f"{path} is damaged" in fault(read_idx, path)
+
+
+@pytest.mark.parametrize("cut", [1, 5, 12, -9, -4, -1])
+def test_names_a_gzip_file_that_was_cut_off(tmp_path, cut):
+    path = tmp_path / "values.gz"
+    path.write_bytes(gzip.compress(CONTENT)[:cut])
+    assert f"{path} is damaged" in fault(read_idx, path)
+
+
+@pytest.mark.parametrize("place", [0, 12, -5])
+def test_names_a_gzip_file_with_a_wrong_byte(tmp_path, place):
+    path, content = tmp_path / "values.gz", bytearray(gzip.compress(CONTENT))
+    content[place] ^= 0xFF
+    path.write_bytes(content)
+    assert f"{path} is damaged" in fault(read_idx, path)
+
+
+def test_names_a_file_that_is_only_called_gzip(tmp_path):
+    path = tmp_path / "values.gz"
+    path.write_bytes(CONTENT)
+    assert f"{path} is damaged" in fault(read_idx, path)
+
+
+PICKLERS = {
+    "Python 2": python2_pickle,
+    "Python 3": python3_pickle,
+    "protocol 2": lambda batch: pickle.dumps(batch, protocol=2),
+    "protocol 4": lambda batch: pickle.dumps(batch, protocol=4),
+}
+
+
+@pytest.mark.parametrize("dump", PICKLERS.values(), ids=PICKLERS)
+@pytest.mark.parametrize("dtype", [np.uint8, np.float64])
+def test_reads_pickled_batches(path, dump, dtype):
+    path.write_bytes(dump({"data": BATCH["data"].astype(dtype), "labels": [3, 1, 2], "note": "n° 1"}))
+    batch = read_pickle(path, KEYS)
+    assert np.array_equal(batch["data"], BATCH["data"])
+    assert batch["data"].dtype == dtype
+    assert batch["labels"] == [3, 1, 2]
+    assert batch["note"] == "n° 1"
+
+
+@pytest.mark.parametrize("dump", PICKLERS.values(), ids=PICKLERS)
+def test_names_a_pickle_that_was_cut_off_anywhere(path, dump):
+    content = dump(BATCH)
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
+        assert f"{path} is damaged" in fault(read_pickle, path, KEYS)
+
+
+@pytest.mark.parametrize("content", [b"\0" * 100, b"<html>404 Not Found</html>", b"version https://git-lfs\n"])
+def test_names_a_file_that_is_no_pickle(path, content):
+    path.write_bytes(content)
+    assert f"{path} is damaged" in fault(read_pickle, path, KEYS)
+
+
+@pytest.mark.parametrize("batch", [{"data": 1}, {}, [1, 2], "data labels", None])
+def test_names_a_pickle_that_lacks_a_key(path, batch):
+    path.write_bytes(pickle.dumps(batch, protocol=2))
+    message = fault(read_pickle, path, KEYS)
+    assert f"{path} is not a data batch" in message
+    assert "data or labels" in message
+
+
+class Calls:
+    """Calls a function when it is unpickled."""
+
+    def __init__(self, function, *arguments):
+        self._call = function, arguments
+
+    def __reduce__(self):
+        return self._call
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_runs_nothing_that_a_pickle_asks_for(tmp_path, path, protocol):
+    mark = tmp_path / "was_run"
+    content = pickle.dumps(BATCH | {"note": Calls(os.system, f"touch '{mark}'")}, protocol=protocol)
+    path.write_bytes(content)
+    message = fault(read_pickle, path, KEYS)
+    assert not mark.exists()
+    assert str(path) in message
+    assert f"{os.system.__module__}.system" in message
+    assert "Nothing in it was run" in message
+    pickle.loads(content)
+    assert mark.exists()  # the attack works on an ordinary unpickler
+
+
+FORBIDDEN = {
+    "eval": Calls(eval, "1 + 1"),
+    "exec": Calls(exec, "pass"),
+    "getattr": Calls(getattr, "text", "upper"),
+    "open": Calls(open, os.devnull),
+    "numpy function": Calls(np.load, os.devnull),
+    "numpy scalar type": np.float64,
+    "a class": io.BytesIO,
+}
+
+
+@pytest.mark.parametrize("wanted", FORBIDDEN.values(), ids=FORBIDDEN)
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_refuses_all_but_arrays_and_plain_values(path, wanted, protocol):
+    path.write_bytes(pickle.dumps(BATCH | {"note": wanted}, protocol=protocol))
+    message = fault(read_pickle, path, KEYS)
+    assert "which no image data set needs" in message
+    assert str(path) in message
+
+
+def test_refuses_a_method_of_something_allowed(path):
+    path.write_bytes(b"\x80\x04\x8c\x05numpy\x8c\x0endarray.tofile\x93.")
+    assert "numpy.ndarray.tofile" in fault(read_pickle, path, KEYS)
+
+
+@pytest.mark.xfail(strict=True, raises=LookupError, reason="this error is not among those caught")
+def test_names_a_pickle_with_a_wrong_byte_in_the_name_of_an_encoding(path):
+    path.write_bytes(pickle.dumps(BATCH, protocol=2).replace(b"latin1", b"lotin1"))
+    assert f"{path} is damaged" in fault(read_pickle, path, KEYS)
+
+
+class ForgedDtype:
+    """Unpickles as the dtype of Python objects, with the flags of one of plain bytes."""
+
+    def __reduce__(self):
+        return np.dtype, ("O8", False, True), (3, "|", None, None, None, -1, -1, 0)
+
+
+class ForgedArray:
+    """Unpickles as an array of eight bytes that numpy takes for the address of an object."""
+
+    def __reduce__(self):
+        build, arguments, _ = np.empty(0, np.uint8).__reduce__()
+        return build, arguments, (1, (1,), ForgedDtype(), False, bytes(8))
+
+
+@pytest.mark.xfail(strict=True, raises=pytest.fail.Exception, reason="numpy believes the flags that the pickle gives")
+def test_takes_no_bytes_for_addresses_of_objects(path):
+    path.write_bytes(pickle.dumps(BATCH | {"data": ForgedArray()}, protocol=2))
+    assert f"{path} is damaged" in fault(read_pickle, path, KEYS)

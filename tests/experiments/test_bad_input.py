@@ -1,0 +1,120 @@
+"""Every mistake ends in one sentence that says what was wrong and what to do, with exit code 2."""
+
+import pytest
+from helpers import DIGITS, SMALL, fault, fit, summary
+
+from models import DecoupledGreedy
+
+FIT = ("fit", "--config", str(DIGITS), *SMALL, "--trainer.max_epochs=2")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--trainer.max_epohcs=3"], ["--trainer.max_epohcs", "Did you mean --trainer.max_epochs?"]),
+        (["--model.nmu_blocks=3"], ["nmu_blocks", "Did you mean num_blocks?"]),
+        (["--model=DecoupledGreedi"], ["DecoupledGreedi"]),
+        (["--data=datamodules.Digit"], ["datamodules.Digit"]),
+        (["--model.cut.by=bytes"], ["cut.by", "activation_bytes"]),
+        (["--config=nowhere.yaml"], ["nowhere.yaml"]),
+        (["--model.num_blocks=9"], ["4 units", "9 blocks", "between 1 and 4"]),
+        (["--model.num_blocks=0"], ["0 blocks", "between 1 and 4"]),
+        (["--model.num_blocks=2", "--model.cut.after=[conv7]"], ["conv7", "conv1, conv2, conv3, conv4"]),
+        (["--model.num_blocks=2", "--model.cut.after=[conv4]"], ["conv4", "empty block"]),
+        (["--model.cut.after=[conv1]"], ["1 cuts", "num_blocks is 4"]),
+        (["--model.cut.by=published"], ["VGG", "known: none"]),
+        (["--model.network.plan=[8,M,M,M,M]"], ["halves the image 4 times"]),
+        (["--data.validation=1.5"], ["between 0 and 1"]),
+        (["--data.batch_size=0"], ["batch_size"]),
+        (["--data=datamodules.MNIST", "--data.root=/nowhere"], ["/nowhere/MNIST/raw", "--data.download true"]),
+        (["--data=datamodules.CIFAR10", "--data.root=/nowhere"], ["/nowhere/cifar-10-batches-py/data_batch_1"]),
+        (["--ckpt_path=last"], ["no checkpoint", "last.ckpt"]),
+        (["--trainer.devices=2", "--trainer.strategy=ddp_spawn"], ["several processes", "--trainer.devices 1"]),
+    ],
+    ids=lambda value: value[-1].lstrip("-") if value[-1].startswith("--") else "",
+)
+def test_a_mistake_is_told_in_one_sentence(options, said, tmp_path, capsys):
+    message = fault(capsys, *FIT, f"--runs={tmp_path / 'runs'}", *options)
+    for part in said:
+        assert part in message
+    assert not list(tmp_path.rglob("summary.json"))
+
+
+def test_a_loss_that_is_no_number_is_told_and_the_last_checkpoint_stays(tmp_path, capsys, monkeypatch):
+    folder = fit(tmp_path)
+    before = (folder / "checkpoints" / "last.ckpt").read_bytes()
+    healthy = DecoupledGreedy.local_loss
+
+    def poisoned(self, k, features, batch):
+        return healthy(self, k, features, batch) * (float("nan") if (k, self.global_step) == (2, 9) else 1)
+
+    monkeypatch.setattr(DecoupledGreedy, "local_loss", poisoned)
+    resume = ("--trainer.max_epochs=4", "--ckpt_path=last")
+    message = fault(capsys, *FIT, f"--runs={tmp_path}", "--name=run", *resume)
+    assert "The loss of block 3 is nan at step 10" in message
+    assert (folder / "checkpoints" / "last.ckpt").read_bytes() == before
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path, capsys):
+    folder = fit(tmp_path)
+    path = folder / "checkpoints" / "last.ckpt"
+    wider = fault(capsys, *FIT, "--model.network.plan=[16,8,M,16,16]", f"--ckpt_path={path}")
+    assert "another network" in wider
+    assert "(16, 1, 3, 3) here" in wider or "there and" in wider
+    cut = fault(capsys, *FIT, "--model.num_blocks=2", f"--ckpt_path={path}")
+    assert "another cut" in cut
+    assert str(path) in cut
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, capsys):
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    path.parent.mkdir()
+    path.write_text("not a checkpoint")
+    assert str(path) in fault(capsys, *FIT, f"--ckpt_path={path}")
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path, capsys):
+    import os
+    import pickle
+
+    class Trap:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "trapped"),)
+
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    path.parent.mkdir()
+    path.write_bytes(pickle.dumps({"state_dict": Trap()}))
+    assert str(path) in fault(capsys, *FIT, f"--ckpt_path={path}")
+    assert not (tmp_path / "trapped").exists()
+
+
+def test_a_taken_name_is_not_overwritten(tmp_path, capsys):
+    folder = fit(tmp_path)
+    before = summary(folder)
+    message = fault(capsys, *FIT, f"--runs={tmp_path}", "--name=run")
+    assert "--ckpt_path last" in message
+    assert "--name" in message
+    assert summary(folder) == before
+
+
+def test_a_run_folder_that_cannot_be_written_is_told(tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    message = fault(capsys, *FIT, f"--runs={tmp_path / 'file'}")
+    assert "cannot be written" in message
+    assert "--runs" in message
+
+
+def test_a_run_that_failed_before_its_first_step_leaves_no_folder(tmp_path, capsys):
+    fault(capsys, *FIT, f"--runs={tmp_path}", "--name=run", "--data=datamodules.MNIST", "--data.root=/nowhere")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_or_wrong_suite_is_told(tmp_path, capsys):
+    assert "nowhere.yaml" in fault(capsys, "suite", "nowhere.yaml", f"--runs={tmp_path}")
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text("run: 3")
+    assert "is not a suite" in fault(capsys, "suite", str(wrong), f"--runs={tmp_path}")
+
+
+def test_a_report_without_runs_is_told(tmp_path, capsys):
+    assert "No finished run" in fault(capsys, "report", str(tmp_path))

@@ -1,0 +1,54 @@
+"""Every YAML runs: one training, validation and test batch on tiny data in the published format."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from fake_data import write_data_set
+from helpers import CONFIGS
+
+from experiments.cli import main
+from experiments.suite import read_suite
+
+EXPERIMENTS = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "suites")
+SUITES = sorted((CONFIGS / "suites").glob("*.yaml"))
+
+
+def name_of(path: Path) -> str:
+    return f"{path.parent.name}/{path.stem}"
+
+
+@pytest.mark.parametrize("config", EXPERIMENTS, ids=name_of)
+def test_config_runs(config, tmp_path, monkeypatch):
+    data = yaml.safe_load(config.read_text())["data"]["class_path"].rpartition(".")[2]
+    options = [
+        "--trainer.fast_dev_run=true",
+        "--trainer.accelerator=cpu",
+        "--data.batch_size=8",
+        "--data.num_workers=0",
+    ]
+    if data != "Digits":
+        options += [f"--data.root={write_data_set(data, tmp_path, monkeypatch)}"]
+    if data == "ImageNet":
+        options += ["--data.image_size=64", "--data.validation=0.2"]
+    if data == "Imagenet32":
+        options += ["--data.validation=0.1"]
+    main(["fit", "--config", str(config), f"--runs={tmp_path / 'runs'}", *options])
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("config", EXPERIMENTS, ids=name_of)
+def test_config_states_command_source_time_and_figure(config):
+    head = config.read_text().partition("seed_everything")[0]
+    assert all(line.startswith("#") for line in head.splitlines())
+    assert f"python -m experiments fit --config experiments/configs/{name_of(config)}.yaml" in head
+    assert "Reproduces:" in head
+    assert re.search(r"not run|reached: .*\d", head)
+
+
+@pytest.mark.parametrize("suite", SUITES, ids=name_of)
+def test_suite_names_configs_that_exist(suite):
+    runs = read_suite(suite)
+    assert runs
+    assert all(run.config.is_file() for run in runs)

@@ -1,0 +1,81 @@
+"""``cost`` and ``bench``."""
+
+import json
+
+import pytest
+import torch
+from helpers import CONFIGS, DIGITS, SMALL
+
+from experiments.allocator import keep_freed_memory
+from experiments.cli import main
+
+RESNET32 = CONFIGS / "decoupled_greedy" / "cifar10_resnet32.yaml"
+
+
+def run_json(capsys, *args):
+    main([*args, "--json"])
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(("num_blocks", "macs"), [(1, 70.06), (2, 36.98), (4, 19.34), (8, 10.85), (16, 6.04)])
+def test_slowest_node_is_the_published_one(num_blocks, macs, capsys):
+    """GN-DGL, slowest node at G = 1, in M MACs; the data set need not be there."""
+    cost = run_json(capsys, "cost", "--config", str(RESNET32), f"--model.num_blocks={num_blocks}")
+    assert cost["slowest_node_macs"] / 1e6 == pytest.approx(macs, abs=0.01)
+    assert len(cost["nodes"]) == num_blocks
+
+
+def test_cost_counts_every_node(capsys):
+    cost = run_json(capsys, "cost", "--config", str(RESNET32), "--model.num_blocks=4", "--data.batch_size=128")
+    nodes = cost["nodes"]
+    keys = {"block", "group", "parameters", "forward_macs", "activation_bytes", "bytes_out"}
+    assert all(keys <= set(node) for node in nodes)
+    assert [(node["block"], node["group"]) for node in nodes] == [(1, 1), (2, 1), (3, 1), (4, 1)]
+    assert cost["total_macs"] == sum(node["forward_macs"] for node in nodes)
+    assert cost["slowest_node_macs"] == max(node["forward_macs"] for node in nodes)
+    floats = [16 * 32 * 32, 32 * 16 * 16, 64 * 8 * 8, 64 * 8 * 8]
+    assert [node["bytes_out"] for node in nodes] == [128 * 4 * count for count in floats]
+    assert cost["predicted_speedup"] == pytest.approx(70.06 / 19.34, rel=1e-3)
+
+
+def test_plain_convention_counts_fewer_operations(capsys):
+    published = run_json(capsys, "cost", "--config", str(RESNET32))
+    plain = run_json(capsys, "cost", "--config", str(RESNET32), "--convention=plain")
+    assert 0.98 * published["total_macs"] < plain["total_macs"] < published["total_macs"]
+
+
+def test_cost_prints_a_table(capsys):
+    main(["cost", "--config", str(DIGITS)])
+    printed = capsys.readouterr().out
+    assert "VGG, 4 blocks, batch 64" in printed
+    assert "slowest node" in printed
+    assert "one per block" in printed
+
+
+def test_bench_measures_method_backprop_and_checkpointing(capsys):
+    result = run_json(capsys, "bench", "--config", str(DIGITS), *SMALL, "--steps=2", "--repetitions=2")
+    for figures in (result, result["backprop"], result["checkpointing"], result["plain_loop"]):
+        assert figures["images_per_second"] == pytest.approx(64 / figures["step_seconds"])
+        assert figures["peak_activation_bytes"] > 0
+    assert result["peak_activation_bytes"] < result["backprop"]["peak_activation_bytes"]
+    assert result["checkpointing"]["peak_activation_bytes"] < result["backprop"]["peak_activation_bytes"]
+    ratios = result["ratios"]
+    assert ratios["step_over_backprop"] == pytest.approx(result["step_seconds"] / result["backprop"]["step_seconds"])
+    assert ratios["memory_over_backprop"] == pytest.approx(
+        result["peak_activation_bytes"] / result["backprop"]["peak_activation_bytes"]
+    )
+    assert result["loader"]["images_per_second_one_core"] > 0
+    assert result["settings"]["repetitions"] == 2
+
+
+def test_bench_prints_a_table(capsys):
+    main(["bench", "--config", str(DIGITS), *SMALL, "--steps=1", "--repetitions=1"])
+    printed = capsys.readouterr().out
+    for row in ("backprop", "checkpointing", "this method", "plain loop", "Lightning's own cost", "loader alone"):
+        assert row in printed
+
+
+def test_allocator_setting_takes_and_memory_still_works():
+    keep_freed_memory()
+    blocks = [torch.ones(2**20) for _ in range(8)]
+    assert sum(float(block.sum()) for block in blocks) == 8 * 2**20

@@ -1,0 +1,253 @@
+"""``fit`` and its run folder; validate, test, predict; resume."""
+
+import csv
+import math
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from helpers import DIGITS, SMALL, fault, fit, summary
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from experiments.cli import main
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return fit(tmp_path_factory.mktemp("runs"))
+
+
+def checkpoint(folder, name="last"):
+    return torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
+
+
+def rows(folder):
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def scalars(folder, tag):
+    page = EventAccumulator(str(folder)).Reload()
+    return [(event.step, event.value) for event in page.Scalars(tag)]
+
+
+# -- the run folder -------------------------------------------------------------------------------
+
+
+def test_run_folder_holds_everything(finished):
+    names = {path.name for path in finished.iterdir()}
+    assert {"config.yaml", "metrics.csv", "summary.json", "checkpoints"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    assert {path.name for path in (finished / "checkpoints").iterdir()} == {"last.ckpt", "previous.ckpt", "best.ckpt"}
+
+
+def test_summary_says_what_was_run_and_reached(finished):
+    figures = summary(finished)
+    expected = {
+        "name": "run",
+        "method": "DecoupledGreedy",
+        "network": "VGG",
+        "dataset": "Digits",
+        "seed": 0,
+        "num_blocks": 4,
+        "num_groups": 1,
+        "epochs": 2,
+        "global_step": 8,
+    }
+    assert {key: figures[key] for key in expected} == expected
+    assert figures["seconds"] > 0
+    assert figures["images_per_second"] > 0
+    assert figures["peak_activation_bytes"] > 0
+    assert figures["parameters"] == sum(
+        t.numel() for n, t in checkpoint(finished)["state_dict"].items() if is_weight(n)
+    )
+    assert set(figures["versions"]) == {"python", "torch", "torchvision", "lightning", "local-learning"}
+    wanted = [f"{split}/block{k}/top1" for split in ("val", "test") for k in range(1, 5)]
+    wanted += ["val/top1", "test/top1", "val/ensemble/top1", "test/ensemble/top1"]
+    assert all(0 <= figures["metrics"][name] <= 1 for name in wanted)
+    assert figures["metrics"]["test/top1"] == figures["metrics"]["test/block4/top1"]
+
+
+def is_weight(name):
+    return not name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+
+
+def test_measured_memory_is_the_predicted_one(finished, capsys):
+    import json
+
+    main(["cost", "--config", str(finished / "config.yaml"), "--json"])
+    predicted = json.loads(capsys.readouterr().out)["peak_activation_bytes"]
+    loss = 64 * 10 * 4 + 64 * 8 + 4
+    assert summary(finished)["peak_activation_bytes"] == predicted + loss
+
+
+def test_csv_and_tensorboard_hold_the_same_figures(finished):
+    for tag in ("train/block2/loss", "train/block4/grad_norm", "train/block1/lr", "val/block3/top1"):
+        from_csv = {int(row["step"]): float(row[tag]) for row in rows(finished) if row[tag]}
+        assert dict(scalars(finished, tag)) == pytest.approx(from_csv)
+        assert from_csv
+    steps = [step for step, _ in scalars(finished, "train/block1/loss")]
+    assert steps == [1, 3, 5, 7]
+
+
+def test_tensorboard_shows_batch_cut_and_all_blocks_in_one_chart(finished):
+    page = EventAccumulator(str(finished), size_guidance={"images": 0}).Reload()
+    assert page.Tags()["images"] == ["train/augmented_batch"]
+    assert page.Images("train/augmented_batch")[0].width > 300
+    tensors = page.Tags()["tensors"]
+    cut = page.Tensors("cut/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert "conv1" in cut
+    assert "M MACs / image" in cut
+    assert "custom_scalars__config__" in tensors
+
+
+def test_saved_config_runs_again_with_the_same_result(finished, tmp_path):
+    config = yaml.safe_load((finished / "config.yaml").read_text())
+    assert not {"name", "runs", "ckpt_path"} & set(config)
+    again = fit(tmp_path, config=finished / "config.yaml")
+    ours, theirs = checkpoint(again)["state_dict"], checkpoint(finished)["state_dict"]
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_ten_steps_are_ten_batches(tmp_path):
+    folder = fit(tmp_path, "--trainer.max_epochs=-1", "--trainer.max_steps=10")
+    assert summary(folder)["global_step"] == 10
+    assert checkpoint(folder)["global_step"] == 10
+
+
+def test_seed_changes_the_run_but_not_the_held_out_images(tmp_path, finished):
+    other = fit(tmp_path, "--seed_everything=1")
+    assert summary(other)["seed"] == 1
+    assert summary(other)["metrics"]["val/loss"] != summary(finished)["metrics"]["val/loss"]
+
+
+def test_default_names_are_numbered(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = ["fit", "--config", str(DIGITS), *SMALL, "--trainer.max_epochs=1"]
+    main(command)
+    main(command)
+    assert sorted(path.name for path in Path("runs").iterdir()) == [
+        "decoupled_greedy-vgg-digits-K4-seed0",
+        "decoupled_greedy-vgg-digits-K4-seed0-2",
+    ]
+
+
+def test_fast_dev_run_leaves_nothing(tmp_path):
+    fit(tmp_path / "runs", "--trainer.fast_dev_run=true")
+    assert not (tmp_path / "runs").exists()
+
+
+# -- other commands on a finished run ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_evaluation_of_a_checkpoint_repeats_its_figures(command, finished, capsys):
+    main([command, "--config", str(finished / "config.yaml"), f"--ckpt_path={finished / 'checkpoints/last.ckpt'}"])
+    split = {"validate": "val", "test": "test"}[command]
+    printed = re.search(rf"{split}/ensemble/top1\W+([\d.]+)", capsys.readouterr().out)
+    assert float(printed[1]) == pytest.approx(summary(finished)["metrics"][f"{split}/ensemble/top1"])
+
+
+def test_predict_writes_one_line_per_test_image(finished):
+    options = ["--config", str(finished / "config.yaml"), f"--ckpt_path={finished / 'checkpoints/last.ckpt'}"]
+    main(["predict", *options])
+    with (finished / "predictions.csv").open() as file:
+        predictions = list(csv.DictReader(file))
+    assert [int(row["index"]) for row in predictions] == list(range(360))
+    assert all(0.1 <= float(row["probability"]) <= 1 for row in predictions)
+    from datamodules import Digits
+
+    labels = Digits().load(train=False).labels.tolist()
+    accuracy = sum(int(row["class"]) == y for row, y in zip(predictions, labels, strict=True)) / len(labels)
+    assert accuracy == pytest.approx(summary(finished)["metrics"]["test/top1"], abs=1e-6)
+
+
+# -- resume ------------------------------------------------------------------------------------------
+
+KILLED_IN_A_STEP = """
+from models import LocalLearning
+original = LocalLearning.on_train_batch_end
+def kill(self, *args):
+    original(self, *args)
+    if self.trainer.global_step == 10:
+        os.kill(os.getpid(), signal.SIGKILL)
+LocalLearning.on_train_batch_end = kill
+"""
+KILLED_WHILE_SAVING = """
+import lightning.pytorch as L
+original = L.Trainer.save_checkpoint
+def kill(self, path, *args, **arguments):
+    if self.global_step == 12 and str(path).endswith("last.ckpt"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    original(self, path, *args, **arguments)
+L.Trainer.save_checkpoint = kill
+"""
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return fit(tmp_path_factory.mktemp("whole"), "--trainer.max_epochs=4", "--model.network.dropout=0.1")
+
+
+def run_broken(moment, command):
+    """Run a command in a process of its own that breaks off at a moment; as many threads as here."""
+    threads = f"import os, signal, torch\ntorch.set_num_threads({torch.get_num_threads()})"
+    program = f"{threads}\n{moment}\nfrom experiments.cli import main\nmain({command!r})"
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, check=False, text=True)
+
+
+@pytest.mark.parametrize("moment", [KILLED_IN_A_STEP, KILLED_WHILE_SAVING], ids=["in a step", "while saving"])
+def test_killed_and_resumed_run_equals_one_that_was_not(moment, undisturbed, tmp_path):
+    options = [*SMALL, "--trainer.max_epochs=4", "--model.network.dropout=0.1"]
+    command = ["fit", "--config", str(DIGITS), f"--runs={tmp_path}", "--name=run", *options]
+    assert run_broken(moment, command).returncode == -signal.SIGKILL
+    assert checkpoint(tmp_path / "run")["global_step"] == 8
+
+    main([*command, "--ckpt_path=last"])
+    assert_same_end(tmp_path / "run", undisturbed)
+
+
+def assert_same_end(folder, undisturbed):
+    ours, theirs = checkpoint(folder), checkpoint(undisturbed)
+    assert ours["global_step"] == theirs["global_step"] == 16
+    assert all(torch.equal(ours["state_dict"][name], tensor) for name, tensor in theirs["state_dict"].items())
+    assert len(ours["optimizer_states"]) == len(theirs["optimizer_states"]) == 4
+    for one, other in zip(ours["optimizer_states"], theirs["optimizer_states"], strict=True):
+        assert one["param_groups"] == other["param_groups"]
+        for key, state in other["state"].items():
+            assert torch.equal(one["state"][key]["momentum_buffer"], state["momentum_buffer"])
+    for tag in ("train/block2/loss", "val/block4/top1"):
+        assert scalars(folder, tag) == scalars(undisturbed, tag)
+        written = [(row["step"], row[tag]) for row in rows(folder) if row[tag]]
+        assert written == [(row["step"], row[tag]) for row in rows(undisturbed) if row[tag]]
+    assert summary(folder)["metrics"]["test/top1"] == summary(undisturbed)["metrics"]["test/top1"]
+
+
+def test_a_truncated_checkpoint_is_named_and_the_one_before_it_offered(tmp_path, capsys):
+    folder = fit(tmp_path)
+    last = folder / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:-1000])
+    options = ("--config", str(DIGITS), *SMALL, f"--runs={tmp_path}", "--name=run", "--trainer.max_epochs=3")
+    message = fault(capsys, "fit", *options, "--ckpt_path=last")
+    offered = folder / "checkpoints" / "previous.ckpt"
+    assert str(last) in message
+    assert f"--ckpt_path {offered}" in message
+    assert "epoch 1" in message
+    main(["fit", *options, f"--ckpt_path={offered}"])
+    assert summary(folder)["global_step"] == 12
+
+
+def test_ctrl_c_leaves_the_last_checkpoint_good_and_says_how_to_go_on(tmp_path):
+    moment = KILLED_IN_A_STEP.replace("os.kill(os.getpid(), signal.SIGKILL)", "raise KeyboardInterrupt")
+    command = ["fit", "--config", str(DIGITS), f"--runs={tmp_path}", "--name=run", *SMALL, "--trainer.max_epochs=4"]
+    stopped = run_broken(moment, command)
+    assert stopped.returncode == 1
+    assert "--name run --ckpt_path last" in stopped.stdout
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert checkpoint(tmp_path / "run")["global_step"] == 8
+    assert all(math.isfinite(t.float().sum()) for t in checkpoint(tmp_path / "run")["state_dict"].values())

@@ -1,0 +1,137 @@
+"""``suite`` and ``report``."""
+
+import csv
+import json
+
+import pytest
+from helpers import CONFIGS, DIGITS, SMALL, fit
+
+from experiments.cli import main
+from experiments.errors import RunError
+from experiments.report import find_summaries, group
+from experiments.suite import read_suite
+
+
+def finished(folder, name, **changes):
+    """A run folder with nothing but a summary."""
+    summary = {
+        "name": name,
+        "method": "Backprop",
+        "network": "VGG",
+        "dataset": "Digits",
+        "seed": 0,
+        "num_blocks": 1,
+        "batch_size": 64,
+        "epochs": 2,
+        "images_per_second": 1000.0,
+        "peak_activation_bytes": 4 * 2**20,
+        "metrics": {"test/top1": 0.9, "test/ensemble/top1": 0.9, "test/block1/top1": 0.9},
+    }
+    (folder / name).mkdir(parents=True)
+    (folder / name / "summary.json").write_text(json.dumps(summary | changes))
+
+
+@pytest.fixture
+def runs(tmp_path):
+    finished(tmp_path, "backprop")
+    for seed, top1 in enumerate((0.80, 0.90)):
+        metrics = {"test/top1": top1, "test/block1/top1": 0.5, "test/block2/top1": top1, "test/ensemble/top1": 0.81}
+        changes = {"method": "DecoupledGreedy", "num_blocks": 2, "seed": seed, "metrics": metrics}
+        finished(tmp_path, f"dgl{seed}", images_per_second=500.0, peak_activation_bytes=2**20, **changes)
+    return tmp_path
+
+
+def test_seeds_are_one_row_and_ratios_are_to_backprop(runs):
+    backprop, dgl = group(find_summaries([runs]))
+    assert (backprop.first["method"], len(dgl.summaries)) == ("Backprop", 2)
+    assert dgl.mean("test/top1") == pytest.approx(0.85)
+    assert dgl.ratio("test/top1") == pytest.approx(0.85 / 0.9)
+    assert dgl.ratio("images_per_second") == pytest.approx(0.5)
+    assert dgl.ratio("peak_activation_bytes") == pytest.approx(0.25)
+    assert dgl.blocks() == pytest.approx([50.0, 85.0])
+
+
+def test_report_writes_table_and_picture(runs, capsys):
+    main(["report", str(runs)])
+    printed = capsys.readouterr().out
+    assert "tensorboard --logdir" in printed
+    with (runs / "report.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [row["method"] for row in table] == ["Backprop", "DecoupledGreedy"]
+    assert table[1]["test top-1, %"] == "85.00 ± 7.07 (×0.94)"
+    assert table[1]["each block, %"] == "50.0 85.0"
+    assert table[1]["peak MiB"] == "1.0 (×0.25)"
+    assert "| DecoupledGreedy | 2 |" in (runs / "report.md").read_text()
+    assert (runs / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_runs_of_other_epochs_are_rows_of_their_own(runs):
+    finished(runs, "longer", epochs=3)
+    rows = group(find_summaries([runs]))
+    assert sorted(row.first["epochs"] for row in rows if row.first["method"] == "Backprop") == [2, 3]
+
+
+def test_a_damaged_summary_is_named(runs):
+    (runs / "backprop" / "summary.json").write_text("{")
+    with pytest.raises(RunError, match=r"backprop/summary\.json is damaged"):
+        find_summaries([runs])
+
+
+def test_a_grid_is_one_run_per_combination(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text(
+        "runs:\n"
+        "  - {config: a/digits.yaml, name: first, options: {trainer.max_epochs: 1}}\n"
+        "  - {config: a/digits.yaml, grid: {model.num_blocks: [2, 4], seed_everything: [0, 1]}}\n"
+    )
+    planned = read_suite(path)
+    assert [run.name for run in planned] == [
+        "first",
+        "a-digits-num_blocks2-seed_everything0",
+        "a-digits-num_blocks2-seed_everything1",
+        "a-digits-num_blocks4-seed_everything0",
+        "a-digits-num_blocks4-seed_everything1",
+    ]
+    assert planned[0].options == ("--trainer.max_epochs=1",)
+    assert planned[-1].options == ("--model.num_blocks=4", "--seed_everything=1")
+    assert planned[0].config == (tmp_path / "a" / "digits.yaml").resolve()
+
+
+def test_two_runs_of_one_name_are_refused(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text("runs:\n  - config: a/digits.yaml\n  - config: a/digits.yaml\n")
+    with pytest.raises(RunError, match="two runs named a-digits"):
+        read_suite(path)
+
+
+def test_suite_runs_resumes_skips_and_reports_in_spite_of_a_failure(tmp_path, capfd):
+    suite = tmp_path / "study.yaml"
+    one = tmp_path / "runs" / "study" / "one"
+    suite.write_text(
+        "runs:\n"
+        f"  - {{config: {DIGITS}, name: one}}\n"
+        f"  - {{config: {DIGITS}, name: impossible, options: {{model.num_blocks: 99}}}}\n"
+    )
+    fit(one.parent, name="one")  # as if cut off after two of three epochs
+    (one / "summary.json").unlink()
+    command = ("suite", str(suite), f"--runs={tmp_path / 'runs'}", *SMALL, "--trainer.max_epochs=3")
+    with pytest.raises(SystemExit):
+        main(list(command))
+    output = capfd.readouterr()
+    assert "cannot be cut into 99 blocks" in output.err
+    assert "1 of 2 runs failed: impossible" in output.err
+    assert json.loads((one / "summary.json").read_text())["global_step"] == 12
+    assert (one.parent / "report.png").is_file()
+
+    suite.write_text(f"runs:\n  - {{config: {DIGITS}, name: one}}\n")
+    main(list(command))
+    assert "one: finished before" in capfd.readouterr().out
+
+
+def test_the_demo_compares_backprop_with_two_cuts():
+    planned = read_suite(CONFIGS / "suites" / "demo.yaml")
+    assert [run.name for run in planned] == [
+        "backprop-digits",
+        "decoupled_greedy-digits-num_blocks2",
+        "decoupled_greedy-digits-num_blocks4",
+    ]
