@@ -18,7 +18,6 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader
@@ -26,7 +25,7 @@ from torch.utils.data import DataLoader
 from datamodules import Batch, ImageDataModule
 from datamodules.base import EpochBatches, MemoryImages
 from experiments.allocator import keep_freed_memory
-from experiments.callbacks import ResumableCSVLogger
+from experiments.callbacks import RunCSVLogger, RunTensorBoardLogger
 from experiments.cost import network_cost
 from models import Backprop, DecoupledGreedy, LocalLearning
 from models.networks import SavedTensorMeter
@@ -211,7 +210,7 @@ def _train(model: LocalLearning, batches: RandomImages, make_trainer: Callable[.
     clock = _Clock()
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(
-            logger=[TensorBoardLogger(folder, name="", version=""), ResumableCSVLogger(Path(folder), 0)],
+            logger=[RunTensorBoardLogger(Path(folder)), RunCSVLogger(Path(folder))],
             callbacks=[clock],
             max_steps=steps + _WARM_UP,
             log_every_n_steps=steps,

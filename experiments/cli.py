@@ -12,7 +12,7 @@ from typing import Any
 import lightning.pytorch as L
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 
 from datamodules import DataError, ImageDataModule
 from experiments import run_folder
@@ -24,7 +24,8 @@ from experiments.callbacks import (
     LastCheckpoint,
     Meter,
     PredictionsFile,
-    ResumableCSVLogger,
+    RunCSVLogger,
+    RunTensorBoardLogger,
     TensorBoardPage,
 )
 from experiments.cost import show_cost
@@ -40,6 +41,10 @@ from models.networks.profile import Convention
 
 FAULTS = (RunError, DataError, CutError, NetworkError, NonFiniteLossError, UnsupportedError)
 """Faults of use: reported in one sentence, without a traceback."""
+
+
+DESCRIPTION = """Local learning: networks trained block by block.
+Besides the commands below: suite S.yaml runs a list or grid of configs, report RUNS... compares finished runs."""
 
 
 class Trainer(L.Trainer):
@@ -112,7 +117,7 @@ class LocalLearningCLI(LightningCLI):
             seed_everything_default=0,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            parser_kwargs={"prog": "python -m experiments"},
+            parser_kwargs={"prog": "python -m experiments", "description": DESCRIPTION},
             args=args,
         )
 
@@ -142,10 +147,10 @@ class LocalLearningCLI(LightningCLI):
         if asked in ("last", "best"):
             self.folder = run_folder.choose(Path(options.runs), options.name, name, resume=True)
             options.ckpt_path = str(self.folder / (run_folder.LAST if asked == "last" else run_folder.BEST))
-        elif asked:
-            self.folder = Path(asked).parents[1]
+        elif asked and not options.name and Path(asked).absolute().parent.name == Path(run_folder.LAST).parent.name:
+            self.folder = Path(asked).absolute().parents[1]
         else:
-            self.folder = run_folder.choose(Path(options.runs), options.name, name, resume=False)
+            self.folder = run_folder.choose(Path(options.runs), options.name, name, resume=bool(asked))
         if asked:
             self.checkpoint = run_folder.load_checkpoint(Path(options.ckpt_path))
 
@@ -163,12 +168,7 @@ class LocalLearningCLI(LightningCLI):
             if not options.fast_dev_run:
                 run_folder.create(self.folder)
                 step = self.checkpoint.get("global_step", 0)
-                resumed = {"purge_step": step} if step else {}
-                loggers = [
-                    TensorBoardLogger(self.folder, name="", version="", default_hp_metric=False, **resumed),
-                    ResumableCSVLogger(self.folder, step),
-                    *loggers,
-                ]
+                loggers = [RunTensorBoardLogger(self.folder, step), RunCSVLogger(self.folder, step), *loggers]
                 callbacks.append(TensorBoardPage())
                 if options.enable_checkpointing is not False:
                     callbacks += [LastCheckpoint(self.folder), BestCheckpoint(self.folder)]

@@ -1,5 +1,6 @@
 """Ordinary backpropagation: one block, the yardstick for everything else."""
 
+from collections import OrderedDict
 from typing import Literal
 
 from lightning.pytorch.cli import OptimizerCallable
@@ -9,6 +10,7 @@ from torch.utils.checkpoint import checkpoint_sequential
 
 from models.decoupled_greedy import DecoupledGreedy, NetworkCallable
 from models.local_learning import SchedulerCallable
+from models.networks import NetworkError
 
 
 class Backprop(DecoupledGreedy):
@@ -26,6 +28,9 @@ class Backprop(DecoupledGreedy):
         scheduler_interval: step the schedule after every ``epoch`` or every ``step``.
         clip: largest gradient norm; larger gradients are scaled down.
         compile: run the network through ``torch.compile``.
+
+    Raises:
+        NetworkError: more checkpointing segments than units.
     """
 
     def __init__(
@@ -51,21 +56,26 @@ class Backprop(DecoupledGreedy):
             clip=clip,
             compile=compile,
         )
+        if not 0 <= checkpoint_segments <= len(self.blocks[0]):
+            raise NetworkError(
+                f"{self.network_title} has {len(self.blocks[0])} units: choose checkpoint_segments from 0 to that, "
+                f"not {checkpoint_segments}."
+            )
         if checkpoint_segments:
             self.blocks[0] = _Checkpointed(self.blocks[0], checkpoint_segments)
 
 
-class _Checkpointed(nn.Module):
+class _Checkpointed(nn.Sequential):
     """A sequence of units that forgets its activations and recomputes them segment by segment."""
 
     def __init__(self, units: nn.Sequential, segments: int) -> None:
-        super().__init__()
-        self.units, self.segments = units, segments
+        super().__init__(OrderedDict(units.named_children()))
+        self.segments = segments
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
-            return self.units(x)
+            return super().forward(x)
         # Reentrant, because saved-tensor hooks (our byte meter) do not see what the other kind
         # recomputes; it needs an input that requires a gradient.
         x = x.detach().requires_grad_()
-        return checkpoint_sequential(self.units, self.segments, x, use_reentrant=True)
+        return checkpoint_sequential(list(self), self.segments, x, use_reentrant=True)

@@ -9,17 +9,16 @@ from collections.abc import Callable
 from typing import Literal
 
 from lightning.pytorch.cli import OptimizerCallable
-from torch import nn
 from torch.optim import SGD
 
 from models.classification import LocalClassification
 from models.local_learning import SchedulerCallable
-from models.networks import AuxHead, Chain, Cut, cut_chain, feature_shapes
+from models.networks import AuxHead, Chain, Cut, Head, cut_chain, feature_shapes
 
 NetworkCallable = Callable[[tuple[int, int, int], int], Chain]
 """(image shape, number of classes) → network."""
 
-HeadCallable = Callable[[tuple[int, ...], int], nn.Module]
+HeadCallable = Callable[[tuple[int, ...], int], Head]
 """(feature shape, number of classes) → head."""
 
 

@@ -93,7 +93,7 @@ class LocalLearning(L.LightningModule):
 
     def update_block(self, k: int, loss: Tensor) -> None:
         """Backward through block k and its head, clip, step, forget the gradients."""
-        self._losses[k] = loss.detach()
+        self._losses[k], self._updating = loss.detach(), k
         raw, counted = self._optimizers()
         self.manual_backward(loss)
         if k < self.num_blocks - 1:
@@ -111,7 +111,7 @@ class LocalLearning(L.LightningModule):
         norm = nn.utils.get_total_norm([p.grad for p in parameters])
         if self.clip is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
-        self.record(len(self._losses) - 1, "grad_norm", norm)
+        self.record(self._updating, "grad_norm", norm)
 
     # -- optimizers and schedules: one of each per block ----------------------------------------
 

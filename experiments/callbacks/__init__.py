@@ -1,7 +1,7 @@
 """What watches a run: checkpoints, speed and memory, progress, TensorBoard."""
 
 from experiments.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
-from experiments.callbacks.csv_logger import ResumableCSVLogger
+from experiments.callbacks.loggers import RunCSVLogger, RunTensorBoardLogger
 from experiments.callbacks.meter import Meter
 from experiments.callbacks.predictions import PredictionsFile
 from experiments.callbacks.progress import BlockProgressBar
@@ -13,6 +13,7 @@ __all__ = [
     "LastCheckpoint",
     "Meter",
     "PredictionsFile",
-    "ResumableCSVLogger",
+    "RunCSVLogger",
+    "RunTensorBoardLogger",
     "TensorBoardPage",
 ]

@@ -43,7 +43,9 @@ class TensorBoardPage(L.Callback):
             images = (batch.images[:64].float() * std + mean).clamp(0, 1)
             scale = max(1, 64 // images.shape[-1])  # TensorBoard shows pixels as they are: enlarge small images
             images = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-            page.add_image("train/augmented_batch", make_grid(images, nrow=8), trainer.global_step)
+            page.add_image(
+                "train/augmented_batch", make_grid(images, nrow=8, padding=4, pad_value=0.5), trainer.global_step
+            )
 
 
 def _writer(trainer: L.Trainer) -> SummaryWriter | None:

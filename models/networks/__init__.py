@@ -2,7 +2,7 @@
 
 from models.networks.chain import Chain, NetworkError
 from models.networks.cut import Cut, CutError, cut_chain, feature_shapes
-from models.networks.heads import AuxHead, CNNHead, MLPSRHead
+from models.networks.heads import AuxHead, CNNHead, Head, MLPSRHead
 from models.networks.mlp import MLP
 from models.networks.profile import Cost, activation_bytes, profile
 from models.networks.resnet import CifarResNet, ResNet, from_torchvision
@@ -20,6 +20,7 @@ __all__ = [
     "Cost",
     "Cut",
     "CutError",
+    "Head",
     "MLPSRHead",
     "NetworkError",
     "ResNet",

@@ -10,6 +10,10 @@ from models.networks.chain import NetworkError, initialise_convolutions
 from models.networks.pooling import GlobalAveragePool
 
 
+class Head(nn.Sequential):
+    """Base of all heads: features of one block → what its loss needs, here logits ``(B, num_classes)``."""
+
+
 def _conv(channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> list[nn.Module]:
     return [
         nn.Conv2d(channels_in, channels_out, kernel, stride=stride, padding=kernel // 2, bias=False),
@@ -26,7 +30,7 @@ def _require_maps(feature_shape: tuple[int, ...], head: str) -> None:
         )
 
 
-class AuxHead(nn.Sequential):
+class AuxHead(Head):
     """The ``<convs>c<fcs>f`` family: convolutions, global average pooling, linear layers.
 
     ``1c2f``, the default, is the head of InfoPro and GN-DGL: 3×3 convolution C → 2C with stride 2,
@@ -73,7 +77,7 @@ def _mlp(features: int, num_classes: int) -> list[nn.Module]:
     return [*layers, nn.Linear(features, num_classes)]
 
 
-class MLPSRHead(nn.Sequential):
+class MLPSRHead(Head):
     """DGL's ``MLP-SR`` head (Belilovsky et al., ICML 2020): spatially reduced, then an MLP.
 
     Average pooling to a quarter of the side, three 1×1 convolutions C → C with BatchNorm and ReLU,
@@ -98,7 +102,7 @@ class MLPSRHead(nn.Sequential):
         initialise_convolutions(self)
 
 
-class CNNHead(nn.Sequential):
+class CNNHead(Head):
     """DGL's ``CNN`` head (Belilovsky et al., ICML 2020).
 
     Two 3×3 convolutions C → C with BatchNorm and ReLU at full resolution, average pooling to 2×2,

@@ -6,9 +6,9 @@ import struct
 
 import numpy as np
 import pytest
+from fake_data import idx_bytes, python2_pickle, python3_pickle
 
 from datamodules.files import DataError, read_idx, read_pickle, require, require_folder
-from tests.fake_data import idx_bytes, python2_pickle, python3_pickle
 
 KEYS = ("data", "labels")
 BATCH = {"data": np.arange(12, dtype=np.uint8).reshape(3, 4), "labels": [3, 1, 2]}

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
 from datamodules import Augment, Batch, Digits
 from experiments.cost import network_cost
 from models import Backprop, DecoupledGreedy, NonFiniteLossError, UnsupportedError
-from models.networks import MLP, VGG, AuxHead, Cut, SavedTensorMeter
+from models.networks import MLP, VGG, AuxHead, Cut, NetworkError, SavedTensorMeter
 
 SHAPE, CLASSES = (1, 8, 8), 10
 small_vgg = partial(VGG, plan=(8, 8, "M", 16, 16))
@@ -178,6 +178,13 @@ def test_gradient_checkpointing_trains_like_backprop(tmp_path):
     train(checkpointed, tmp_path)
     for ours, theirs in zip(plain.parameters(), checkpointed.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_checkpointed_network_has_the_weights_of_a_plain_one():
+    plain, checkpointed = backprop(), backprop(checkpoint_segments=2)
+    assert_equal_weights(plain, checkpointed)
+    with pytest.raises(NetworkError, match="4 units"):
+        backprop(checkpoint_segments=5)
 
 
 def test_compiled_blocks_train_like_plain_ones(tmp_path):

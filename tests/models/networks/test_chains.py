@@ -184,10 +184,12 @@ def test_grouped_convolutions_start_with_the_std_of_the_full_width():
 
 
 def test_zero_init_residual_makes_blocks_start_as_identity():
-    for depth, channels in ((18, 64), (50, 256)):
+    for depth, channels, last in ((18, 64, "bn2"), (50, 256, "bn3")):
         block = ResNet((3, 32, 32), 10, depth=depth, zero_init_residual=True).units.layer1_1
         x = torch.rand(2, channels, 4, 4)
         assert torch.equal(block(x), x)
+        scales = {name: m.weight for name, m in block.named_children() if isinstance(m, nn.BatchNorm2d)}
+        assert [name for name, scale in scales.items() if not scale.any()] == [last]
 
 
 @pytest.mark.parametrize("depth", [2, 21, 31, 33, 0, -4])

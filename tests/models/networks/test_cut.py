@@ -179,6 +179,20 @@ def test_balanced_cut_is_the_best_of_all_cuts(vgg, by, cost, num_blocks):
     assert cost(vgg, cut(vgg, num_blocks, by)) == best
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_cut_by_bytes_is_the_best_of_all_cuts_of_uneven_layers(seed):
+    rng = random.Random(seed)
+    chain = MLP((1, 4, 4), 10, hidden=[rng.randint(4, 40) for _ in range(6)], batch_norm=False)
+    every = itertools.combinations(chain.unit_names[:-1], 2)
+    best = min(peak_bytes(chain, cut(chain, 3, after=list(after))) for after in every)
+    assert peak_bytes(chain, cut(chain, 3)) == best
+
+
+def test_the_networks_own_classifier_weighs_on_the_last_block():
+    chain = MLP((1, 2, 4), 5000, hidden=[8] * 6)
+    assert names(cut(chain, 2, "macs")) == [["fc1", "fc2", "fc3", "fc4", "fc5"], ["fc6"]]
+
+
 @pytest.mark.parametrize("num_blocks", [2, 4])
 def test_cut_by_bytes_lowers_the_peak_of_resnet110(resnet110, num_blocks):
     by_bytes, by_units = (cut(resnet110, num_blocks, by) for by in ("activation_bytes", "units"))

@@ -192,6 +192,27 @@ def test_predicted_bytes_of_each_block_are_those_of_a_real_step(name, num_blocks
         x = features[0].detach()
 
 
+@pytest.mark.parametrize("name", networks())
+def test_predicted_bytes_with_a_head_on_every_unit_are_those_of_a_real_step(name):
+    net = networks()[name]
+    heads = {}
+
+    def make_head(index, shape):
+        heads[index] = AuxHead(shape, 10, convs=len(shape) // 3)
+        return heads[index]
+
+    costs = profile(net.units, net.image_shape, batch_size=6, make_head=make_head)
+
+    def run():
+        x, logits = torch.randn(6, *net.image_shape), []
+        for unit, head in zip(net.units, heads.values(), strict=True):
+            x = unit(x)
+            logits.append(head(x))
+        return torch.stack(logits)
+
+    assert measure(tensors(net, *heads.values()), run) == activation_bytes([c for pair in costs for c in pair])
+
+
 def test_peak_of_a_local_step_is_the_largest_block_not_the_sum():
     net = networks()["ResNet"]
     blocks = cut_chain(net, 3, Cut("activation_bytes"), lambda shape: AuxHead(shape, 10))

@@ -63,6 +63,17 @@ def test_views_of_one_storage_count_once_and_with_the_whole_storage():
     assert meter.current == 0
 
 
+def test_a_shared_storage_is_held_until_the_last_graph_goes():
+    x = torch.randn(8, 6, requires_grad=True)
+    with SavedTensorMeter() as meter:
+        graphs = [x.square().sum() for _ in range(3)]
+    for _ in range(2):
+        graphs.pop().backward()
+        assert meter.current == x.nbytes
+    graphs.pop().backward()
+    assert meter.current == 0
+
+
 def test_two_storages_count_twice():
     x, y = torch.randn(8, 6, requires_grad=True), torch.randn(3, requires_grad=True)
     with SavedTensorMeter() as meter:
