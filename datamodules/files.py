@@ -1,10 +1,12 @@
 """Reading published data files: every fault ends in one sentence that names the file."""
 
+import codecs
 import gzip
 import io
+import math
 import pickle
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +17,25 @@ from torchvision.datasets.utils import check_integrity
 class DataError(RuntimeError):
     """A data set is missing, damaged or not what was asked for; the message says what to do."""
 
+    def __init__(self, message: str) -> None:
+        # From a loader's worker process torch hands on the whole traceback as the message.
+        super().__init__(message.rpartition("DataError: ")[2].strip())
 
-def require(path: Path, md5: str | None = None) -> Path:
+
+def require(path: Path, md5: str | None = None, fetchable: bool = True) -> Path:
     """The path, if the file is there and, where a checksum is known, unaltered.
+
+    Args:
+        path: the file.
+        md5: its published checksum, if there is one.
+        fetchable: whether ``download`` can fetch it, for the message.
 
     Raises:
         DataError: the file is missing, or its MD5 sum is not the published one.
     """
     if not path.is_file():
-        raise DataError(
-            f"The data file {path} is missing. Put it there, point --data.root elsewhere, "
-            "or let the data set be fetched with --data.download true."
-        )
+        fetch = ", or let the data set be fetched with --data.download true" if fetchable else ""
+        raise DataError(f"The data file {path} is missing. Put it there, or point --data.root elsewhere{fetch}.")
     if md5 is not None and not check_integrity(str(path), md5):
         raise DataError(
             f"The data file {path} is damaged: its MD5 sum is not the published {md5}. Delete it and fetch it again."
@@ -58,7 +67,7 @@ def read_idx(path: Path) -> np.ndarray:
     except (OSError, EOFError, gzip.zlib.error, struct.error) as fault:
         raise DataError(f"The data file {path} is damaged ({fault}). Delete it and fetch it again.") from fault
     values = np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions)
-    if zeros != 0 or kind != 0x08 or len(values) != np.prod(shape):
+    if zeros != 0 or kind != 0x08 or len(values) != math.prod(shape):
         raise DataError(
             f"The data file {path} is damaged: its header promises {shape} bytes, {len(values)} follow. "
             "Delete it and fetch it again."
@@ -66,23 +75,48 @@ def read_idx(path: Path) -> np.ndarray:
     return values.reshape(shape)
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Builds arrays, strings, numbers and containers; anything else is refused before it exists."""
+class _Dtype:
+    """Stands in for ``numpy.dtype`` in a pickle: a plain type by name, and no more of its state."""
 
-    _allowed = frozenset(
-        {
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            ("numpy.core.multiarray", "_reconstruct"),
-            ("numpy._core.multiarray", "_reconstruct"),
-            ("_codecs", "encode"),
-        }
-    )
+    def __init__(self, name: str, *_: object) -> None:
+        self.dtype = np.dtype(name)
+        if self.dtype.hasobject:
+            raise pickle.UnpicklingError("it asks for an array of objects")
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _Array:
+    """Stands in for ``numpy.ndarray`` in a pickle; its bytes are read as numbers of a plain type."""
+
+    def __init__(self, *_: object) -> None:
+        self.values = np.empty(0)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, kind, fortran, content = state
+        content = content.encode("latin1") if isinstance(content, str) else content
+        self.values = np.frombuffer(content, kind.dtype).reshape(shape, order="F" if fortran else "C")
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Builds arrays, strings, numbers and containers; anything else is refused before it exists.
+
+    numpy's own unpickling is not called: it believes an array's description, also a forged one.
+    """
+
+    _stand_ins: Mapping[tuple[str, str], Any] = {
+        ("numpy", "ndarray"): _Array,
+        ("numpy", "dtype"): _Dtype,
+        ("numpy.core.multiarray", "_reconstruct"): _Array,
+        ("numpy._core.multiarray", "_reconstruct"): _Array,
+        ("_codecs", "encode"): codecs.encode,
+    }
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._allowed:
+        if (module, name) not in self._stand_ins:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no image data set needs")
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        return self._stand_ins[module, name]
 
 
 def read_pickle(path: Path, keys: Sequence[str]) -> dict[str, Any]:
@@ -98,11 +132,11 @@ def read_pickle(path: Path, keys: Sequence[str]) -> dict[str, Any]:
     """
     try:
         batch = _PlainUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
-    except (pickle.UnpicklingError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError) as fault:
+    except (pickle.UnpicklingError, EOFError, ValueError, LookupError, TypeError, AttributeError) as fault:
         raise DataError(
             f"The data file {path} is damaged or not a data batch ({fault}). Nothing in it was run. "
             "Delete it and fetch it again."
         ) from fault
     if not isinstance(batch, dict) or any(key not in batch for key in keys):
         raise DataError(f"The data file {path} is not a data batch: it lacks {' or '.join(keys)}.")
-    return batch
+    return {key: value.values if isinstance(value, _Array) else value for key, value in batch.items()}

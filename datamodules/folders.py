@@ -1,12 +1,12 @@
 """Images in class folders: a person's own, and ImageNet."""
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
@@ -38,6 +38,9 @@ class StreamedImages(Dataset):
     def __len__(self) -> int:
         return len(self._samples)
 
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        return (self[index] for index in range(len(self)))
+
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path, label = self._samples[index]
         return decode(path, self._transform), label
@@ -58,9 +61,7 @@ class StreamedImages(Dataset):
 
     def in_memory(self) -> MemoryImages:
         """Decode every image once and hold them all."""
-        with ThreadPoolExecutor() as pool:  # decoding releases Python's lock
-            images = list(pool.map(lambda sample: decode(sample[0], self._transform), self._samples, chunksize=64))
-        return MemoryImages(torch.stack(images), self.labels)
+        return MemoryImages(torch.stack([image for image, _ in self]), self.labels)
 
 
 def decode(path: str, transform: Transform) -> Tensor:
@@ -72,7 +73,7 @@ def decode(path: str, transform: Transform) -> Tensor:
     try:
         with Image.open(path) as image:
             return torch.from_numpy(np.array(transform(image.convert("RGB"))))
-    except (UnidentifiedImageError, OSError, SyntaxError) as fault:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as fault:
         raise DataError(f"The image file {path} is damaged ({fault}). Replace it or take it out.") from fault
 
 
@@ -150,8 +151,8 @@ class ImageFolder(ImageDataModule):
 
     def transform(self, train: bool) -> Transform:
         """How a decoded image becomes one of the shared size."""
-        size = self.image_shape[1]
-        return v2.Compose([v2.Resize(size), v2.CenterCrop(size)])
+        side = self.image_shape[1]
+        return partial(ImageOps.fit, size=(side, side), method=Image.Resampling.BILINEAR)
 
     def load(self, train: bool) -> Images:
         """The images of the training or test folder."""

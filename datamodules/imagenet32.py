@@ -58,7 +58,7 @@ class Imagenet32(ImageDataModule):
         """
         images, labels = [], []
         for name in self.train_files if train else ("val_data",):
-            path = require(Path(self.root) / name)
+            path = require(Path(self.root) / name, fetchable=False)
             batch = read_pickle(path, ("data", "labels"))
             images.append(images_from_rows(batch["data"], path))
             labels.append(np.asarray(batch["labels"], dtype=np.int64) - 1)  # published labels start at 1

@@ -1,13 +1,14 @@
-"""SVHN and STL-10, read by torchvision after their checksums were verified."""
+"""SVHN and STL-10, from the published files, whose checksums are verified."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torchvision import datasets
 
 from datamodules.base import ImageDataModule, MemoryImages
-from datamodules.files import DataError, require
+from datamodules.files import require
 
 
 class SVHN(ImageDataModule):
@@ -31,7 +32,9 @@ class SVHN(ImageDataModule):
         split = "train" if train else "test"
         _, name, md5 = datasets.SVHN.split_list[split]
         require(Path(self.root) / name, md5)
-        return _in_memory(datasets.SVHN(self.root, split=split))
+        dataset = datasets.SVHN(self.root, split=split)
+        images = torch.from_numpy(dataset.data).permute(0, 2, 3, 1).contiguous()
+        return MemoryImages(images, torch.from_numpy(dataset.labels).long())
 
 
 class STL10(ImageDataModule):
@@ -52,17 +55,8 @@ class STL10(ImageDataModule):
 
     def load(self, train: bool) -> MemoryImages:
         """The labelled training images or the test images."""
-        files: Sequence[Sequence[str]] = datasets.STL10.train_list if train else datasets.STL10.test_list
-        for name, md5 in files:
-            require(Path(self.root) / datasets.STL10.base_folder / name, md5)
-        return _in_memory(datasets.STL10(self.root, split="train" if train else "test"))
-
-
-def _in_memory(dataset: datasets.SVHN | datasets.STL10) -> MemoryImages:
-    images = torch.from_numpy(dataset.data).permute(0, 2, 3, 1).contiguous()
-    labels = torch.from_numpy(dataset.labels).long()
-    if len(images) != len(labels):
-        raise DataError(
-            f"{dataset.root} holds {len(images)} images but {len(labels)} labels. Fetch the data set again."
-        )
-    return MemoryImages(images, labels)
+        files: Sequence[Sequence[str]] = datasets.STL10.train_list[:2] if train else datasets.STL10.test_list
+        folder = Path(self.root) / datasets.STL10.base_folder
+        pixels, labels = (np.fromfile(require(folder / name, md5), np.uint8) for name, md5 in files)
+        images = pixels.reshape(-1, 3, 96, 96).transpose(0, 3, 2, 1)  # stored column by column
+        return MemoryImages(torch.from_numpy(images.copy()), torch.from_numpy(labels).long() - 1)

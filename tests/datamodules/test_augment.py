@@ -164,7 +164,6 @@ def test_cutout_squares_are_whole_or_hang_over_the_border():
     assert holes.any(dim=0).all()
 
 
-@pytest.mark.xfail(strict=True, reason="masked_fill with a mask to be expanded returns the ordinary memory order")
 def test_cutout_keeps_channels_last_memory():
     images = torch.ones(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)
     assert cutout(images, 4).is_contiguous(memory_format=torch.channels_last)

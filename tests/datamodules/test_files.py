@@ -86,7 +86,6 @@ def test_names_an_idx_file_that_is_damaged_inside(tmp_path, content, suffix):
     assert f"{path} is damaged" in fault(read_idx, path)
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="the product of the sizes overflows to 0")
 def test_names_an_idx_file_of_impossible_size(path):
     path.write_bytes(struct.pack(">HBB4I", 0, 0x08, 4, 2**31, 2**31, 2**31, 2**31))
     assert f"{path} is damaged" in fault(read_idx, path)
@@ -203,7 +202,6 @@ def test_refuses_a_method_of_something_allowed(path):
     assert "numpy.ndarray.tofile" in fault(read_pickle, path, KEYS)
 
 
-@pytest.mark.xfail(strict=True, raises=LookupError, reason="this error is not among those caught")
 def test_names_a_pickle_with_a_wrong_byte_in_the_name_of_an_encoding(path):
     path.write_bytes(pickle.dumps(BATCH, protocol=2).replace(b"latin1", b"lotin1"))
     assert f"{path} is damaged" in fault(read_pickle, path, KEYS)
@@ -224,7 +222,6 @@ class ForgedArray:
         return build, arguments, (1, (1,), ForgedDtype(), False, bytes(8))
 
 
-@pytest.mark.xfail(strict=True, raises=pytest.fail.Exception, reason="numpy believes the flags that the pickle gives")
 def test_takes_no_bytes_for_addresses_of_objects(path):
     path.write_bytes(pickle.dumps(BATCH | {"data": ForgedArray()}, protocol=2))
     assert f"{path} is damaged" in fault(read_pickle, path, KEYS)

@@ -50,7 +50,6 @@ def test_a_missing_validation_file_is_named(root):
     assert f"{root / 'val_data'} is missing" in fault(root, "test")
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="the advice of all sets: to have the file fetched")
 def test_a_missing_file_is_not_said_to_be_fetchable(root):
     (root / "train_data_batch_3").unlink()
     assert "--data.download true" not in fault(root)

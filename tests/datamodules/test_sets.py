@@ -191,7 +191,6 @@ def test_svhn_digit_zero_has_label_zero(written, ready):
     assert set(everything(module.test_dataloader())[1].tolist()) == set(range(10))
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="torchvision asks for the files of both splits")
 @pytest.mark.parametrize(("stage", "lost"), [("test", "train_X.bin"), ("fit", "test_y.bin")])
 def test_stl10_needs_no_file_of_the_other_split(written, ready, stage, lost):
     module = written("STL10")

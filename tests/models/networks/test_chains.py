@@ -113,6 +113,18 @@ def test_vgg_pools_in_the_unit_before_the_m():
     assert sides == [8, 8, 4]
 
 
+def test_vgg_layers_of_a_unit():
+    chain = on_meta(VGG, (3, 8, 8), 10, plan=(4, "M", 6), hidden=(5, 5), dropout=0.25)
+    convolution, linear = [nn.Conv2d, nn.BatchNorm2d, nn.ReLU], [nn.Linear, nn.BatchNorm1d, nn.ReLU]
+    assert {name: [type(m) for m in unit] for name, unit in chain.units.named_children()} == {
+        "conv1": [*convolution, nn.MaxPool2d, nn.Dropout],
+        "conv2": [*convolution, nn.Dropout],
+        "fc1": [nn.Flatten, *linear, nn.Dropout],
+        "fc2": [*linear, nn.Dropout],
+    }
+    assert {m.p for m in chain.modules() if isinstance(m, nn.Dropout)} == {0.25}
+
+
 def test_parameter_counts_of_the_published_trunks():
     assert count(on_meta(CifarResNet, (3, 32, 32), 10, depth=32).units) == 466_256
     assert count(on_meta(CifarResNet, (3, 32, 32), 10, depth=32, widths=(32, 32, 64, 128)).units) == 1_859_232
