@@ -1,7 +1,27 @@
-"""Methods: one LightningModule per file, on one common loop (``local_learning.py``)."""
+"""Methods: one LightningModule per file, on one common loop (``local_learning.py``).
 
-from models.backprop import Backprop
-from models.decoupled_greedy import DecoupledGreedy
-from models.local_learning import LocalLearning, NonFiniteLossError, UnsupportedError
+They are imported when first asked for, so that ``models.networks`` works without Lightning.
+"""
 
-__all__ = ["Backprop", "DecoupledGreedy", "LocalLearning", "NonFiniteLossError", "UnsupportedError"]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from models.backprop import Backprop
+    from models.decoupled_greedy import DecoupledGreedy
+    from models.local_learning import LocalLearning, NonFiniteLossError, UnsupportedError
+
+_HOMES = {
+    "Backprop": "models.backprop",
+    "DecoupledGreedy": "models.decoupled_greedy",
+    "LocalLearning": "models.local_learning",
+    "NonFiniteLossError": "models.local_learning",
+    "UnsupportedError": "models.local_learning",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"models has no {name!r}; it has {', '.join(_HOMES)}.")
+    return getattr(import_module(_HOMES[name]), name)

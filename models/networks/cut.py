@@ -114,6 +114,8 @@ def _balanced(chain: Chain, num_blocks: int, by: str, make_head: MakeHead) -> li
         chain.image_shape,
         make_head=lambda index, shape: chain.classifier if index == last else make_head(shape),
     )
+    if by not in _MEASURES:
+        raise CutError(f"A network is cut by {', '.join(_MEASURES)}, published or published_memory, not by {by!r}.")
     measure = _MEASURES[by]
 
     def block_cost(start: int, stop: int) -> int:

@@ -75,8 +75,8 @@ def profile(
     Returns:
         One (unit cost, head cost) per unit.
     """
-    with torch.device("meta"):
-        x = torch.empty(batch_size, *image_shape)
+    kinds = [p.dtype for unit in units for p in unit.parameters()]
+    x = torch.empty(batch_size, *image_shape, dtype=kinds[0] if kinds else None, device="meta")
     costs = []
     graphs = []  # keeps every saved tensor alive, so that no storage identity is used twice
     for index, unit in enumerate(units):

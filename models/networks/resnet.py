@@ -138,6 +138,9 @@ class ResNet(Chain):
         stem: ``imagenet`` is 7×7 stride 2 and max-pooling; ``cifar`` is 3×3 stride 1 without pooling.
         zero_init_residual: start each residual branch at zero (last BatchNorm scale 0), as
             self-supervised recipes do.
+
+    Raises:
+        NetworkError: another depth.
     """
 
     _depths: Mapping[int, tuple[type[BasicBlock | Bottleneck], tuple[int, ...]]] = {
@@ -155,6 +158,8 @@ class ResNet(Chain):
         stem: Literal["imagenet", "cifar"] = "imagenet",
         zero_init_residual: bool = False,
     ) -> None:
+        if depth not in self._depths:
+            raise NetworkError(f"A ResNet has depth {', '.join(map(str, self._depths))}, not {depth}.")
         block, depths = self._depths[depth]
         make_stem = _imagenet_stem if stem == "imagenet" else _stem
         widths = (64, 128, 256, 512)
@@ -177,13 +182,19 @@ def from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
     Args:
         state: ``state_dict`` of ``torchvision.models.resnet18 … resnet101``.
+
+    Raises:
+        NetworkError: a key is none of such a network.
     """
+    places = {"conv1": "units.stem.0.", "bn1": "units.stem.1.", "fc": "classifier.1."}
 
     def rename(key: str) -> str:
         first, _, rest = key.partition(".")
         if first.startswith("layer"):
             block, _, rest = rest.partition(".")
             return f"units.{first}_{block}.{rest}"
-        return {"conv1": "units.stem.0.", "bn1": "units.stem.1.", "fc": "classifier.1."}[first] + rest
+        if first not in places:
+            raise NetworkError(f"A torchvision ResNet has no tensor {key!r}. Strip prefixes such as 'module.' first.")
+        return places[first] + rest
 
     return {rename(key): tensor for key, tensor in state.items()}

@@ -27,7 +27,8 @@ class SavedTensorMeter:
     """
 
     def __init__(self, exclude: Iterable[Tensor] = ()) -> None:
-        self._excluded = {_storage_id(tensor) for tensor in exclude}
+        self._kept = [tensor.untyped_storage() for tensor in exclude]  # alive, so that no address is used twice
+        self._excluded = {storage._cdata for storage in self._kept}
         self._holders: dict[int, int] = {}
         self.alive: dict[int, int] = {}
         self.current = self.peak = 0
@@ -48,7 +49,14 @@ class SavedTensorMeter:
 
     @staticmethod
     def _unpack(packed: "Tensor | _Held") -> Tensor:
-        return packed.tensor if isinstance(packed, _Held) else packed
+        if not isinstance(packed, _Held):
+            return packed
+        if packed.tensor._version != packed.version:
+            # Without hooks torch sees this itself.
+            raise RuntimeError(
+                f"A tensor of shape {tuple(packed.tensor.shape)}, needed for backward, was changed in place."
+            )
+        return packed.tensor
 
     def _hold(self, storage: int, nbytes: int) -> None:
         self._holders[storage] = self._holders.get(storage, 0) + 1
@@ -67,10 +75,10 @@ class SavedTensorMeter:
 class _Held:
     """A saved tensor; tells its meter when autograd lets it go."""
 
-    __slots__ = ("meter", "storage", "tensor")
+    __slots__ = ("meter", "storage", "tensor", "version")
 
     def __init__(self, tensor: Tensor, meter: SavedTensorMeter) -> None:
-        self.tensor, self.meter = tensor, meter
+        self.tensor, self.meter, self.version = tensor, meter, tensor._version
         self.storage = _storage_id(tensor)
         meter._hold(self.storage, tensor.untyped_storage().nbytes())
 

@@ -1,6 +1,7 @@
 """VGG networks: one unit per convolution (with the pooling that follows it) and per hidden layer."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 from torch import nn
@@ -35,8 +36,8 @@ class VGG(Chain):
         title: name shown in tables.
 
     Raises:
-        NetworkError: the plan does not start with a convolution, or pools more often than the
-            image can be halved.
+        NetworkError: the plan does not start with a convolution, pools twice in a row, or pools more
+            often than the image can be halved.
     """
 
     def __init__(
@@ -52,6 +53,8 @@ class VGG(Chain):
         channels, height, side = image_shape[0], image_shape[1], min(image_shape[1:])
         if not plan or plan[0] == "M":
             raise NetworkError(f"A VGG plan starts with a convolution's width, not with {plan}.")
+        if any(one == other == "M" for one, other in pairwise(plan)):
+            raise NetworkError(f"A VGG plan pools once after a convolution: {list(plan)} has two M in a row.")
         if 2 ** list(plan).count("M") > side:
             raise NetworkError(
                 f"{title} halves the image {list(plan).count('M')} times, too often for {height}×{image_shape[2]} "
@@ -60,13 +63,13 @@ class VGG(Chain):
         units: dict[str, nn.Module] = {}
         convolutions = [(w, i + 1 < len(plan) and plan[i + 1] == "M") for i, w in enumerate(plan) if w != "M"]
         for i, (out, pool) in enumerate(convolutions, start=1):
-            out = round(out * width)
+            out = max(1, round(out * width))
             units[f"conv{i}"] = _conv_unit(channels, out, pool, dropout)
             channels = out
         halvings = list(plan).count("M")
         features = channels * (image_shape[1] >> halvings) * (image_shape[2] >> halvings)
         for i, out in enumerate(hidden, start=1):
-            out = round(out * width)
+            out = max(1, round(out * width))
             layers: list[nn.Module] = [nn.Flatten()] if i == 1 else []
             layers += [nn.Linear(features, out, bias=False), nn.BatchNorm1d(out), nn.ReLU(inplace=True)]
             layers += [nn.Dropout(dropout)] if dropout else []

@@ -1,6 +1,8 @@
 """Networks as chains of units: shapes, names, sizes, initialisation, what cannot be built."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -234,3 +236,13 @@ def test_vgg_refuses_to_pool_more_often_than_the_image_can_be_halved():
 def test_mlp_refuses_to_have_no_hidden_layer():
     with pytest.raises(NetworkError, match="at least one hidden layer"):
         MLP((1, 8, 8), 10, hidden=())
+
+
+def test_vgg_refuses_to_pool_twice_in_a_row():
+    with pytest.raises(NetworkError, match="two M in a row"):
+        VGG((3, 16, 16), 10, (8, "M", "M", 8))
+
+
+def test_networks_need_no_lightning():
+    program = "import sys, models.networks; sys.exit('lightning' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

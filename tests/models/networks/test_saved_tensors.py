@@ -176,3 +176,14 @@ def test_second_derivatives_are_the_same_with_the_meter():
     with SavedTensorMeter():
         metered = second()
     assert torch.equal(plain, metered)
+
+
+def test_a_change_in_place_is_not_hidden():
+    x = torch.ones(3, requires_grad=True)
+    with SavedTensorMeter() as meter:
+        y = x * 2
+        loss = (y * y).sum()
+        y.add_(1)
+        with pytest.raises(RuntimeError, match="changed in place"):
+            loss.backward()
+    assert meter.peak > 0
