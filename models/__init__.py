@@ -18,7 +18,7 @@ _HOMES = {
     "NonFiniteLossError": "models.local_learning",
     "UnsupportedError": "models.local_learning",
 }
-__all__ = list(_HOMES)
+__all__ = ["Backprop", "DecoupledGreedy", "LocalLearning", "NonFiniteLossError", "UnsupportedError"]
 
 
 def __getattr__(name: str) -> Any:
