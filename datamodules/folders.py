@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -89,12 +90,7 @@ class ImageFolder(ImageDataModule):
         memory_gib: hold a split in memory up to this size, in GiB.
         mean: mean of each colour channel, for images in 0 … 1.
         std: standard deviation of each colour channel.
-        batch_size: as in every data set.
-        augment: as in every data set.
-        validation: as in every data set.
-        validate_on_test: as in every data set.
-        num_workers: processes that load batches when images are read from disk.
-        seed: as in every data set.
+        common: batch size, augmentation and what else every data set takes: see :class:`ImageDataModule`.
 
     Raises:
         DataError: a folder is missing, holds no class folders, or test classes differ from train's.
@@ -109,22 +105,9 @@ class ImageFolder(ImageDataModule):
         memory_gib: float = 4.0,
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
-        batch_size: int = 128,
-        augment: Augment = Augment(),
-        validation: float = 0.1,
-        validate_on_test: bool = False,
-        num_workers: int = 0,
-        seed: int = 0,
+        **common: Any,
     ) -> None:
-        super().__init__(
-            root=root,
-            batch_size=batch_size,
-            augment=augment,
-            validation=validation,
-            validate_on_test=validate_on_test,
-            num_workers=num_workers,
-            seed=seed,
-        )
+        super().__init__(root=root, **common)
         self.image_shape = (3, image_size, image_size)
         self.memory_gib, self.mean, self.std = memory_gib, tuple(mean), tuple(std)
 
@@ -132,6 +115,17 @@ class ImageFolder(ImageDataModule):
     def title(self) -> str:
         """Name of the folder that holds the images."""
         return Path(self.root).resolve().name
+
+    def prepare_data(self) -> None:
+        """Say that there is nothing to fetch if ``download`` is set.
+
+        Raises:
+            DataError: ``download`` is set.
+        """
+        if self.download:
+            raise DataError(
+                f"The images of {self.root} cannot be fetched: put them there and leave --data.download false."
+            )
 
     @property
     def classes(self) -> list[str]:
@@ -186,12 +180,11 @@ class ImageNet(ImageFolder):
     Args:
         root: folder with ``train`` and ``val``.
         image_size: side of the square images, in pixels.
-        batch_size: as in every data set.
-        augment: as in every data set; flips by default.
-        validation: as in every data set.
-        validate_on_test: as in every data set.
+        batch_size: images per batch.
+        augment: random changes to training images besides the crop.
+        validation: share of the training images held out for validation.
         num_workers: processes that load batches.
-        seed: as in every data set.
+        common: what else every data set takes: see :class:`ImageDataModule`.
     """
 
     folders = ("train", "val")
@@ -205,9 +198,8 @@ class ImageNet(ImageFolder):
         batch_size: int = 256,
         augment: Augment = Augment(flip=True),
         validation: float = 0.02,
-        validate_on_test: bool = False,
         num_workers: int = 8,
-        seed: int = 0,
+        **common: Any,
     ) -> None:
         super().__init__(
             root=root,
@@ -215,9 +207,11 @@ class ImageNet(ImageFolder):
             batch_size=batch_size,
             augment=augment,
             validation=validation,
-            validate_on_test=validate_on_test,
             num_workers=num_workers,
-            seed=seed,
+            memory_gib=0,
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+            **common,
         )
 
     def transform(self, train: bool) -> Transform:

@@ -145,7 +145,8 @@ def bench(model: DecoupledGreedy, data: ImageDataModule, trainer: L.Trainer, ste
     )
 
     def make_backprop(segments: int) -> Backprop:
-        return Backprop(model.make_network, model.image_shape, model.num_classes, segments, model.make_optimizer)
+        shape, classes = model.image_shape, model.num_classes
+        return Backprop(model.make_network, shape, classes, segments, optimizer=model.make_optimizer)
 
     def peak(contender: LocalLearning) -> int:
         with autocast():

@@ -1,16 +1,13 @@
 """Ordinary backpropagation: one block, the yardstick for everything else."""
 
 from collections import OrderedDict
-from typing import Literal
+from typing import Any
 
-from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
-from torch.optim import SGD
 from torch.utils.checkpoint import checkpoint_sequential
 
 from models.decoupled_greedy import DecoupledGreedy, NetworkCallable
-from models.local_learning import SchedulerCallable
-from models.networks import NetworkError
+from models.networks import AuxHead, Cut, NetworkError
 
 
 class Backprop(DecoupledGreedy):
@@ -23,11 +20,7 @@ class Backprop(DecoupledGreedy):
         checkpoint_segments: gradient checkpointing: keep activations only at the borders of that
             many segments and recompute the rest in the backward pass (BatchNorm statistics are then
             updated twice per step, as in PyTorch's own); 0 keeps everything.
-        optimizer: parameters → optimizer.
-        scheduler: optimizer → learning-rate schedule.
-        scheduler_interval: step the schedule after every ``epoch`` or every ``step``.
-        clip: largest gradient norm; larger gradients are scaled down.
-        compile: run the network through ``torch.compile``.
+        training: optimizer, scheduler and the other arguments of :class:`LocalLearning`.
 
     Raises:
         NetworkError: more checkpointing segments than units.
@@ -39,23 +32,9 @@ class Backprop(DecoupledGreedy):
         image_shape: tuple[int, int, int],
         num_classes: int,
         checkpoint_segments: int = 0,
-        optimizer: OptimizerCallable = lambda params: SGD(params, lr=0.1, momentum=0.9),
-        scheduler: SchedulerCallable | None = None,
-        scheduler_interval: Literal["epoch", "step"] = "epoch",
-        clip: float | None = None,
-        compile: bool = False,
+        **training: Any,
     ) -> None:
-        super().__init__(
-            network,
-            image_shape,
-            num_classes,
-            num_blocks=1,
-            optimizer=optimizer,
-            scheduler=scheduler,
-            scheduler_interval=scheduler_interval,
-            clip=clip,
-            compile=compile,
-        )
+        super().__init__(network, image_shape, num_classes, num_blocks=1, cut=Cut(), head=AuxHead, **training)
         if not 0 <= checkpoint_segments <= len(self.blocks[0]):
             raise NetworkError(
                 f"{self.network_title} has {len(self.blocks[0])} units: choose checkpoint_segments from 0 to that, "

@@ -6,13 +6,9 @@ own classifier. All blocks learn on every batch.
 """
 
 from collections.abc import Callable
-from typing import Literal
-
-from lightning.pytorch.cli import OptimizerCallable
-from torch.optim import SGD
+from typing import Any
 
 from models.classification import LocalClassification
-from models.local_learning import SchedulerCallable
 from models.networks import AuxHead, Chain, Cut, Head, cut_chain, feature_shapes
 
 NetworkCallable = Callable[[tuple[int, int, int], int], Chain]
@@ -32,11 +28,7 @@ class DecoupledGreedy(LocalClassification):
         num_blocks: K; 1 is ordinary backpropagation.
         cut: where to cut.
         head: auxiliary head of blocks 1 … K − 1, a class from ``models.networks``.
-        optimizer: parameters → optimizer; called once per block.
-        scheduler: optimizer → learning-rate schedule; called once per block.
-        scheduler_interval: step the schedules after every ``epoch`` or every ``step``.
-        clip: largest gradient norm of a block; larger gradients are scaled down.
-        compile: run each block and head through ``torch.compile``.
+        training: optimizer, scheduler and the other arguments of :class:`LocalLearning`.
 
     Raises:
         CutError: the network cannot be cut as asked.
@@ -51,17 +43,13 @@ class DecoupledGreedy(LocalClassification):
         num_blocks: int = 2,
         cut: Cut = Cut(),
         head: HeadCallable = AuxHead,
-        optimizer: OptimizerCallable = lambda params: SGD(params, lr=0.1, momentum=0.9),
-        scheduler: SchedulerCallable | None = None,
-        scheduler_interval: Literal["epoch", "step"] = "epoch",
-        clip: float | None = None,
-        compile: bool = False,
+        **training: Any,
     ) -> None:
         chain = network(image_shape, num_classes)
         blocks = cut_chain(chain, num_blocks, cut, lambda shape: head(shape, num_classes))
         shapes = feature_shapes(chain)
         ends = [list(dict(block.named_children()))[-1] for block in blocks]
         heads = [*(head(shapes[end], num_classes) for end in ends[:-1]), chain.classifier]
-        super().__init__(blocks, heads, optimizer, scheduler, scheduler_interval, clip, compile)
+        super().__init__(blocks, heads, **training)
         self.make_network, self.network_title = network, chain.title
         self.image_shape, self.num_classes = chain.image_shape, num_classes

@@ -100,7 +100,14 @@ def test_the_two_sets_of_this_name_are_told_apart_by_their_count(root):
 
 def test_the_published_counts():
     assert Imagenet32.test_counts == {50_000: "Imagenet32", 49_999: "Imagenet32-49999"}
-    assert len(Imagenet32.train_files) == 10
+
+
+def test_the_published_names_of_the_training_files():
+    assert Imagenet32.train_files == (
+        *("train_data_batch_1", "train_data_batch_2", "train_data_batch_3", "train_data_batch_4"),
+        *("train_data_batch_5", "train_data_batch_6", "train_data_batch_7", "train_data_batch_8"),
+        *("train_data_batch_9", "train_data_batch_10"),
+    )
 
 
 def test_an_unknown_count_of_validation_images_is_refused(root):
@@ -113,6 +120,14 @@ def test_an_unknown_count_of_validation_images_is_refused(root):
 def test_labels_outside_1_to_1000_are_refused(root, label):
     (root / "val_data").write_bytes(python3_pickle(batch(16, label)))
     assert f"{root / 'val_data'} has labels outside 1 … 1000" in fault(root, "test")
+
+
+@pytest.mark.xfail(strict=True, raises=(ValueError, TypeError), reason="labels are taken for integers unseen")
+@pytest.mark.parametrize("labels", [["cat"] * 16, None, []], ids=["text", "none", "no images"])
+def test_labels_that_are_no_numbers_are_refused(root, labels):
+    count = 0 if labels == [] else 16
+    (root / "val_data").write_bytes(python3_pickle(batch(count) | {"labels": labels}))
+    assert f"The data file {root / 'val_data'} " in fault(root, "test")
 
 
 def test_unequal_counts_of_images_and_labels_are_refused(root):
