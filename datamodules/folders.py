@@ -74,7 +74,7 @@ def decode(path: str, transform: Transform) -> Tensor:
     try:
         with Image.open(path) as image:
             return torch.from_numpy(np.array(transform(image.convert("RGB"))))
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as fault:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError, TypeError) as fault:
         raise DataError(f"The image file {path} is damaged ({fault}). Replace it or take it out.") from fault
 
 

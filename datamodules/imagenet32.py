@@ -61,11 +61,7 @@ class Imagenet32(ImageDataModule):
             path = require(Path(self.root) / name, fetchable=False)
             batch = read_pickle(path, ("data", "labels"))
             images.append(images_from_rows(batch["data"], path))
-            labels.append(np.asarray(batch["labels"], dtype=np.int64) - 1)  # published labels start at 1
-            if len(images[-1]) != len(labels[-1]):
-                raise DataError(f"The data file {path} holds {len(images[-1])} images but {len(labels[-1])} labels.")
-            if labels[-1].min() < 0 or labels[-1].max() >= self.num_classes:
-                raise DataError(f"The data file {path} has labels outside 1 … {self.num_classes}.")
+            labels.append(self._labels(batch["labels"], len(images[-1]), path))
         count = sum(map(len, labels))
         if not train:
             if count not in self.test_counts:
@@ -73,3 +69,14 @@ class Imagenet32(ImageDataModule):
                 raise DataError(f"{Path(self.root) / 'val_data'} holds {count:,} images; Imagenet32 has {known}.")
             self._title = self.test_counts[count]
         return MemoryImages(torch.cat(images), torch.from_numpy(np.concatenate(labels)))
+
+    def _labels(self, raw: object, count: int, path: Path) -> np.ndarray:
+        try:
+            labels = np.asarray(raw, dtype=np.int64) - 1  # published labels start at 1
+        except (TypeError, ValueError, OverflowError) as fault:
+            raise DataError(f"The data file {path} has labels that are no numbers ({fault}).") from fault
+        if labels.shape != (count,):
+            raise DataError(f"The data file {path} holds {count} images but {labels.size} labels.")
+        if not np.isin(labels, np.arange(self.num_classes)).all():
+            raise DataError(f"The data file {path} has labels outside 1 … {self.num_classes}.")
+        return labels

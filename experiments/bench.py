@@ -63,7 +63,7 @@ class Bench:
         ratios: the method over backpropagation (``step_over_backprop``, ``memory_over_backprop``),
             checkpointing over backpropagation, ``step_over_prediction``: the step over what its
             MACs predict from backpropagation's step, and ``lightning_overhead``: the step over the
-            plain loop's, minus 1.
+            plain loop's, minus 1. Ratios of times are medians of the repetitions' own ratios.
         loader: images/s of loading and augmentation alone, on one thread.
         settings: network, batch size, threads, precision, machine and allocator.
     """
@@ -155,7 +155,7 @@ def bench(model: DecoupledGreedy, data: ImageDataModule, trainer: L.Trainer, ste
     units = sum(len(block) for block in model.blocks)
     candidates = range(2, min(units, 2 * isqrt(units) + 1) + 1) if units > 1 else [1]
     segments = min(candidates, key=lambda n: peak(make_backprop(n)))
-    contenders = {"method": model, "backprop": make_backprop(0), "checkpointing": make_backprop(segments)}
+    contenders = {"checkpointing": make_backprop(segments), "backprop": make_backprop(0), "method": model}
     seconds: dict[str, list[float]] = {name: [] for name in [*contenders, "plain_loop"]}
     peaks = {name: peak(contender) for name, contender in contenders.items()}
     for _ in range(repetitions):
@@ -164,6 +164,10 @@ def bench(model: DecoupledGreedy, data: ImageDataModule, trainer: L.Trainer, ste
         with autocast():
             seconds["plain_loop"].append(_plain_loop(model.to(device), sample, steps))
     medians = {name: statistics.median(times) for name, times in seconds.items()}
+
+    def over(name: str, base: str) -> float:
+        # Of each repetition, then the median: a machine that gets slower meanwhile disturbs neighbours alike.
+        return statistics.median(a / b for a, b in zip(seconds[name], seconds[base], strict=True))
 
     def figures(name: str) -> Figures:
         return Figures(data.batch_size / medians[name], medians[name], peaks.get(name, peaks["method"]))
@@ -176,13 +180,13 @@ def bench(model: DecoupledGreedy, data: ImageDataModule, trainer: L.Trainer, ste
         checkpointing_segments=segments,
         plain_loop=figures("plain_loop"),
         ratios={
-            "step_over_backprop": medians["method"] / medians["backprop"],
+            "step_over_backprop": over("method", "backprop"),
             "predicted_step_over_backprop": predicted,
-            "step_over_prediction": medians["method"] / medians["backprop"] / predicted,
+            "step_over_prediction": over("method", "backprop") / predicted,
             "memory_over_backprop": peaks["method"] / peaks["backprop"],
-            "checkpointing_step_over_backprop": medians["checkpointing"] / medians["backprop"],
+            "checkpointing_step_over_backprop": over("checkpointing", "backprop"),
             "checkpointing_memory_over_backprop": peaks["checkpointing"] / peaks["backprop"],
-            "lightning_overhead": medians["method"] / medians["plain_loop"] - 1,
+            "lightning_overhead": over("method", "plain_loop") - 1,
         },
         loader=_loader_speed(batches),
         settings={
@@ -290,23 +294,27 @@ def show_bench(result: Bench, json: bool) -> None:
     )
     for heading in ("", "images/s", "ms / step", "× backprop", "peak MiB", "× backprop"):
         table.add_column(heading, justify="right" if heading else "left")
-    base = result.backprop
-    for name, row in (
-        ("backprop", base),
-        (f"checkpointing ({result.checkpointing_segments} segments)", result.checkpointing),
-        ("this method", result),
-        ("this method, plain loop", result.plain_loop),
+    ratios, base = result.ratios, result.backprop
+    plain = ratios["step_over_backprop"] / (1 + ratios["lightning_overhead"])
+    for name, row, ratio in (
+        ("backprop", base, 1.0),
+        (
+            f"checkpointing, {result.checkpointing_segments} segments",
+            result.checkpointing,
+            ratios["checkpointing_step_over_backprop"],
+        ),
+        ("this method", result, ratios["step_over_backprop"]),
+        ("this method, plain loop", result.plain_loop, plain),
     ):
         table.add_row(
             name,
             f"{row.images_per_second:.0f}",
             f"{1000 * row.step_seconds:.1f}",
-            f"{row.step_seconds / base.step_seconds:.3f}",
+            f"{ratio:.3f}",
             f"{row.peak_activation_bytes / 2**20:.1f}",
             f"{row.peak_activation_bytes / base.peak_activation_bytes:.3f}",
         )
     Console().print(table)
-    ratios = result.ratios
     print(
         f"step against its MACs   {ratios['step_over_prediction']:.3f} × the "
         f"{ratios['predicted_step_over_backprop']:.3f} that they predict\n"

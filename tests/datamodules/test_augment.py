@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from datamodules.augment import Augment, augment_batch, cutout, normalise
+from datamodules.files import DataError
 
 EVERY_WAY = [
     Augment(pad=pad, padding=padding, flip=flip)
@@ -176,3 +177,8 @@ def test_same_seed_same_images():
     torch.manual_seed(5)
     assert torch.equal(augment_batch(images, options), first)
     assert not torch.equal(first, other)
+
+
+def test_reflection_wider_than_the_image_is_refused():
+    with pytest.raises(DataError, match=r"augment\.pad"):
+        augment_batch(torch.zeros(2, 8, 8, 1, dtype=torch.uint8), Augment(pad=8, padding="reflect"))

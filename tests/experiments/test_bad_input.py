@@ -23,7 +23,7 @@ FIT = ("fit", "--config", str(DIGITS), *SMALL, "--trainer.max_epochs=2")
         (["--model.num_blocks=2", "--model.cut.after=[conv4]"], ["conv4", "empty block"]),
         (["--model.cut.after=[conv1]"], ["1 cuts", "num_blocks is 4"]),
         (["--model.cut.by=published"], ["VGG", "known: none"]),
-        (["--model.network.plan=[8,M,M,M,M]"], ["halves the image 4 times"]),
+        (["--model.network.plan=[8,M,8,M,8,M,8,M]"], ["halves the image 4 times"]),
         (["--data.validation=1.5"], ["between 0 and 1"]),
         (["--data.batch_size=0"], ["batch_size"]),
         (["--data=datamodules.MNIST", "--data.root=/nowhere"], ["/nowhere/MNIST/raw", "--data.download true"]),
