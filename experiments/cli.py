@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import shutil
 import sys
 import warnings
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ import lightning.pytorch as L
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodules import DataError, ImageDataModule
 from experiments import run_folder
@@ -39,7 +39,15 @@ from models.local_learning import require_one_process
 from models.networks import CutError, NetworkError
 from models.networks.profile import Convention
 
-FAULTS = (RunError, DataError, CutError, NetworkError, NonFiniteLossError, UnsupportedError)
+FAULTS = (
+    RunError,
+    DataError,
+    CutError,
+    NetworkError,
+    NonFiniteLossError,
+    UnsupportedError,
+    MisconfigurationException,  # Lightning's own, such as gradient_clip_val under manual optimization
+)
 """Faults of use: reported in one sentence, without a traceback."""
 
 
@@ -166,7 +174,6 @@ class LocalLearningCLI(LightningCLI):
             self.meter = Meter()
             callbacks.append(self.meter)
             if not options.fast_dev_run:
-                run_folder.create(self.folder)
                 step = self.checkpoint.get("global_step", 0)
                 loggers = [RunTensorBoardLogger(self.folder, step), RunCSVLogger(self.folder, step), *loggers]
                 callbacks.append(TensorBoardPage())
@@ -187,16 +194,18 @@ class LocalLearningCLI(LightningCLI):
             self.checkpoint = {}
 
     def before_fit(self) -> None:
-        """Show the cut."""
+        """Make the run folder; show the cut."""
+        if not self.trainer.fast_dev_run:
+            run_folder.create(self.folder)
         show_cost(self.model, self.datamodule.batch_size, "published", json=False)
 
     def fit(self, **arguments: Any) -> None:
-        """Lightning's ``fit``; a run that failed before its first step leaves no folder behind."""
+        """Lightning's ``fit``; a new run that failed before its first step leaves no folder behind."""
         try:
             self.trainer.fit(**arguments)
         except FAULTS:
             if self.trainer.global_step == 0:
-                shutil.rmtree(self.folder, ignore_errors=True)
+                run_folder.discard_empty(self.folder)
             raise
 
     def after_fit(self) -> None:

@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -74,6 +75,12 @@ def create(folder: Path) -> None:
         raise RunError(
             f"The run folder {folder} cannot be written ({fault.strerror}). Choose another with --runs."
         ) from fault
+
+
+def discard_empty(folder: Path) -> None:
+    """Remove a run folder in which there is nothing to go on from: no checkpoint, no summary."""
+    if not (folder / LAST).exists() and not (folder / PREVIOUS).exists() and not (folder / SUMMARY).exists():
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import itertools
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ import yaml
 
 from experiments.errors import RunError
 from experiments.report import report
-from experiments.run_folder import LAST, SUMMARY
+from experiments.run_folder import LAST, SUMMARY, discard_empty
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def suite(path: Path, runs: Path, extra: Sequence[str]) -> None:
             continue
         resume = ["--ckpt_path=last"] if (run_folder / LAST).is_file() else []
         if not resume:
-            shutil.rmtree(run_folder, ignore_errors=True)  # cut off in its first epoch: nothing to go on from
+            discard_empty(run_folder)  # cut off in its first epoch
         options = [
             "--config",
             str(run.config),

@@ -160,8 +160,8 @@ class LocalLearning(L.LightningModule):
 
     def on_train_batch_start(self, batch: LabelledImages, batch_idx: int) -> None:
         """Decide whether this step is logged."""
-        every = max(self.trainer.log_every_n_steps, 1)
-        self._log_now = (self.global_step + 1) % every == 0
+        every = self.trainer.log_every_n_steps
+        self._log_now = every > 0 and (self.global_step + 1) % every == 0
         self._losses.clear()
         self._records.clear()
 

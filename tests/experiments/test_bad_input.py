@@ -109,6 +109,21 @@ def test_a_run_that_failed_before_its_first_step_leaves_no_folder(tmp_path, caps
     assert not (tmp_path / "run").exists()
 
 
+def test_a_resume_that_fails_before_its_first_step_keeps_the_run(tmp_path, capsys):
+    folder = fit(tmp_path)
+    before = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    options = ("--data=datamodules.MNIST", "--data.root=/nowhere", "--ckpt_path=last", "--trainer.max_epochs=3")
+    assert "/nowhere" in fault(capsys, *FIT, f"--runs={tmp_path}", "--name=run", *options)
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == before
+    assert summary(folder)["global_step"] == 8
+
+
+def test_trainer_options_that_manual_optimization_cannot_take_are_told(tmp_path, capsys):
+    message = fault(capsys, *FIT, f"--runs={tmp_path}", "--trainer.gradient_clip_val=1.0")
+    assert "gradient clipping is not supported" in message
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_missing_or_wrong_suite_is_told(tmp_path, capsys):
     assert "nowhere.yaml" in fault(capsys, "suite", "nowhere.yaml", f"--runs={tmp_path}")
     wrong = tmp_path / "wrong.yaml"
