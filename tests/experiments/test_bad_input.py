@@ -3,6 +3,7 @@
 import pytest
 from helpers import DIGITS, SMALL, fault, fit, summary
 
+from datamodules import DataError, Digits
 from models import DecoupledGreedy
 
 FIT = ("fit", "--config", str(DIGITS), *SMALL, "--trainer.max_epochs=2")
@@ -109,11 +110,16 @@ def test_a_run_that_failed_before_its_first_step_leaves_no_folder(tmp_path, caps
     assert not (tmp_path / "run").exists()
 
 
-def test_a_resume_that_fails_before_its_first_step_keeps_the_run(tmp_path, capsys):
+def test_a_resume_that_fails_before_its_first_step_keeps_the_run(tmp_path, capsys, monkeypatch):
     folder = fit(tmp_path)
+
+    def lost(self, train):
+        raise DataError("The data is lost.")
+
+    monkeypatch.setattr(Digits, "load", lost)
     before = sorted(path.name for path in (folder / "checkpoints").iterdir())
-    options = ("--data=datamodules.MNIST", "--data.root=/nowhere", "--ckpt_path=last", "--trainer.max_epochs=3")
-    assert "/nowhere" in fault(capsys, *FIT, f"--runs={tmp_path}", "--name=run", *options)
+    options = ("--ckpt_path=last", "--trainer.max_epochs=3")
+    assert "The data is lost." in fault(capsys, *FIT, f"--runs={tmp_path}", "--name=run", *options)
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == before
     assert summary(folder)["global_step"] == 8
 
