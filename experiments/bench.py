@@ -322,5 +322,5 @@ def show_bench(result: Bench, json: bool) -> None:
         "(loader, loop, logging)\n"
         f"loader alone            {result.loader['images_per_second_one_core']:,.0f} images/s on one core\n"
         f"{settings['allocator']}; medians of {settings['repetitions']} repetitions of {settings['steps']} steps, "
-        "in turns."
+        "in turns." + (" Too few to trust." if settings["repetitions"] * settings["steps"] < 15 else "")
     )

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import lightning.pytorch as L
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from datamodules import DataError, ImageDataModule
 from experiments import run_folder
@@ -21,6 +22,7 @@ from experiments.bench import bench, show_bench
 from experiments.callbacks import (
     BestCheckpoint,
     BlockProgressBar,
+    CutTable,
     LastCheckpoint,
     Meter,
     PredictionsFile,
@@ -172,7 +174,7 @@ class LocalLearningCLI(LightningCLI):
         loggers = [logger for logger in asked if isinstance(logger, Logger)]
         if self.subcommand == "fit":
             self.meter = Meter()
-            callbacks.append(self.meter)
+            callbacks += [CutTable(), self.meter]
             if not options.fast_dev_run:
                 step = self.checkpoint.get("global_step", 0)
                 loggers = [RunTensorBoardLogger(self.folder, step), RunCSVLogger(self.folder, step), *loggers]
@@ -194,10 +196,9 @@ class LocalLearningCLI(LightningCLI):
             self.checkpoint = {}
 
     def before_fit(self) -> None:
-        """Make the run folder; show the cut."""
+        """Make the run folder."""
         if not self.trainer.fast_dev_run:
             run_folder.create(self.folder)
-        show_cost(self.model, self.datamodule.batch_size, "published", json=False)
 
     def fit(self, **arguments: Any) -> None:
         """Lightning's ``fit``; a new run that failed before its first step leaves no folder behind."""
@@ -225,7 +226,10 @@ class LocalLearningCLI(LightningCLI):
 
 def _suite(args: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
-        "python -m experiments suite", description="Run a list or grid of configs, then report."
+        "python -m experiments suite",
+        description="Run a list or grid of configs, each in a process of its own, then report. Finished runs are "
+        "skipped, cut-off ones resumed. Other options (--trainer.max_epochs 5) go to every run.",
+        epilog="The YAML: runs: [{config: FILE, name: NAME, options: {OPTION: VALUE}, grid: {OPTION: [VALUE, ...]}}]",
     )
     parser.add_argument("suite", type=Path, help="the suite's YAML")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all run folders")
@@ -261,6 +265,8 @@ def main(args: Sequence[str] | None = None) -> None:
             COMMANDS[args[0]](args[1:])
         else:
             LocalLearningCLI(["--json=true" if arg == "--json" else arg for arg in args])
+    except SIGTERMException as stop:
+        raise SystemExit(128 + signal.SIGTERM) from stop
     except Exception as error:
         fault = _fault_behind(error)
         if fault is None:
@@ -281,6 +287,8 @@ def _quiet() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     for message in (
         ".*treespec.*is deprecated.*",
+        ".*no `val_dataloader`.*",
+        ".*callbacks used to create the checkpoint.*",
         ".*does not have many workers.*",
         ".*is smaller than the logging interval.*",
         ".*exists and is not empty.*",

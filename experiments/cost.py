@@ -4,6 +4,7 @@ import json as json_format
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -114,7 +115,7 @@ def _span(block: Any) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}"
 
 
-_HEADINGS = ("block", "units", "parameters", "M MACs / image", "MiB saved / batch", "MiB handed on / batch")
+_HEADINGS = ("block", "units", "parameters", "M MACs", "MiB saved", "MiB handed on")
 
 
 def _rows(cost: NetworkCost) -> list[tuple[str, ...]]:
@@ -143,9 +144,13 @@ def show_cost(model: LocalLearning, batch_size: int, convention: Convention, jso
     if json:
         print(json_format.dumps(asdict(cost), indent=2))
         return
-    table = Table(title=f"{model.network_title}, {len(model.blocks)} blocks, batch {batch_size}", title_justify="left")
+    table = Table(
+        title=f"{model.network_title}, {len(model.blocks)} blocks, batch {batch_size} (MACs: one image, MiB: batch)",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
     for heading in _HEADINGS:
-        table.add_column(heading, justify="left" if heading == "units" else "right")
+        table.add_column(heading, justify="left" if heading == "units" else "right", no_wrap=True)
     for row in _rows(cost):
         table.add_row(*row)
     Console().print(table)

@@ -49,10 +49,11 @@ def choose(runs: Path, name: str | None, default: str, resume: bool) -> Path:
     """
     if name:
         folder = runs / name
-        if not resume and folder.exists() and any(folder.iterdir()):
-            raise RunError(
-                f"{folder} already holds a run. Go on with it by --ckpt_path last, or choose another --name."
-            )
+        if not resume and folder.is_dir() and any(folder.iterdir()):
+            state = "already holds a run. Go on with it by --ckpt_path last, or choose"
+            if not (folder / LAST).exists():
+                state = "is not empty, and there is no checkpoint in it to go on from. Empty it, or choose"
+            raise RunError(f"{folder} {state} another --name.")
         return folder
     taken = [runs / default]
     while taken[-1].exists():

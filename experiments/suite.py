@@ -39,7 +39,7 @@ def read_suite(path: Path) -> list[Run]:
     one run per combination.
 
     Raises:
-        RunError: the file is missing, or not of that form.
+        RunError: the file is missing, or not of that form, or two runs share a name.
     """
     if not path.is_file():
         raise RunError(f"There is no suite file {path}.")
@@ -56,7 +56,14 @@ def read_suite(path: Path) -> list[Run]:
     return runs
 
 
+_KEYS = ("config", "name", "options", "grid")
+
+
 def _expand(folder: Path, entry: Mapping[str, Any]) -> Iterator[Run]:
+    if unknown := set(entry) - set(_KEYS):
+        raise RunError(
+            f"A run of a suite has {', '.join(_KEYS)}, not {', '.join(sorted(unknown))}: put options under options."
+        )
     config = (folder / entry["config"]).resolve()
     name = entry.get("name", f"{config.parent.name}-{config.stem}")
     grid = entry.get("grid", {})

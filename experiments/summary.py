@@ -98,6 +98,6 @@ def show_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     Console().print(table)
     speed, memory = summary["images_per_second"], summary["peak_activation_bytes"]
     figures = [f"{summary['epochs']} epochs", f"{summary['global_step']} steps", f"{summary['seconds']:.1f} s"]
-    figures += [f"{speed:,.0f} images/s"] if speed else []
+    figures += [f"{speed:,.0f} images/s in training alone"] if speed else []
     figures += [f"{memory / 2**20:.1f} MiB of activations at most"] if memory else []
     print(f"{', '.join(figures)}\nRun folder: {folder}\nTo watch:   tensorboard --logdir {folder}")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import lightning.pytorch as L
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from experiments.run_folder import BEST, LAST, PREVIOUS
 
@@ -33,8 +34,8 @@ class LastCheckpoint(Checkpoint):
         trainer.save_checkpoint(self._last, weights_only=False)  # optimizers and counters too
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Say how to go on after Ctrl-C."""
-        if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero:
+        """Say how to go on after Ctrl-C or a termination signal."""
+        if isinstance(exception, (KeyboardInterrupt, SIGTERMException)) and trainer.is_global_zero:
             if self._last.exists():
                 print(
                     f"\nStopped. Go on with the same command and --name {self._last.parents[1].name} --ckpt_path last"

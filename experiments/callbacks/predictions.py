@@ -13,7 +13,7 @@ from experiments.errors import RunError
 
 
 class PredictionsFile(BasePredictionWriter):
-    """Writes one line per test image: index, predicted class, its probability.
+    """Writes one line per test image: its place in the test split, the predicted class, its probability.
 
     Args:
         path: the file.
@@ -40,4 +40,4 @@ class PredictionsFile(BasePredictionWriter):
                 writer.writerows(zip(range(len(label)), label.tolist(), probability.tolist(), strict=True))
         except OSError as fault:
             raise RunError(f"{self._path} cannot be written ({fault.strerror}).") from fault
-        print(f"{len(label)} predictions written to {self._path}")
+        print(f"\n{len(label)} predictions written to {self._path}")

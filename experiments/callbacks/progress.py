@@ -1,9 +1,20 @@
-"""A progress bar with one accuracy per block."""
+"""What the terminal shows of a run: the cut, then a progress bar with one accuracy per block."""
 
 from typing import Any
 
 import lightning.pytorch as L
 from lightning.pytorch.callbacks import TQDMProgressBar
+
+from experiments.cost import show_cost
+
+
+class CutTable(L.Callback):
+    """Prints the cost of every block before training begins."""
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Print; the data are there by now, or their fault was told already."""
+        if trainer.is_global_zero:
+            show_cost(pl_module, trainer.datamodule.batch_size, "published", json=False)
 
 
 class BlockProgressBar(TQDMProgressBar):

@@ -103,7 +103,7 @@ def test_tensorboard_shows_batch_cut_and_all_blocks_in_one_chart(finished):
     tensors = page.Tags()["tensors"]
     cut = page.Tensors("cut/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "conv1" in cut
-    assert "M MACs / image" in cut
+    assert "M MACs" in cut
     assert "custom_scalars__config__" in tensors
 
 
@@ -241,6 +241,14 @@ def test_a_truncated_checkpoint_is_named_and_the_one_before_it_offered(tmp_path,
     assert "epoch 1" in message
     main(["fit", *options, f"--ckpt_path={offered}"])
     assert summary(folder)["global_step"] == 12
+
+
+def test_a_termination_signal_is_no_success_and_says_how_to_go_on(tmp_path):
+    moment = KILLED_IN_A_STEP.replace("SIGKILL", "SIGTERM")
+    command = ["fit", "--config", str(DIGITS), f"--runs={tmp_path}", "--name=run", *SMALL, "--trainer.max_epochs=4"]
+    stopped = run_broken(moment, command)
+    assert stopped.returncode == 128 + signal.SIGTERM
+    assert "--name run --ckpt_path last" in stopped.stdout
 
 
 def test_ctrl_c_leaves_the_last_checkpoint_good_and_says_how_to_go_on(tmp_path):

@@ -97,6 +97,13 @@ def test_a_grid_is_one_run_per_combination(tmp_path):
     assert planned[0].config == (tmp_path / "a" / "digits.yaml").resolve()
 
 
+def test_an_unknown_key_of_a_run_is_refused(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text("runs:\n  - {config: a/digits.yaml, trainer.max_epochs: 2}\n")
+    with pytest.raises(RunError, match=r"not trainer\.max_epochs: command-line options go under options"):
+        read_suite(path)
+
+
 def test_two_runs_of_one_name_are_refused(tmp_path):
     path = tmp_path / "study.yaml"
     path.write_text("runs:\n  - config: a/digits.yaml\n  - config: a/digits.yaml\n")
