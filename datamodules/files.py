@@ -115,6 +115,7 @@ class _PlainUnpickler(pickle.Unpickler):
     }
 
     def find_class(self, module: str, name: str) -> Any:
+        """What a pickle may name; all else is refused."""
         if (module, name) not in self._stand_ins:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no image data set needs")
         return self._stand_ins[module, name]

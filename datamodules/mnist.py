@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torchvision import datasets
 
@@ -37,7 +38,7 @@ class MNIST(ImageDataModule):
             )
         return MemoryImages(torch.tensor(images).unsqueeze(3), torch.tensor(labels).long())
 
-    def _read(self, name: str):  # noqa: ANN202 - numpy array
+    def _read(self, name: str) -> np.ndarray:
         folder = Path(self.root) / self.title / "raw"
         if (folder / name).is_file():
             return read_idx(folder / name)

@@ -9,7 +9,7 @@ import json as json_format
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from math import isqrt
@@ -129,73 +129,35 @@ def bench(model: DecoupledGreedy, data: ImageDataModule, trainer: L.Trainer, ste
         steps: training steps per repetition, above the warm-up.
         repetitions: alternating repetitions of each contender.
     """
-    device = trainer.strategy.root_device
-    batches = RandomImages(data, steps + _WARM_UP)
-    sample = next(iter(batches.train_dataloader()))
-    sample = batches.on_after_batch_transfer(Batch(*(t.to(device) for t in sample)), 0)
-    autocast = trainer.precision_plugin.train_step_context
-    make_trainer = partial(
-        L.Trainer,
-        accelerator=device.type,
-        devices=1,
-        precision=trainer.precision,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-    )
-
-    def make_backprop(segments: int) -> Backprop:
-        shape, classes = model.image_shape, model.num_classes
-        return Backprop(model.make_network, shape, classes, segments, optimizer=model.make_optimizer)
-
-    def peak(contender: LocalLearning) -> int:
-        with autocast():
-            return _peak_bytes(contender.to(device), sample)
-
-    units = sum(len(block) for block in model.blocks)
-    candidates = range(2, min(units, 2 * isqrt(units) + 1) + 1) if units > 1 else [1]
-    segments = min(candidates, key=lambda n: peak(make_backprop(n)))
-    contenders = {"checkpointing": make_backprop(segments), "backprop": make_backprop(0), "method": model}
+    place = _Workbench(data, trainer, steps)
+    segments = _leanest_segments(model, place)
+    contenders = {"checkpointing": _backprop_of(model, segments), "backprop": _backprop_of(model, 0), "method": model}
     seconds: dict[str, list[float]] = {name: [] for name in [*contenders, "plain_loop"]}
-    peaks = {name: peak(contender) for name, contender in contenders.items()}
+    peaks = {name: place.peak_bytes(contender) for name, contender in contenders.items()}
     for _ in range(repetitions):
         for name, contender in contenders.items():
-            seconds[name].append(_train(contender, batches, make_trainer, steps))
-        with autocast():
-            seconds["plain_loop"].append(_plain_loop(model.to(device), sample, steps))
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
-
-    def over(name: str, base: str) -> float:
-        # Of each repetition, then the median: a machine that gets slower meanwhile disturbs neighbours alike.
-        return statistics.median(a / b for a, b in zip(seconds[name], seconds[base], strict=True))
+            seconds[name].append(place.step_seconds(contender))
+        seconds["plain_loop"].append(place.plain_step_seconds(model))
 
     def figures(name: str) -> Figures:
-        return Figures(data.batch_size / medians[name], medians[name], peaks.get(name, peaks["method"]))
+        median = statistics.median(seconds[name])
+        return Figures(data.batch_size / median, median, peaks.get(name, peaks["method"]))
 
-    predicted = network_cost(model, data.batch_size, "plain").predicted_step_ratio
     return Bench(
         **asdict(figures("method")),
         backprop=figures("backprop"),
         checkpointing=figures("checkpointing"),
         checkpointing_segments=segments,
         plain_loop=figures("plain_loop"),
-        ratios={
-            "step_over_backprop": over("method", "backprop"),
-            "predicted_step_over_backprop": predicted,
-            "step_over_prediction": over("method", "backprop") / predicted,
-            "memory_over_backprop": peaks["method"] / peaks["backprop"],
-            "checkpointing_step_over_backprop": over("checkpointing", "backprop"),
-            "checkpointing_memory_over_backprop": peaks["checkpointing"] / peaks["backprop"],
-            "lightning_overhead": over("method", "plain_loop") - 1,
-        },
-        loader=_loader_speed(batches),
+        ratios=_ratios(seconds, peaks, network_cost(model, data.batch_size, "plain").predicted_step_ratio),
+        loader={"images_per_second_one_core": _loader_speed(place.batches)},
         settings={
             "network": model.network_title,
             "num_blocks": model.num_blocks,
             "batch_size": data.batch_size,
             "steps": steps,
             "repetitions": repetitions,
-            "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
+            "device": "cpu" if place.device.type == "cpu" else torch.cuda.get_device_name(place.device),
             "precision": str(trainer.precision),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
@@ -204,24 +166,97 @@ def bench(model: DecoupledGreedy, data: ImageDataModule, trainer: L.Trainer, ste
     )
 
 
+def _backprop_of(model: DecoupledGreedy, segments: int) -> Backprop:
+    """The method's network under backpropagation, with gradient checkpointing if segments are given."""
+    shape, classes = model.image_shape, model.num_classes
+    return Backprop(model.make_network, shape, classes, segments, optimizer=model.make_optimizer)
+
+
+def _leanest_segments(model: DecoupledGreedy, place: "_Workbench") -> int:
+    """The number of checkpointing segments with the lowest peak; it is near the root of the number of units."""
+    units = sum(len(block) for block in model.blocks)
+    candidates = range(2, min(units, 2 * isqrt(units) + 1) + 1) if units > 1 else [1]
+    return min(candidates, key=lambda segments: place.peak_bytes(_backprop_of(model, segments)))
+
+
+def _ratios(seconds: Mapping[str, Sequence[float]], peaks: Mapping[str, int], predicted: float) -> dict[str, float]:
+    def over(name: str, base: str) -> float:
+        # Of each repetition, then the median: a machine that gets slower meanwhile disturbs neighbours alike.
+        return statistics.median(a / b for a, b in zip(seconds[name], seconds[base], strict=True))
+
+    return {
+        "step_over_backprop": over("method", "backprop"),
+        "predicted_step_over_backprop": predicted,
+        "step_over_prediction": over("method", "backprop") / predicted,
+        "memory_over_backprop": peaks["method"] / peaks["backprop"],
+        "checkpointing_step_over_backprop": over("checkpointing", "backprop"),
+        "checkpointing_memory_over_backprop": peaks["checkpointing"] / peaks["backprop"],
+        "lightning_overhead": over("method", "plain_loop") - 1,
+    }
+
+
+class _Workbench:
+    """One device, one precision, one store of images: where all contenders are measured alike."""
+
+    def __init__(self, data: ImageDataModule, trainer: L.Trainer, steps: int) -> None:
+        self.device, self.steps = trainer.strategy.root_device, steps
+        self.batches = RandomImages(data, steps + _WARM_UP)
+        sample = next(iter(self.batches.train_dataloader()))
+        self._sample = self.batches.on_after_batch_transfer(Batch(*(t.to(self.device) for t in sample)), 0)
+        self._autocast = trainer.precision_plugin.train_step_context
+        self._make_trainer = partial(
+            L.Trainer,
+            accelerator=self.device.type,
+            devices=1,
+            precision=trainer.precision,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+        )
+
+    def step_seconds(self, model: LocalLearning) -> float:
+        """Seconds per step through Lightning, with both loggers writing once."""
+        clock = _Clock()
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = self._make_trainer(
+                logger=[RunTensorBoardLogger(Path(folder)), RunCSVLogger(Path(folder))],
+                callbacks=[clock],
+                max_steps=self.steps + _WARM_UP,
+                log_every_n_steps=self.steps,
+            )
+            trainer.fit(model, datamodule=self.batches)
+        return clock.step_seconds
+
+    def plain_step_seconds(self, model: LocalLearning) -> float:
+        """Seconds per step of a bare loop on one ready batch."""
+        with self._autocast():
+            step = _plain_steps(model.to(self.device), self._sample)
+            for _ in range(_WARM_UP):
+                next(step)
+            start = _now(self.device)
+            for _ in range(self.steps):
+                next(step)
+            return (_now(self.device) - start) / self.steps
+
+    def peak_bytes(self, model: LocalLearning) -> int:
+        """Most activation bytes at one time in a step (the second: the first makes optimizer buffers)."""
+        with self._autocast():
+            step = _plain_steps(model.to(self.device), self._sample)
+            next(step)
+            if self.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(self.device)
+                before = torch.cuda.memory_allocated(self.device)
+                next(step)
+                return torch.cuda.max_memory_allocated(self.device) - before
+            with SavedTensorMeter([*model.parameters(), *model.buffers()]) as meter:
+                next(step)
+            return meter.peak
+
+
 def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-def _train(model: LocalLearning, batches: RandomImages, make_trainer: Callable[..., L.Trainer], steps: int) -> float:
-    """Seconds per step through Lightning, with both loggers writing once per repetition."""
-    clock = _Clock()
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(
-            logger=[RunTensorBoardLogger(Path(folder)), RunCSVLogger(Path(folder))],
-            callbacks=[clock],
-            max_steps=steps + _WARM_UP,
-            log_every_n_steps=steps,
-        )
-        trainer.fit(model, datamodule=batches)
-    return clock.step_seconds
 
 
 def _plain_steps(model: LocalLearning, batch: Batch) -> Iterator[None]:
@@ -239,32 +274,7 @@ def _plain_steps(model: LocalLearning, batch: Batch) -> Iterator[None]:
         yield
 
 
-def _plain_loop(model: LocalLearning, batch: Batch, steps: int) -> float:
-    step = _plain_steps(model, batch)
-    for _ in range(_WARM_UP):
-        next(step)
-    start = _now(batch.images.device)
-    for _ in range(steps):
-        next(step)
-    return (_now(batch.images.device) - start) / steps
-
-
-def _peak_bytes(model: LocalLearning, batch: Batch) -> int:
-    """Most activation bytes at one time in a step (the second: the first makes optimizer buffers)."""
-    step = _plain_steps(model, batch)
-    next(step)
-    device = batch.images.device
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        next(step)
-        return torch.cuda.max_memory_allocated(device) - before
-    with SavedTensorMeter([*model.parameters(), *model.buffers()]) as meter:
-        next(step)
-    return meter.peak
-
-
-def _loader_speed(batches: RandomImages, seconds: float = 1.0) -> dict[str, float]:
+def _loader_speed(batches: RandomImages, seconds: float = 1.0) -> float:
     """Images/s from the store in memory to an augmented, normalised batch, on one CPU thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -278,7 +288,7 @@ def _loader_speed(batches: RandomImages, seconds: float = 1.0) -> dict[str, floa
             rates.append(count / (time.perf_counter() - start))
     finally:
         torch.set_num_threads(threads)
-    return {"images_per_second_one_core": statistics.median(rates)}
+    return statistics.median(rates)
 
 
 def show_bench(result: Bench, json: bool) -> None:

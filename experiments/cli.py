@@ -102,6 +102,7 @@ class _SavedConfig(SaveConfigCallback):
     """Writes ``config.yaml`` without what belongs to one call only, so that it runs again as it is."""
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Write the file when a fit begins."""
         folder = Path(trainer.default_root_dir)
         if stage == "fit" and folder.is_dir():
             config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
