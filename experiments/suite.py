@@ -62,7 +62,8 @@ _KEYS = ("config", "name", "options", "grid")
 def _expand(folder: Path, entry: Mapping[str, Any]) -> Iterator[Run]:
     if unknown := set(entry) - set(_KEYS):
         raise RunError(
-            f"A run of a suite has {', '.join(_KEYS)}, not {', '.join(sorted(unknown))}: command-line options go under options."
+            f"A run of a suite has {', '.join(_KEYS)}, not {', '.join(sorted(unknown))}: "
+            "command-line options go under options."
         )
     config = (folder / entry["config"]).resolve()
     name = entry.get("name", f"{config.parent.name}-{config.stem}")
