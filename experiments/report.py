@@ -153,7 +153,8 @@ def report(paths: Sequence[Path], output: Path) -> None:
         note += " (×…) is the ratio to Backprop of the same network, data, epochs and batch size."
     table = Table(title=shared, title_justify="left", caption=note, caption_justify="left", box=box.SIMPLE_HEAD)
     for heading in cells:
-        table.add_column(heading, justify="left" if heading in ("method", "network", "data") else "right")
+        words = heading in ("method", "network", "data")
+        table.add_column(heading, justify="left" if words else "right", no_wrap=words)
     lines = list(zip(*cells.values(), strict=True))
     for line in lines:
         table.add_row(*line)
