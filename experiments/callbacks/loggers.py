@@ -1,6 +1,7 @@
 """TensorBoard events and ``metrics.csv`` that a resumed run continues."""
 
 import csv
+import time
 from pathlib import Path
 
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -20,11 +21,22 @@ class RunTensorBoardLogger(TensorBoardLogger):
 
     def __init__(self, folder: Path, resume_step: int = 0) -> None:
         purge = {"purge_step": resume_step} if resume_step else {}
+        _wait_for_a_later_name(folder)
         super().__init__(folder, name="", version="", default_hp_metric=False, **purge)
 
     def save(self) -> None:
         """Flush; Lightning's would also leave an empty hparams.yaml."""
         self.experiment.flush()
+
+
+def _wait_for_a_later_name(folder: Path) -> None:
+    """Event files are read in the order of their names, which begin with the second of their making.
+
+    A run resumed within the second in which it had begun would else be read before its own beginning.
+    """
+    now = str(int(time.time()))
+    if any(file.name.split(".")[3] == now for file in folder.glob("events.out.tfevents.*")):
+        time.sleep(1 - time.time() % 1)
 
 
 class RunCSVLogger(CSVLogger):

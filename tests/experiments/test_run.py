@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import yaml
 from helpers import DIGITS, SMALL, fault, fit, summary
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from experiments.callbacks.loggers import RunTensorBoardLogger
 from experiments.cli import main
 
 
@@ -227,6 +229,14 @@ def assert_same_end(folder, undisturbed):
         written = [(row["step"], row[tag]) for row in rows(folder) if row[tag]]
         assert written == [(row["step"], row[tag]) for row in rows(undisturbed) if row[tag]]
     assert summary(folder)["metrics"]["test/top1"] == summary(undisturbed)["metrics"]["test/top1"]
+
+
+def test_a_run_resumed_within_a_second_is_read_after_its_beginning(tmp_path):
+    beginning = tmp_path / f"events.out.tfevents.{int(time.time())}.zzz.99999.0"
+    beginning.touch()
+    RunTensorBoardLogger(tmp_path, resume_step=1).experiment.close()
+    assert len(files := sorted(tmp_path.iterdir())) == 2
+    assert files[0] == beginning
 
 
 def test_a_truncated_checkpoint_is_named_and_the_one_before_it_offered(tmp_path, capsys):
