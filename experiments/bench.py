@@ -27,7 +27,8 @@ from datamodules.base import EpochBatches, MemoryImages
 from experiments.allocator import keep_freed_memory
 from experiments.callbacks import RunCSVLogger, RunTensorBoardLogger
 from experiments.cost import network_cost
-from models import Backprop, DecoupledGreedy, LocalLearning
+from models import Backprop, LocalLearning
+from models.classification import LocalClassification
 from models.networks import SavedTensorMeter
 
 _WARM_UP = 2
@@ -119,7 +120,7 @@ class _Clock(L.Callback):
             self.step_seconds = (_now(pl_module.device) - self._start) / (trainer.max_steps - _WARM_UP)
 
 
-def bench(model: DecoupledGreedy, data: ImageDataModule, trainer: L.Trainer, steps: int, repetitions: int) -> Bench:
+def bench(model: LocalClassification, data: ImageDataModule, trainer: L.Trainer, steps: int, repetitions: int) -> Bench:
     """Measure a method against backpropagation and against gradient checkpointing.
 
     Args:
@@ -154,6 +155,7 @@ def bench(model: DecoupledGreedy, data: ImageDataModule, trainer: L.Trainer, ste
         settings={
             "network": model.network_title,
             "num_blocks": model.num_blocks,
+            "num_groups": model.num_groups,
             "batch_size": data.batch_size,
             "steps": steps,
             "repetitions": repetitions,
@@ -166,13 +168,13 @@ def bench(model: DecoupledGreedy, data: ImageDataModule, trainer: L.Trainer, ste
     )
 
 
-def _backprop_of(model: DecoupledGreedy, segments: int) -> Backprop:
+def _backprop_of(model: LocalClassification, segments: int) -> Backprop:
     """The method's network under backpropagation, with gradient checkpointing if segments are given."""
     shape, classes = model.image_shape, model.num_classes
     return Backprop(model.make_network, shape, classes, segments, optimizer=model.make_optimizer)
 
 
-def _leanest_segments(model: DecoupledGreedy, place: "_Workbench") -> int:
+def _leanest_segments(model: LocalClassification, place: "_Workbench") -> int:
     """The number of checkpointing segments with the lowest peak; it is near the root of the number of units."""
     units = sum(len(block) for block in model.blocks)
     candidates = range(2, min(units, 2 * isqrt(units) + 1) + 1) if units > 1 else [1]
@@ -262,7 +264,7 @@ def _now(device: torch.device) -> float:
 def _plain_steps(model: LocalLearning, batch: Batch) -> Iterator[None]:
     """The method's training steps without Lightning: one per ``next``."""
     model.train()
-    optimizers = [model.make_optimizer(model.block_parameters(k)) for k in range(model.num_blocks)]
+    optimizers = [model.make_optimizer(model.block_parameters(k)) for k in range(len(model.blocks))]
     while True:
         x = batch.images
         for k, block in enumerate(model.blocks):
@@ -298,8 +300,8 @@ def show_bench(result: Bench, json: bool) -> None:
         return
     settings = result.settings
     table = Table(
-        title=f"{settings['network']}, {settings['num_blocks']} blocks, batch {settings['batch_size']}, "
-        f"{settings['device']}, {settings['threads']} threads",
+        title=f"{settings['network']}, {settings['num_blocks']} blocks × {settings['num_groups']} groups, "
+        f"batch {settings['batch_size']}, {settings['device']}, {settings['threads']} threads",
         title_justify="left",
     )
     for heading in ("", "images/s", "ms / step", "× backprop", "peak MiB", "× backprop"):

@@ -36,7 +36,8 @@ from experiments.parser import Parser
 from experiments.report import report
 from experiments.suite import suite
 from experiments.summary import log_to_hparams, show_summary, summarise, write_summary
-from models import DecoupledGreedy, LocalLearning, NonFiniteLossError, UnsupportedError
+from models import LocalLearning, NonFiniteLossError, UnsupportedError
+from models.classification import LocalClassification
 from models.local_learning import require_one_process
 from models.networks import CutError, NetworkError
 from models.networks.profile import Convention
@@ -80,7 +81,7 @@ class Trainer(L.Trainer):
 
     def bench(
         self,
-        model: DecoupledGreedy,
+        model: LocalClassification,
         datamodule: ImageDataModule,
         json: bool = False,
         steps: int = 10,

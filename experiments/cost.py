@@ -4,11 +4,12 @@ import json as json_format
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from models import LocalLearning
+from models.classification import LocalClassification
 from models.networks.profile import Convention, activation_bytes, profile
 
 
@@ -20,10 +21,10 @@ class Node:
         block: number of the block, from 1.
         group: number of the neuron group, from 1.
         units: names of the block's first and last unit.
-        parameters: of the block and its head.
-        forward_macs: multiply-accumulates of block and head for one image.
-        activation_bytes: saved for the backward pass by block and head, whole batch.
-        bytes_out: size of what the block hands on, whole batch.
+        parameters: of the group's part of the block and of its head.
+        forward_macs: multiply-accumulates of the same for one image.
+        activation_bytes: the group's share of what block and heads save for the backward pass, whole batch.
+        bytes_out: size of what the group hands on, whole batch.
     """
 
     block: int
@@ -40,14 +41,15 @@ class NetworkCost:
     """Cost of a cut network beside the same network under backpropagation.
 
     Attributes:
-        nodes: one per (block, group).
+        nodes: one per (block, group); a final head on the last block's detached features is no node.
         batch_size: images per batch in the byte counts.
         convention: how MACs are counted.
         slowest_node_macs: the largest ``forward_macs`` of a node.
-        total_macs: sum over the nodes.
-        backprop_macs: the network with its classifier alone.
-        peak_activation_bytes: the largest ``activation_bytes`` of a node: the peak of one device
-            that trains the nodes one after the other.
+        total_macs: forward pass of all blocks and heads: of a training step, and of the ensemble's prediction.
+        inference_macs: the model's own prediction: all blocks and the last head.
+        backprop_macs: the uncut network with its classifier.
+        peak_activation_bytes: the largest of any block, all its groups together: the peak of one device
+            that trains the blocks one after the other.
         backprop_activation_bytes: the same for backpropagation.
         predicted_memory_ratio: the one over the other.
         predicted_step_ratio: time of a step on one device over backpropagation's, as MACs predict.
@@ -60,6 +62,7 @@ class NetworkCost:
     convention: Convention
     slowest_node_macs: int
     total_macs: int
+    inference_macs: int
     backprop_macs: int
     peak_activation_bytes: int
     backprop_activation_bytes: int
@@ -68,11 +71,11 @@ class NetworkCost:
     predicted_speedup: float
 
 
-def network_cost(model: LocalLearning, batch_size: int, convention: Convention = "published") -> NetworkCost:
+def network_cost(model: LocalClassification, batch_size: int, convention: Convention = "published") -> NetworkCost:
     """Cost of every node of a model, found on the meta device.
 
     Args:
-        model: any method on the common loop.
+        model: any method whose heads classify.
         batch_size: images per batch, for the byte counts.
         convention: ``published`` also counts BatchNorm, ReLU, pooling and biases; ``plain`` only the
             multiply-accumulates of convolutions and matrix products.
@@ -81,33 +84,45 @@ def network_cost(model: LocalLearning, batch_size: int, convention: Convention =
     nodes = [
         Node(
             block=k,
-            group=1,
+            group=group,
             units=_span(model.blocks[k - 1]),
-            parameters=block.parameters + head.parameters,
-            forward_macs=block.forward_macs + head.forward_macs,
-            activation_bytes=activation_bytes([block, head]),
-            bytes_out=block.output_bytes,
+            parameters=(block.parameters + head.parameters) // model.num_groups,
+            forward_macs=(block.forward_macs + head.forward_macs) // model.num_groups,
+            activation_bytes=activation_bytes([block, head]) // model.num_groups,
+            bytes_out=block.output_bytes // model.num_groups,
         )
-        for k, (block, head) in enumerate(costs, start=1)
+        for k, (block, head) in enumerate(costs[: model.num_blocks], start=1)
+        for group in range(1, model.num_groups + 1)
     ]
-    classifier = costs[-1][1]
-    end_to_end = [block for block, _ in costs] + [classifier]
-    total, slowest = sum(n.forward_macs for n in nodes), max(n.forward_macs for n in nodes)
-    backprop_macs, backprop_bytes = sum(c.forward_macs for c in end_to_end), activation_bytes(end_to_end)
-    peak = max(n.activation_bytes for n in nodes)
+    blocks, heads = (sum(cost.forward_macs for cost in part) for part in zip(*costs, strict=True))
+    slowest = max(node.forward_macs for node in nodes)
+    peak = max(activation_bytes(pair) for pair in costs)
+    backprop_macs, backprop_bytes = _backprop(model, batch_size, convention)
     return NetworkCost(
         nodes=nodes,
         batch_size=batch_size,
         convention=convention,
         slowest_node_macs=slowest,
-        total_macs=total,
+        total_macs=blocks + heads,
+        inference_macs=blocks + costs[-1][1].forward_macs,
         backprop_macs=backprop_macs,
         peak_activation_bytes=peak,
         backprop_activation_bytes=backprop_bytes,
         predicted_memory_ratio=peak / backprop_bytes,
-        predicted_step_ratio=total / backprop_macs,
+        predicted_step_ratio=(blocks + heads) / backprop_macs,
         predicted_speedup=backprop_macs / slowest,
     )
+
+
+def _backprop(model: LocalClassification, batch_size: int, convention: Convention) -> tuple[int, int]:
+    """MACs and activation bytes of the uncut network with its classifier."""
+    with torch.device("meta"):
+        chain = model.make_network(model.image_shape, model.num_classes)
+    parts = [
+        part
+        for part, _ in profile([*chain.units, chain.classifier], chain.image_shape, batch_size, convention=convention)
+    ]
+    return sum(part.forward_macs for part in parts), activation_bytes(parts)
 
 
 def _span(block: Any) -> str:
@@ -119,6 +134,7 @@ _HEADINGS = ("block", "units", "parameters", "M MACs", "MiB saved", "MiB handed 
 
 
 def _rows(cost: NetworkCost) -> list[tuple[str, ...]]:
+    """One per block; all groups of a block cost the same."""
     return [
         (
             str(n.block),
@@ -129,23 +145,27 @@ def _rows(cost: NetworkCost) -> list[tuple[str, ...]]:
             f"{n.bytes_out / 2**20:.2f}",
         )
         for n in cost.nodes
+        if n.group == 1
     ]
 
 
-def markdown_table(model: LocalLearning, batch_size: int) -> str:
+def markdown_table(model: LocalClassification, batch_size: int) -> str:
     """The cut as a Markdown table, for TensorBoard's text page."""
     lines = [_HEADINGS, ("---",) * len(_HEADINGS), *_rows(network_cost(model, batch_size))]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def show_cost(model: LocalLearning, batch_size: int, convention: Convention, json: bool) -> None:
+def show_cost(model: LocalClassification, batch_size: int, convention: Convention, json: bool) -> None:
     """Print a model's cost as a table, or as JSON."""
     cost = network_cost(model, batch_size, convention)
     if json:
         print(json_format.dumps(asdict(cost), indent=2))
         return
+    nodes, each = f"{model.num_blocks} block{'s' if model.num_blocks > 1 else ''}", ""
+    if model.num_groups > 1:
+        nodes, each = f"{nodes} × {model.num_groups} groups", "one group; "
     table = Table(
-        title=f"{model.network_title}, {len(model.blocks)} blocks, batch {batch_size} (MACs: one image, MiB: batch)",
+        title=f"{model.network_title}, {nodes}, batch {batch_size} ({each}MACs: one image, MiB: batch)",
         title_justify="left",
         box=box.SIMPLE_HEAD,
     )
@@ -160,5 +180,6 @@ def show_cost(model: LocalLearning, batch_size: int, convention: Convention, jso
         f"peak memory    {cost.predicted_memory_ratio:.3f} × backprop's "
         f"{cost.backprop_activation_bytes / 2**20:.1f} MiB of activations\n"
         f"one device     {cost.predicted_step_ratio:.2f} × backprop's step time\n"
-        f"one per block  {cost.predicted_speedup:.1f} × backprop's speed"
+        f"one per node   {cost.predicted_speedup:.1f} × backprop's speed\n"
+        f"inference      {cost.inference_macs / 1e6:.2f} M MACs, as an ensemble {cost.total_macs / 1e6:.2f} M"
     )

@@ -18,7 +18,7 @@ LAST, PREVIOUS, BEST = "checkpoints/last.ckpt", "checkpoints/previous.ckpt", "ch
 
 
 def default_name(config: Mapping[str, Any]) -> str:
-    """A name that tells runs apart: method, network, data set, K, seed."""
+    """A name that tells runs apart: method, network, data set, K, G, seed."""
 
     def short(class_path: str) -> str:
         return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", class_path.rpartition(".")[2]).lower()
@@ -30,8 +30,9 @@ def default_name(config: Mapping[str, Any]) -> str:
         depth = (network.get("init_args") or {}).get("depth", "")
         parts.append(f"{short(network['class_path'])}{depth}")
     parts.append(short(data["class_path"]))
-    if "num_blocks" in arguments:
-        parts.append(f"K{arguments['num_blocks']}")
+    parts += [
+        f"{letter}{arguments[key]}" for key, letter in (("num_blocks", "K"), ("num_groups", "G")) if key in arguments
+    ]
     return "-".join([*parts, f"seed{config['seed_everything']}"])
 
 

@@ -16,8 +16,9 @@ from rich.table import Table
 
 from datamodules import ImageDataModule
 from experiments.callbacks import Meter
+from experiments.cost import network_cost
 from experiments.run_folder import SUMMARY
-from models import LocalLearning
+from models.classification import LocalClassification
 
 PACKAGES = ("torch", "torchvision", "lightning", "local-learning")
 
@@ -25,7 +26,7 @@ PACKAGES = ("torch", "torchvision", "lightning", "local-learning")
 def summarise(
     name: str,
     seed: int,
-    model: LocalLearning,
+    model: LocalClassification,
     data: ImageDataModule,
     trainer: L.Trainer,
     meter: Meter,
@@ -42,21 +43,25 @@ def summarise(
         meter: what measured its speed and memory.
         metrics: final figures under their logged names.
     """
-    device = trainer.strategy.root_device
+    device, cost = trainer.strategy.root_device, network_cost(model, data.batch_size)
     return {
         "name": name,
         "method": type(model).__name__,
+        "variant": model.variant,
         "network": model.network_title,
         "dataset": data.title,
         "seed": seed,
         "num_blocks": model.num_blocks,
-        "num_groups": 1,
+        "num_groups": model.num_groups,
         "batch_size": data.batch_size,
         "epochs": trainer.current_epoch,
         "global_step": trainer.global_step,
         "seconds": meter.seconds,
         "images_per_second": meter.images_per_second,
         "peak_activation_bytes": meter.peak_activation_bytes,
+        "slowest_node_macs": cost.slowest_node_macs,
+        "inference_macs": cost.inference_macs,
+        "ensemble_macs": cost.total_macs,
         "parameters": sum(p.numel() for p in model.parameters()),
         "precision": str(trainer.precision),
         "device": torch.cuda.get_device_name(device)
@@ -77,7 +82,8 @@ def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
 def log_to_hparams(summary: Mapping[str, Any], trainer: L.Trainer) -> None:
     """Fill TensorBoard's HPARAMS tab: one line per run with its setting and final test accuracy."""
     setting = {
-        key: summary[key] for key in ("method", "network", "dataset", "num_blocks", "batch_size", "epochs", "seed")
+        key: summary[key]
+        for key in ("method", "network", "dataset", "num_blocks", "num_groups", "batch_size", "epochs", "seed")
     }
     figures = {key: value for key, value in summary["metrics"].items() if key in ("test/top1", "test/ensemble/top1")}
     for logger in trainer.loggers:
@@ -93,7 +99,11 @@ def show_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     for heading in ("top-1 %", "validation", "test"):
         table.add_column(heading, justify="left" if heading == "top-1 %" else "right")
     rows = [(f"block {k}", f"block{k}/top1") for k in range(1, summary["num_blocks"] + 1)]
-    for title, key in [*rows, ("ensemble", "ensemble/top1"), ("model (last block)", "top1")]:
+    rows += [(f"block {k}, group 1", f"block{k}/group1/top1") for k in (summary["num_blocks"],)]
+    last = "final head" if "test/final/top1" in metrics else "last block"
+    for title, key in [*rows, ("ensemble", "ensemble/top1"), (f"model ({last})", "top1")]:
+        if f"test/{key}" not in metrics:
+            continue
         table.add_row(title, *(f"{100 * metrics[f'{split}/{key}']:.2f}" for split in ("val", "test")))
     Console().print(table)
     speed, memory = summary["images_per_second"], summary["peak_activation_bytes"]

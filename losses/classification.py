@@ -7,8 +7,14 @@ from torch import Tensor
 
 
 def top1(logits: Tensor, labels: Tensor) -> Tensor:
-    """Share of rows of ``(B, classes)`` whose largest entry is at the label ``(B,)``; a scalar."""
+    """Share of rows of ``(B, classes)`` (logits or probabilities) whose largest entry is at the label ``(B,)``."""
     return (logits.argmax(dim=1) == labels).float().mean()
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """Class probabilities ``(B, classes)`` of one head's logits, or the mean of G heads' ``(B, G, classes)``."""
+    p = logits.softmax(dim=-1)
+    return p if p.dim() == 2 else p.mean(dim=1)
 
 
 def ensemble_weights(count: int) -> list[float]:
@@ -23,10 +29,10 @@ def ensemble(logits: Sequence[Tensor]) -> Tensor:
     """Weighted mean of the blocks' class probabilities (not of their logits).
 
     Args:
-        logits: one ``(B, classes)`` per block, first block first.
+        logits: one ``(B, classes)`` per block, or ``(B, G, classes)`` if it has G heads; first block first.
 
     Returns:
         Probabilities ``(B, classes)``.
     """
     weights = ensemble_weights(len(logits))
-    return torch.stack([w * z.softmax(dim=1) for w, z in zip(weights, logits, strict=True)]).sum(dim=0)
+    return torch.stack([w * probabilities(z) for w, z in zip(weights, logits, strict=True)]).sum(dim=0)

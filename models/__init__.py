@@ -10,15 +10,24 @@ if TYPE_CHECKING:
     from models.backprop import Backprop
     from models.decoupled_greedy import DecoupledGreedy
     from models.local_learning import LocalLearning, NonFiniteLossError, UnsupportedError
+    from models.neuron_groups import NeuronGroups
 
 _HOMES = {
     "Backprop": "models.backprop",
     "DecoupledGreedy": "models.decoupled_greedy",
     "LocalLearning": "models.local_learning",
+    "NeuronGroups": "models.neuron_groups",
     "NonFiniteLossError": "models.local_learning",
     "UnsupportedError": "models.local_learning",
 }
-__all__ = ["Backprop", "DecoupledGreedy", "LocalLearning", "NonFiniteLossError", "UnsupportedError"]
+__all__ = [
+    "Backprop",
+    "DecoupledGreedy",
+    "LocalLearning",
+    "NeuronGroups",
+    "NonFiniteLossError",
+    "UnsupportedError",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,8 +6,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint_sequential
 
-from models.decoupled_greedy import DecoupledGreedy, NetworkCallable
-from models.networks import AuxHead, Cut, NetworkError
+from models.decoupled_greedy import DecoupledGreedy
+from models.networks import AuxHead, Cut, NetworkCallable, NetworkError
 
 
 class Backprop(DecoupledGreedy):

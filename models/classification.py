@@ -1,25 +1,54 @@
 """Local learning with labels: every block's head predicts the class."""
 
-from torch import Tensor
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from losses import ensemble, top1
+from losses import ensemble, probabilities, top1
 from models.local_learning import LabelledImages, LocalLearning
+from models.networks import Chain, NetworkCallable
 
 
 class LocalClassification(LocalLearning):
     """Every head gives logits, every block's loss is their cross-entropy with the label.
 
     Three predictions are evaluated: each block's own (``val/block<k>/top1``), the model's, which is
-    the last block's (``val/top1``), and the ensemble of all blocks (``val/ensemble/top1``).
+    the last one's (``val/top1``), and the ensemble of all (``val/ensemble/top1``).
+
+    Args:
+        network: what makes the network, uncut.
+        chain: the network whose units the blocks are made of.
+        num_classes: number of classes.
+        blocks: the network, cut.
+        heads: one per block, giving logits ``(B, classes)``, or ``(B, G, classes)`` from G heads in one.
+        training: optimizer, scheduler and the other arguments of :class:`LocalLearning`.
     """
 
+    def __init__(
+        self,
+        network: NetworkCallable,
+        chain: Chain,
+        num_classes: int,
+        blocks: Sequence[nn.Module],
+        heads: Sequence[nn.Module],
+        **training: Any,
+    ) -> None:
+        super().__init__(blocks, heads, **training)
+        self.make_network, self.network_title = network, chain.title
+        self.image_shape, self.num_classes = chain.image_shape, num_classes
+
     def local_loss(self, k: int, features: Tensor, batch: LabelledImages) -> Tensor:
-        """Cross-entropy of block k's own prediction."""
+        """Loss of block k's own prediction."""
         logits = self.heads[k](features)
         if self.logs_this_step:
-            self.record(k, "top1", top1(logits, batch.labels))
-        return F.cross_entropy(logits, batch.labels)
+            self.record(k, "top1", top1(probabilities(logits), batch.labels))
+        return self.prediction_loss(logits, batch.labels)
+
+    def prediction_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """What training minimises and evaluation reports as ``…/loss``: cross-entropy."""
+        return F.cross_entropy(logits, labels)
 
     def forward(self, images: Tensor) -> Tensor:
         """The model's prediction: logits ``(B, classes)`` of the last block."""
@@ -27,12 +56,12 @@ class LocalClassification(LocalLearning):
             images = block(images)
         return self.heads[-1](images)
 
-    def block_logits(self, images: Tensor) -> list[Tensor]:
-        """Logits ``(B, classes)`` of every block, first block first."""
-        logits = []
-        for block, head in zip(self.blocks, self.heads, strict=True):
+    def block_logits(self, images: Tensor) -> dict[str, Tensor]:
+        """Name of each block that predicts → its logits, in order."""
+        logits = {}
+        for name, block, head in zip(self.block_names, self.blocks, self.heads, strict=True):
             images = block(images)
-            logits.append(head(images))
+            logits[name] = head(images)
         return logits
 
     def validation_step(self, batch: LabelledImages, batch_idx: int) -> None:
@@ -48,12 +77,15 @@ class LocalClassification(LocalLearning):
         return self(batch.images).softmax(dim=1)
 
     def _evaluate(self, split: str, batch: LabelledImages) -> None:
-        logits, labels = self.block_logits(batch.images), batch.labels
+        figures = self.figures(self.block_logits(batch.images), batch.labels)
+        self.log_dict({f"{split}/{name}": value for name, value in figures.items()}, batch_size=len(batch.labels))
+
+    def figures(self, logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
+        """What is logged of the predictions that :meth:`block_logits` makes."""
         figures = {}
-        for k, z in enumerate(logits, start=1):
-            figures[f"{split}/block{k}/loss"] = F.cross_entropy(z, labels)
-            figures[f"{split}/block{k}/top1"] = top1(z, labels)
-        figures[f"{split}/loss"] = figures[f"{split}/block{len(logits)}/loss"]
-        figures[f"{split}/top1"] = figures[f"{split}/block{len(logits)}/top1"]
-        figures[f"{split}/ensemble/top1"] = top1(ensemble(logits), labels)
-        self.log_dict(figures, batch_size=len(labels))
+        for name, z in logits.items():
+            figures[f"{name}/loss"] = self.prediction_loss(z, labels)
+            figures[f"{name}/top1"] = top1(probabilities(z), labels)
+        last = list(logits)[-1]
+        figures |= {figure: figures[f"{last}/{figure}"] for figure in ("loss", "top1")}
+        return figures | {"ensemble/top1": top1(ensemble(list(logits.values())), labels)}

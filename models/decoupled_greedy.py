@@ -5,17 +5,10 @@ has an auxiliary head of its own and is trained on its cross-entropy; the last b
 own classifier. All blocks learn on every batch.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 from models.classification import LocalClassification
-from models.networks import AuxHead, Chain, Cut, Head, cut_chain, feature_shapes
-
-NetworkCallable = Callable[[tuple[int, int, int], int], Chain]
-"""(image shape, number of classes) → network."""
-
-HeadCallable = Callable[[tuple[int, ...], int], Head]
-"""(feature shape, number of classes) → head."""
+from models.networks import AuxHead, Cut, HeadCallable, NetworkCallable, block_shapes, cut_chain
 
 
 class DecoupledGreedy(LocalClassification):
@@ -47,9 +40,5 @@ class DecoupledGreedy(LocalClassification):
     ) -> None:
         chain = network(image_shape, num_classes)
         blocks = cut_chain(chain, num_blocks, cut, lambda shape: head(shape, num_classes))
-        shapes = feature_shapes(chain)
-        ends = [list(dict(block.named_children()))[-1] for block in blocks]
-        heads = [*(head(shapes[end], num_classes) for end in ends[:-1]), chain.classifier]
-        super().__init__(blocks, heads, **training)
-        self.make_network, self.network_title = network, chain.title
-        self.image_shape, self.num_classes = chain.image_shape, num_classes
+        heads = [*(head(shape, num_classes) for shape in block_shapes(chain, blocks)[:-1]), chain.classifier]
+        super().__init__(network, chain, num_classes, blocks, heads, **training)

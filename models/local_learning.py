@@ -76,6 +76,21 @@ class LocalLearning(L.LightningModule):
         """K."""
         return len(self.blocks)
 
+    @property
+    def num_groups(self) -> int:
+        """G, neuron groups per block; 1 unless a method says otherwise."""
+        return 1
+
+    @property
+    def variant(self) -> str:
+        """What tables add to the method's name; a method with switches names those that are not at their default."""
+        return ""
+
+    @property
+    def block_names(self) -> list[str]:
+        """What metrics call the blocks, in order: ``block1`` … ``blockK``."""
+        return [f"block{k}" for k in range(1, len(self.blocks) + 1)]
+
     # -- the algorithm ------------------------------------------------------------------------
 
     def training_step(self, batch: LabelledImages, batch_idx: int) -> None:
@@ -96,7 +111,7 @@ class LocalLearning(L.LightningModule):
         self._losses[k], self._updating = loss.detach(), k
         raw, counted = self._optimizers()
         self.manual_backward(loss)
-        if k < self.num_blocks - 1:
+        if k < len(self.blocks) - 1:
             # Applies precision and hooks but counts no step: trainer.global_step counts batches.
             self.trainer.strategy.optimizer_step(raw[k], lambda: None)
         else:
@@ -125,7 +140,7 @@ class LocalLearning(L.LightningModule):
         Raises:
             UnsupportedError: a fused optimizer with float16, whose gradients cannot be read.
         """
-        optimizers = [self.make_optimizer(self.block_parameters(k)) for k in range(self.num_blocks)]
+        optimizers = [self.make_optimizer(self.block_parameters(k)) for k in range(len(self.blocks))]
         if str(self.trainer.precision) == "16-mixed" and any(o.defaults.get("fused") for o in optimizers):
             raise UnsupportedError(
                 "A fused optimizer unscales float16 gradients out of sight, so that clipping and gradient norms would "
@@ -154,9 +169,9 @@ class LocalLearning(L.LightningModule):
         return self._log_now
 
     def record(self, k: int, figure: str, value: Tensor | float) -> None:
-        """Note ``train/block<k + 1>/<figure>`` for the loggers, in steps that are logged."""
+        """Note ``train/<name of block k>/<figure>`` for the loggers, in steps that are logged."""
         if self.logs_this_step:
-            self._records[f"train/block{k + 1}/{figure}"] = value
+            self._records[f"train/{self.block_names[k]}/{figure}"] = value
 
     def on_train_batch_start(self, batch: LabelledImages, batch_idx: int) -> None:
         """Decide whether this step is logged."""
@@ -187,8 +202,8 @@ class LocalLearning(L.LightningModule):
         if not finite.all():  # one wait for the device per step, not one per block
             k = int(finite.logical_not().nonzero()[0])
             raise NonFiniteLossError(
-                f"The loss of block {k + 1} is {self._losses[k].item()} at step {self.global_step}. Lower the learning "
-                "rate or set --model.clip 1.0; the checkpoints of earlier epochs are untouched."
+                f"The loss of {self.block_names[k]} is {self._losses[k].item()} at step {self.global_step}. Lower the "
+                "learning rate or set --model.clip 1.0; the checkpoints of earlier epochs are untouched."
             )
 
     def setup(self, stage: str) -> None:

@@ -28,10 +28,10 @@ class BlockProgressBar(TQDMProgressBar):
         figures = pl_module.latest | trainer.callback_metrics
         items = {}
         for split in ("train", "val"):
-            name = f"{split}/block{{}}/top1"
-            found = [k for k in range(1, len(pl_module.blocks) + 1) if name.format(k) in figures]
+            name = f"{split}/{{}}/top1"
+            found = [block for block in pl_module.block_names if name.format(block) in figures]
             while len(found) > 8:
                 found = found[-1::-2][::-1]
             if found:
-                items[f"{split} top-1 %"] = " ".join(f"{100 * figures[name.format(k)]:.1f}" for k in found)
+                items[f"{split} top-1 %"] = " ".join(f"{100 * figures[name.format(block)]:.1f}" for block in found)
         return items

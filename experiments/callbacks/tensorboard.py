@@ -21,7 +21,7 @@ class TensorBoardPage(L.Callback):
             page.add_custom_scalars(
                 {
                     "All blocks": {
-                        f"{split} {figure}": ["Multiline", [rf"{split}/block\d+/{figure}"]]
+                        f"{split} {figure}": ["Multiline", [rf"{split}/(block\d+|final)/{figure}"]]
                         for split, figure in (
                             ("val", "top1"),
                             ("train", "top1"),

@@ -1,8 +1,10 @@
 """Plain torch: networks as chains of units, the cut into blocks, the heads. Knows no Lightning."""
 
-from models.networks.chain import Chain, NetworkError
-from models.networks.cut import Cut, CutError, cut_chain, feature_shapes
-from models.networks.heads import AuxHead, CNNHead, Head, MLPSRHead
+from models.networks.chain import Chain, NetworkCallable, NetworkError
+from models.networks.cut import Cut, CutError, block_shapes, cut_chain, feature_shapes
+from models.networks.group_heads import GroupHeads
+from models.networks.groups import end_at_last_map, group_blocks
+from models.networks.heads import AuxHead, CNNHead, Head, HeadCallable, MLPSRHead
 from models.networks.mlp import MLP
 from models.networks.profile import Cost, activation_bytes, profile
 from models.networks.resnet import CifarResNet, ResNet, from_torchvision
@@ -20,8 +22,11 @@ __all__ = [
     "Cost",
     "Cut",
     "CutError",
+    "GroupHeads",
     "Head",
+    "HeadCallable",
     "MLPSRHead",
+    "NetworkCallable",
     "NetworkError",
     "ResNet",
     "SavedTensorMeter",
@@ -29,8 +34,11 @@ __all__ = [
     "VGG8b",
     "VGG11b",
     "activation_bytes",
+    "block_shapes",
     "cut_chain",
+    "end_at_last_map",
     "feature_shapes",
     "from_torchvision",
+    "group_blocks",
     "profile",
 ]

@@ -1,7 +1,7 @@
 """A network as a chain of units: the form in which every network here can be cut into blocks."""
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -52,6 +52,10 @@ class Chain(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``(B, num_classes)`` of images ``(B, C, H, W)``."""
         return self.classifier(self.units(images))
+
+
+NetworkCallable = Callable[[tuple[int, int, int], int], Chain]
+"""(image shape, number of classes) → network."""
 
 
 def initialise_convolutions(module: nn.Module) -> None:

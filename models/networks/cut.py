@@ -75,6 +75,12 @@ def feature_shapes(chain: Chain) -> dict[str, tuple[int, ...]]:
     return {name: cost.output_shape for name, (cost, _) in zip(chain.unit_names, costs, strict=True)}
 
 
+def block_shapes(chain: Chain, blocks: Sequence[nn.Sequential]) -> list[tuple[int, ...]]:
+    """Shape of every block's output for one image."""
+    shapes = feature_shapes(chain)
+    return [shapes[list(dict(block.named_children()))[-1]] for block in blocks]
+
+
 def _named(chain: Chain, num_blocks: int, after: Sequence[str]) -> Sequence[str]:
     names = chain.unit_names
     for name in after:

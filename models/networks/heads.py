@@ -4,6 +4,8 @@ Every head is built as ``Head(feature_shape, num_classes, …)``, where ``featur
 of one sample's features: ``(C, H, W)`` after a convolution, ``(C,)`` after a linear layer.
 """
 
+from collections.abc import Callable
+
 from torch import nn
 
 from models.networks.chain import NetworkError, initialise_convolutions
@@ -12,6 +14,10 @@ from models.networks.pooling import GlobalAveragePool
 
 class Head(nn.Sequential):
     """Base of all heads: features of one block → what its loss needs, here logits ``(B, num_classes)``."""
+
+
+HeadCallable = Callable[[tuple[int, ...], int], Head]
+"""(feature shape, number of classes) → head."""
 
 
 def _conv(channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> list[nn.Module]:

@@ -11,6 +11,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
+from models.networks.group_layers import GroupLinear
 from models.networks.pooling import GlobalAveragePool
 from models.networks.saved_tensors import SavedTensorMeter
 
@@ -90,7 +91,7 @@ def profile(
 
 
 def _run(module: nn.Module, x: Tensor, convention: Convention) -> tuple[Tensor, Cost]:
-    state = _on_meta(module)
+    state = on_meta(module)
     meter = SavedTensorMeter(exclude=state.values())
     with meter, FlopCounterMode(display=False) as flops, _count_elements(module) as elements:
         y = functional_call(module, state, (x,))
@@ -105,7 +106,8 @@ def _run(module: nn.Module, x: Tensor, convention: Convention) -> tuple[Tensor, 
     return y, cost
 
 
-def _on_meta(module: nn.Module) -> dict[str, Tensor]:
+def on_meta(module: nn.Module) -> dict[str, Tensor]:
+    """A module's parameters and buffers on the meta device, by name."""
     parameters = {n: p.detach().to("meta").requires_grad_(p.requires_grad) for n, p in module.named_parameters()}
     return parameters | {n: b.to("meta") for n, b in module.named_buffers()}
 
@@ -118,7 +120,7 @@ def _count_elements(module: nn.Module) -> Iterator[list[int]]:
     def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if isinstance(layer, _BatchNorm):
             counts.append(2 * output.numel())
-        elif isinstance(layer, nn.ReLU) or (isinstance(layer, nn.Linear) and layer.bias is not None):
+        elif isinstance(layer, nn.ReLU) or (isinstance(layer, nn.Linear | GroupLinear) and layer.bias is not None):
             counts.append(output.numel())
         elif isinstance(layer, _POOLING):
             counts.append(inputs[0].numel())

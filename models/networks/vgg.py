@@ -1,8 +1,9 @@
 """VGG networks: one unit per convolution (with the pooling that follows it) and per hidden layer."""
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -32,6 +33,9 @@ class VGG(Chain):
         plan: output channels of each convolution; ``M`` pools the unit before it.
         hidden: widths of the fully connected hidden layers after the convolutions.
         width: factor on every channel and hidden width.
+        width_multiple: round channels to the nearest multiple of this, halves up, so that as many neuron
+            groups divide them: 128, 256, 512 become 126, 258, 510 for 6 groups. The rounding of the
+            published VGG6a with 6 and 10 groups is not known.
         dropout: share of every unit's activations dropped in training.
         title: name shown in tables.
 
@@ -47,6 +51,7 @@ class VGG(Chain):
         plan: Plan = (32, 32, "M", 64, 64, "M", 128, 128),
         hidden: Sequence[int] = (),
         width: float = 1.0,
+        width_multiple: int = 1,
         dropout: float = 0.0,
         title: str = "VGG",
     ) -> None:
@@ -63,7 +68,7 @@ class VGG(Chain):
         units: dict[str, nn.Module] = {}
         convolutions = [(w, i + 1 < len(plan) and plan[i + 1] == "M") for i, w in enumerate(plan) if w != "M"]
         for i, (out, pool) in enumerate(convolutions, start=1):
-            out = max(1, round(out * width))
+            out = width_multiple * max(1, math.floor(out * width / width_multiple + 0.5))
             units[f"conv{i}"] = _conv_unit(channels, out, pool, dropout)
             channels = out
         halvings = list(plan).count("M")
@@ -84,31 +89,25 @@ class VGG(Chain):
 class VGG6a(VGG):
     """VGG6a of Nøkland & Eidnes (ICML 2019): 4 convolutions, one hidden layer of 1024."""
 
-    def __init__(
-        self, image_shape: tuple[int, int, int], num_classes: int, width: float = 1.0, dropout: float = 0.0
-    ) -> None:
+    def __init__(self, image_shape: tuple[int, int, int], num_classes: int, **options: Any) -> None:
         plan = (128, "M", 256, "M", 512, "M", 512)
-        super().__init__(image_shape, num_classes, plan, (1024,), width, dropout, "VGG6a")
+        super().__init__(image_shape, num_classes, plan, hidden=(1024,), title="VGG6a", **options)
 
 
 class VGG8b(VGG):
     """VGG8b of Nøkland & Eidnes (ICML 2019): 6 convolutions, one hidden layer of 1024."""
 
-    def __init__(
-        self, image_shape: tuple[int, int, int], num_classes: int, width: float = 1.0, dropout: float = 0.0
-    ) -> None:
+    def __init__(self, image_shape: tuple[int, int, int], num_classes: int, **options: Any) -> None:
         plan = (128, 256, "M", 256, 512, "M", 512, "M", 512, "M")
-        super().__init__(image_shape, num_classes, plan, (1024,), width, dropout, "VGG8b")
+        super().__init__(image_shape, num_classes, plan, hidden=(1024,), title="VGG8b", **options)
 
 
 class VGG11b(VGG):
     """VGG11b of Nøkland & Eidnes (ICML 2019): 9 convolutions, one hidden layer of 1024."""
 
-    def __init__(
-        self, image_shape: tuple[int, int, int], num_classes: int, width: float = 1.0, dropout: float = 0.0
-    ) -> None:
+    def __init__(self, image_shape: tuple[int, int, int], num_classes: int, **options: Any) -> None:
         plan = (128, 128, 128, 256, "M", 256, 512, "M", 512, 512, "M", 512, "M")
-        super().__init__(image_shape, num_classes, plan, (1024,), width, dropout, "VGG11b")
+        super().__init__(image_shape, num_classes, plan, hidden=(1024,), title="VGG11b", **options)
 
 
 class VGG16(VGG):
@@ -117,8 +116,6 @@ class VGG16(VGG):
     The small hidden layer is the usual form for images of 32×32 pixels.
     """
 
-    def __init__(
-        self, image_shape: tuple[int, int, int], num_classes: int, width: float = 1.0, dropout: float = 0.0
-    ) -> None:
+    def __init__(self, image_shape: tuple[int, int, int], num_classes: int, **options: Any) -> None:
         plan = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
-        super().__init__(image_shape, num_classes, plan, (512,), width, dropout, "VGG16")
+        super().__init__(image_shape, num_classes, plan, hidden=(512,), title="VGG16", **options)

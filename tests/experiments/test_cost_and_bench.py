@@ -49,7 +49,7 @@ def test_cost_prints_a_table(capsys):
     printed = capsys.readouterr().out
     assert "VGG, 4 blocks, batch 64" in printed
     assert "slowest node" in printed
-    assert "one per block" in printed
+    assert "one per node" in printed
 
 
 def test_bench_measures_method_backprop_and_checkpointing(capsys):

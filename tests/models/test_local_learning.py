@@ -301,7 +301,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_block_and_step(tmp_pat
         return loss * float("inf") if k == 1 and model.global_step == 2 else loss
 
     model.local_loss = poisoned
-    with pytest.raises(NonFiniteLossError, match=r"block 2 is inf at step 3"):
+    with pytest.raises(NonFiniteLossError, match=r"block2 is inf at step 3"):
         train(model, tmp_path)
 
 
@@ -315,7 +315,7 @@ def test_three_predictions_are_evaluated(tmp_path):
     with torch.no_grad():
         for raw in data.val_dataloader():
             images, targets = data.on_after_batch_transfer(raw, 0)
-            probabilities.append(torch.stack([z.softmax(1) for z in model.block_logits(images)]))
+            probabilities.append(torch.stack([z.softmax(1) for z in model.block_logits(images).values()]))
             labels.append(targets)
     p, y = torch.cat(probabilities, dim=1), torch.cat(labels)
     own = [(p[k].argmax(1) == y).float().mean().item() for k in range(3)]
@@ -329,7 +329,7 @@ def test_predictions_are_probabilities_of_the_last_block():
     model = decoupled(2).eval()
     images = batch().images
     probabilities = model.predict_step(batch(), 0)
-    torch.testing.assert_close(probabilities, model.block_logits(images)[-1].softmax(1))
+    torch.testing.assert_close(probabilities, model.block_logits(images)["block2"].softmax(1))
 
 
 def test_cut_by_name_is_kept():

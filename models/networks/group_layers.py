@@ -1,0 +1,123 @@
+"""Layers that work for G neuron groups at once."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+
+class SharingConv2d(nn.Module):
+    """G convolutions of all channels, each of which sends gradient back into its own slice only.
+
+    The forward pass and the gradient of the weights are those of one dense convolution C → G·c_out. The
+    gradient of the input is a grouped one of 1/G of its cost: slice g receives the gradient of
+    convolution g, as if the other slices had been detached.
+
+    Args:
+        in_channels: C.
+        out_channels: G·c_out.
+        kernel_size, stride, padding: as in ``nn.Conv2d``.
+        groups: G.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: tuple[int, int],
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        groups: int,
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, *kernel_size))
+        self.stride, self.padding, self.groups = stride, padding, groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C, H, W)`` → ``(B, G·c_out, H', W')``."""
+        return _SharingConvolution.apply(x, self.weight, self.stride, self.padding, self.groups)
+
+
+class _SharingConvolution(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int], groups: int
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.setting = stride, padding, groups
+        return F.conv2d(x, weight, stride=stride, padding=padding)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        stride, padding, groups = ctx.setting
+
+        def convolution_backward(weight: Tensor, groups: int, wanted: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+            # Under autocast the gradient has a lower precision than what was saved.
+            operands = gradient, x.to(gradient.dtype), weight.to(gradient.dtype)
+            return torch.ops.aten.convolution_backward(
+                *operands, None, stride, padding, [1, 1], False, [0, 0], groups, wanted
+            )
+
+        own, merged = _own_slices(weight, groups)
+        grad_x = convolution_backward(own, merged, [True, False, False])[0] if ctx.needs_input_grad[0] else None
+        grad_weight = convolution_backward(weight, 1, [False, True, False])[1]
+        return grad_x, grad_weight, None, None, None
+
+
+def _own_slices(weight: Tensor, groups: int) -> tuple[Tensor, int]:
+    """The part ``(G·c_out, C/M, …)`` of the weights through which gradient goes back, and M.
+
+    M = G would do. Very thin groups leave most of a processor's vector unit idle, so those that
+    have fewer than 16 channels are merged into M wider ones whose foreign weights are zero.
+    """
+    channels = weight.shape[1]
+    merged = next(m for m in range(groups, 0, -1) if groups % m == 0 and (channels // m >= 16 or m == 1))
+    own = torch.block_diag(*[weight.new_ones(len(weight) // groups, channels // groups)] * groups)
+    masked = weight * own[:, :, None, None]
+    own = masked.unflatten(0, (merged, -1)).unflatten(2, (merged, -1)).diagonal(0, 0, 2).movedim(-1, 0)
+    return own.flatten(0, 1), merged
+
+
+class GroupLinear(nn.Module):
+    """G linear layers side by side: ``(B, G·in)`` → ``(B, G·out)``, one batched matrix product.
+
+    Args:
+        groups: G.
+        in_features: width of one group's input.
+        out_features: width of one group's output.
+        bias: add one.
+    """
+
+    def __init__(self, groups: int, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__()
+        bound = in_features**-0.5  # nn.Linear's, each group with its own fan-in
+        self.weight = nn.Parameter(torch.empty(groups, out_features, in_features).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(groups, 1, out_features).uniform_(-bound, bound)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply."""
+        return self._product(x.unflatten(1, (len(self.weight), -1)))
+
+    def _product(self, x: Tensor) -> Tensor:
+        """``(B, G, in)`` → ``(B, G·out)``."""
+        x, weight = x.transpose(0, 1), self.weight.transpose(1, 2)
+        y = torch.bmm(x, weight) if self.bias is None else torch.baddbmm(self.bias, x, weight)
+        return y.transpose(0, 1).flatten(1)
+
+
+class SharingLinear(GroupLinear):
+    """G linear layers of all features, each of which sends gradient back into its own slice only.
+
+    ``(B, C)`` → ``(B, G·out)``; arguments as :class:`GroupLinear`.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply."""
+        slices = torch.arange(x.shape[1], device=x.device) * len(self.weight) // x.shape[1]
+        own = slices == torch.arange(len(self.weight), device=x.device).unsqueeze(1)  # (G, C)
+        x = x.unsqueeze(1)
+        return self._product(torch.where(own, x, x.detach()))
