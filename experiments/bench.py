@@ -232,7 +232,7 @@ class _Workbench:
     def plain_step_seconds(self, model: LocalLearning) -> float:
         """Seconds per step of a bare loop on one ready batch."""
         with self._autocast():
-            step = _plain_steps(model.to(self.device), self._sample)
+            step = plain_steps(model.to(self.device), self._sample)
             for _ in range(_WARM_UP):
                 next(step)
             start = _now(self.device)
@@ -243,7 +243,7 @@ class _Workbench:
     def peak_bytes(self, model: LocalLearning) -> int:
         """Most activation bytes at one time in a step (the second: the first makes optimizer buffers)."""
         with self._autocast():
-            step = _plain_steps(model.to(self.device), self._sample)
+            step = plain_steps(model.to(self.device), self._sample)
             next(step)
             if self.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(self.device)
@@ -261,7 +261,7 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _plain_steps(model: LocalLearning, batch: Batch) -> Iterator[None]:
+def plain_steps(model: LocalLearning, batch: Batch) -> Iterator[None]:
     """The method's training steps without Lightning: one per ``next``."""
     model.train()
     optimizers = [model.make_optimizer(model.block_parameters(k)) for k in range(len(model.blocks))]

@@ -23,6 +23,7 @@ from experiments.callbacks import (
     BestCheckpoint,
     BlockProgressBar,
     CutTable,
+    EpochLines,
     LastCheckpoint,
     Meter,
     PredictionsFile,
@@ -148,6 +149,8 @@ class LocalLearningCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
         parser.link_arguments("data.image_shape", "model.init_args.image_shape", apply_on="instantiate")
+        parser.link_arguments("data.mean", "model.init_args.image_mean", apply_on="instantiate")
+        parser.link_arguments("data.std", "model.init_args.image_std", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, then settle the run folder and the checkpoint before anything is built."""
@@ -169,9 +172,11 @@ class LocalLearningCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """The Trainer, with the loggers and callbacks that write the run folder."""
         options = self._get(self.config_init, "trainer")
-        callbacks: list[L.Callback] = (
-            [] if options.enable_progress_bar is False else [BlockProgressBar(refresh_rate=10)]
-        )
+        callbacks: list[L.Callback] = []
+        if options.enable_progress_bar is not False:
+            # A bar that redraws itself is noise in a pipe or a file: a line per epoch there.
+            screen = sys.stdout.isatty()
+            callbacks = [BlockProgressBar(refresh_rate=10)] if screen else [BlockProgressBar(0), EpochLines()]
         asked = options.logger if isinstance(options.logger, list) else [options.logger]
         loggers = [logger for logger in asked if isinstance(logger, Logger)]
         if self.subcommand == "fit":

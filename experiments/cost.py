@@ -181,5 +181,6 @@ def show_cost(model: LocalClassification, batch_size: int, convention: Conventio
         f"{cost.backprop_activation_bytes / 2**20:.1f} MiB of activations\n"
         f"one device     {cost.predicted_step_ratio:.2f} × backprop's step time\n"
         f"one per node   {cost.predicted_speedup:.1f} × backprop's speed\n"
-        f"inference      {cost.inference_macs / 1e6:.2f} M MACs, as an ensemble {cost.total_macs / 1e6:.2f} M"
+        f"inference      {cost.inference_macs / 1e6:.2f} M MACs, "
+        f"with all heads (ensemble) {cost.total_macs / 1e6:.2f} M"
     )

@@ -27,7 +27,8 @@ class Row:
 
     Attributes:
         summaries: their ``summary.json`` files.
-        base: the row of Backprop (or of K = 1) with the same network, data and batch size, if there is one.
+        base: the row of Backprop (or of one block without groups) with the same network, data and batch size, if
+            there is one.
     """
 
     summaries: Sequence[dict[str, Any]]
@@ -38,6 +39,17 @@ class Row:
         """Any of the summaries: what they share."""
         return self.summaries[0]
 
+    @property
+    def method(self) -> str:
+        """Method, and in brackets what sets it apart from its default."""
+        variant = self.first["variant"]
+        return self.first["method"] + (f" ({variant})" if variant else "")
+
+    @property
+    def nodes(self) -> tuple[int, int]:
+        """(K, G)."""
+        return self.first["num_blocks"], self.first["num_groups"]
+
     def values(self, key: str) -> list[float]:
         """A figure of every seed: of ``metrics`` if it is there, else of the summary."""
         found = [s["metrics"].get(key, s.get(key)) for s in self.summaries]
@@ -47,6 +59,11 @@ class Row:
         """Mean over the seeds."""
         values = self.values(key)
         return statistics.fmean(values) if values else None
+
+    def spread(self, key: str) -> float:
+        """Standard deviation over the seeds; 0 of one seed."""
+        values = self.values(key)
+        return statistics.stdev(values) if len(values) > 1 else 0.0
 
     def ratio(self, key: str) -> float | None:
         """Mean over Backprop's mean."""
@@ -71,34 +88,35 @@ def find_summaries(paths: Sequence[Path]) -> list[dict[str, Any]]:
     summaries = []
     for file in files:
         try:
-            summaries.append(json.loads(file.read_text()))
+            summaries.append({"variant": "", "num_groups": 1} | json.loads(file.read_text()))
         except json.JSONDecodeError as fault:
             raise RunError(f"{file} is damaged ({fault}). Run that run again.") from fault
     return summaries
 
 
 def group(summaries: Sequence[dict[str, Any]]) -> list[Row]:
-    """One row per setting, seeds together, Backprop first, then by K."""
+    """One row per setting, seeds together, Backprop first, then by method, G and K."""
     settings: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for summary in summaries:
-        same_problem = (summary["network"], summary["dataset"], summary["batch_size"], summary["epochs"])
-        settings.setdefault((*same_problem, summary["method"], summary["num_blocks"]), []).append(summary)
-    # One block is backpropagation whatever the method is called; Backprop itself is preferred.
-    one_block = [(key, runs) for key, runs in settings.items() if key[5] == 1]
-    bases = {key[:4]: Row(runs) for key, runs in sorted(one_block, key=lambda entry: entry[0][4] == "Backprop")}
-    rows = [Row(runs, bases.get(key[:4])) for key, runs in settings.items()]
-    return sorted(
-        rows, key=lambda r: (r.first["network"], r.first["dataset"], r.first["method"], r.first["num_blocks"])
-    )
+        key = tuple(summary[name] for name in (*_SAME_PROBLEM, "method", "variant", "num_groups", "num_blocks"))
+        settings.setdefault(key, []).append(summary)
+    # One block without groups is backpropagation whatever the method is called; Backprop itself is preferred.
+    problems = len(_SAME_PROBLEM)
+    whole = [(key, runs) for key, runs in settings.items() if key[-2:] == (1, 1)]
+    bases = {key[:problems]: Row(runs) for key, runs in sorted(whole, key=lambda pair: pair[0][problems] == "Backprop")}
+    rows = [Row(runs, bases.get(key[:problems])) for key, runs in settings.items()]
+    return sorted(rows, key=lambda r: (r.first["network"], r.first["dataset"], r.method, *reversed(r.nodes)))
+
+
+_SAME_PROBLEM = ("network", "dataset", "batch_size", "epochs")
 
 
 def _percent(row: Row, key: str) -> str:
     values = [100 * value for value in row.values(key)]
     if not values:
         return "–"
-    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    ratio = row.ratio(key)
-    return f"{statistics.fmean(values):.2f}{spread}" + (f" (×{ratio:.2f})" if ratio is not None else "")
+    spread = f" ± {100 * row.spread(key):.2f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.2f}{spread}"
 
 
 def _quantity(row: Row, key: str, unit: float) -> str:
@@ -121,23 +139,29 @@ _FIGURES: Mapping[str, Callable[[Row], str]] = {
     "each block, %": lambda row: " ".join(f"{value:.1f}" for value in row.blocks()),
     "test top-1, %": lambda row: _percent(row, "test/top1"),
     "ensemble, %": lambda row: _percent(row, "test/ensemble/top1"),
+    "one group, %": lambda row: _percent(row, f"test/block{row.first['num_blocks']}/group1/top1"),
+    "slowest node, M MACs": lambda row: _quantity(row, "slowest_node_macs", 1e6),
     "images/s": lambda row: _quantity(row, "images_per_second", 1),
     "peak MiB": lambda row: _quantity(row, "peak_activation_bytes", 2**20),
 }
+
+_COSTS = ("slowest node, M MACs", "images/s", "peak MiB")
 
 
 def columns(rows: Sequence[Row]) -> tuple[str, dict[str, list[str]]]:
     """What the rows share, as one line, and the table as heading → cells; (×…) is the ratio to Backprop."""
     settings = {heading: [text(row) for row in rows] for heading, text in _SETTINGS.items()}
     shared = {heading: cells[0] for heading, cells in settings.items() if len(set(cells)) == 1}
-    table = {"method": [row.first["method"] for row in rows], "K": [str(row.first["num_blocks"]) for row in rows]}
+    table = {"method": [row.method for row in rows], "K": [str(row.nodes[0]) for row in rows]}
+    table |= {"G": [str(row.nodes[1]) for row in rows]} if any(row.nodes[1] > 1 for row in rows) else {}
     table |= {heading: cells for heading, cells in settings.items() if heading not in shared}
-    table |= {heading: [text(row) for row in rows] for heading, text in _FIGURES.items()}
+    figures = {heading: [text(row) for row in rows] for heading, text in _FIGURES.items()}
+    table |= {heading: cells for heading, cells in figures.items() if any(cell != "–" for cell in cells)}
     return ", ".join(f"{heading} {value}" for heading, value in shared.items()), table
 
 
 def report(paths: Sequence[Path], output: Path) -> None:
-    """Print a table of finished runs and write ``report.md``, ``report.csv`` and ``report.png``.
+    """Print a table of finished runs; write ``report.md``, ``report.csv``, ``report.png`` and ``cost.png``.
 
     Args:
         paths: run folders, or folders of them.
@@ -151,15 +175,9 @@ def report(paths: Sequence[Path], output: Path) -> None:
     note = "Test split; speed as it was on the machine at that time."
     if any(row.base for row in rows):
         note += " (×…) is the ratio to Backprop of the same network, data, epochs and batch size."
-    table = Table(title=shared, title_justify="left", caption=note, caption_justify="left", box=box.SIMPLE_HEAD)
-    for heading in cells:
-        words = heading in ("method", "network", "data")
-        table.add_column(heading, justify="left" if words else "right", no_wrap=words)
-    lines = list(zip(*cells.values(), strict=True))
-    for line in lines:
-        table.add_row(*line)
-    Console(width=max(100, Console().width)).print(table)
+    _print(cells, shared, note)
     output.mkdir(parents=True, exist_ok=True)
+    lines = list(zip(*cells.values(), strict=True))
     markdown = [list(cells), ["---"] * len(cells), *lines]
     text = "\n".join("| " + " | ".join(line) + " |" for line in markdown)
     (output / "report.md").write_text(f"{shared}\n\n{text}\n\n{note}\n")
@@ -167,11 +185,28 @@ def report(paths: Sequence[Path], output: Path) -> None:
         csv.writer(file).writerows([list(cells), *lines])
     picture = output / "report.png"
     draw(rows, shared, picture)
-    print(f"Table:      {output / 'report.md'}\nPicture:    {picture}\nTo watch:   tensorboard --logdir {output}")
+    draw_cost(rows, shared, output / "cost.png")
+    print(f"Table:      {output / 'report.md'}\nPictures:   {picture}, {output / 'cost.png'}")
+    print(f"To watch:   tensorboard --logdir {output}")
+
+
+def _print(cells: Mapping[str, Sequence[str]], title: str, note: str) -> None:
+    """The accuracies, then what they cost: side by side they would not fit a terminal."""
+    who = [heading for heading in cells if heading not in _FIGURES]
+    costs = [heading for heading in _COSTS if heading in cells]
+    accuracies = [heading for heading in _FIGURES if heading in cells and heading not in _COSTS]
+    for headings, above, below in ((accuracies, title, None), (costs, None, note)):
+        table = Table(title=above, title_justify="left", caption=below, caption_justify="left", box=box.SIMPLE_HEAD)
+        for heading in [*who, *headings]:
+            words = heading in ("method", "network", "data")
+            table.add_column(heading, justify="left" if words else "right", no_wrap=words)
+        for line in zip(*(cells[heading] for heading in [*who, *headings]), strict=True):
+            table.add_row(*line)
+        Console(width=max(130, Console().width)).print(table)
 
 
 def draw(rows: Sequence[Row], title: str, path: Path) -> None:
-    """Accuracy against depth, memory and speed: one colour per row.
+    """Accuracy against depth, memory and speed: one colour per row, named at the bars.
 
     Args:
         rows: what to draw.
@@ -181,28 +216,31 @@ def draw(rows: Sequence[Row], title: str, path: Path) -> None:
     _, cells = columns(rows)
     varied = [heading for heading in ("network", "data", "epochs", "batch") if heading in cells]
     labels = [
-        ", ".join([f"{method}, K = {k}", *(cells[heading][i] for heading in varied)])
-        for i, (method, k) in enumerate(zip(cells["method"], cells["K"], strict=True))
+        ", ".join([row.method, _nodes(row), *(cells[heading][i] for heading in varied)]) for i, row in enumerate(rows)
     ]
     height = max(4, 1.5 + 0.35 * len(rows))
     figure, axes = plt.subplots(1, 3, figsize=(14, height), width_ratios=(2, 1, 1), layout="constrained")
     figure.suptitle(title)
     colours = [plt.get_cmap("viridis")(0.9 * i / max(len(rows) - 1, 1)) for i in range(len(rows))]
-    _draw_depth(axes[0], rows, labels, colours)
+    _draw_depth(axes[0], rows, colours)
     _draw_bars(axes[1], rows, labels, colours, "peak_activation_bytes", 2**20, "Peak activations, MiB")
     _draw_bars(axes[2], rows, [""] * len(rows), colours, "images_per_second", 1, "Training speed, images/s")
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
 
-def _draw_depth(axes: Axes, rows: Sequence[Row], labels: Sequence[str], colours: Sequence[Any]) -> None:
-    for row, label, colour in zip(rows, labels, colours, strict=True):
+def _nodes(row: Row) -> str:
+    k, g = row.nodes
+    return f"K = {k}" + (f", G = {g}" if g > 1 else "")
+
+
+def _draw_depth(axes: Axes, rows: Sequence[Row], colours: Sequence[Any]) -> None:
+    for row, colour in zip(rows, colours, strict=True):
         blocks = row.blocks()
         depth = [(k + 1) / len(blocks) for k in range(len(blocks))]
-        axes.plot(depth, blocks, "o-", color=colour, label=label, markersize=7, clip_on=False, zorder=3)
+        axes.plot(depth, blocks, "o-", color=colour, markersize=7, clip_on=False, zorder=3)
     axes.set(xlabel="depth of the block's end, share of the blocks", ylabel="test top-1, %", xlim=(0, 1))
     axes.set_title("Each block's own prediction")
-    axes.legend(frameon=False, loc="lower right")
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -218,3 +256,49 @@ def _draw_bars(
     axes.set_title(title)
     axes.set_xlim(0, 1.25 * max(values) or 1)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def draw_cost(rows: Sequence[Row], title: str, path: Path) -> None:
+    """Accuracy against the MACs of the slowest node, in the manner of the GN-DGL paper: one line per method and G.
+
+    The area of a bubble is the cost of inference. Full bubbles are the model's own prediction, empty ones
+    the ensemble's; bars are standard deviations over seeds.
+
+    Args:
+        rows: what to draw.
+        title: what they share.
+        path: the PNG file.
+    """
+    series: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.mean("slowest_node_macs") and row.mean("test/top1") is not None:
+            _, g = row.nodes
+            series.setdefault(", ".join([row.method, *([f"G = {g}"] if g > 1 else [])]), []).append(row)
+    figure, axes = plt.subplots(figsize=(11, 6), layout="constrained")
+    figure.suptitle(title)
+    largest = max((row.mean("ensemble_macs") for line in series.values() for row in line), default=1)
+    for number, (name, line) in enumerate(series.items()):
+        colour = plt.get_cmap("tab20" if len(series) > 10 else "tab10")(number)
+        _draw_bubbles(axes, line, "test/ensemble/top1", "ensemble_macs", largest, edgecolors=colour, facecolors="none")
+        _draw_bubbles(axes, line, "test/top1", "inference_macs", largest, color=colour, alpha=0.6)
+        cost = [row.mean("slowest_node_macs") / 1e6 for row in line]
+        top1 = [100 * row.mean("test/top1") for row in line]
+        spread = [100 * row.spread("test/top1") for row in line]
+        axes.errorbar(cost, top1, spread, color=colour, label=name, linewidth=1, capsize=2)
+        for row, x, y in zip(line, cost, top1, strict=True):
+            axes.annotate(f"K{row.nodes[0]}", (x, y), ha="center", va="center", fontsize=7)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
+    axes.set(xlabel="forward pass of the slowest node, M MACs per image", ylabel="test top-1, %")
+    axes.set_title("area: cost of inference; full: the model's prediction, empty: the ensemble's", fontsize=9)
+    figure.legend(frameon=False, fontsize=8, loc="outside right upper")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def _draw_bubbles(axes: Axes, rows: Sequence[Row], key: str, cost: str, largest: float, **style: Any) -> None:
+    points = [(row.mean("slowest_node_macs") / 1e6, 100 * row.mean(key), row.mean(cost) / largest) for row in rows]
+    x, y, area = zip(*points, strict=True)
+    axes.scatter(x, y, [900 * a for a in area], **style)

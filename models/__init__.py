@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from models.backprop import Backprop
     from models.decoupled_greedy import DecoupledGreedy
+    from models.infopro import InfoPro
     from models.local_learning import LocalLearning, NonFiniteLossError, UnsupportedError
     from models.neuron_groups import NeuronGroups
 
 _HOMES = {
     "Backprop": "models.backprop",
     "DecoupledGreedy": "models.decoupled_greedy",
+    "InfoPro": "models.infopro",
     "LocalLearning": "models.local_learning",
     "NeuronGroups": "models.neuron_groups",
     "NonFiniteLossError": "models.local_learning",
@@ -23,6 +25,7 @@ _HOMES = {
 __all__ = [
     "Backprop",
     "DecoupledGreedy",
+    "InfoPro",
     "LocalLearning",
     "NeuronGroups",
     "NonFiniteLossError",

@@ -18,20 +18,32 @@ class CutTable(L.Callback):
 
 
 class BlockProgressBar(TQDMProgressBar):
-    """Shows ``val top-1 % 81 90 95``: each block's accuracy on the validation images, in order.
-
-    With many blocks every other one is left out until at most eight remain; the last always shows.
-    """
+    """Shows ``val top-1 % 81 90 95``: each block's accuracy on the validation images, in order."""
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         """Items at the right of the bar."""
-        figures = pl_module.latest | trainer.callback_metrics
-        items = {}
-        for split in ("train", "val"):
-            name = f"{split}/{{}}/top1"
-            found = [block for block in pl_module.block_names if name.format(block) in figures]
-            while len(found) > 8:
-                found = found[-1::-2][::-1]
-            if found:
-                items[f"{split} top-1 %"] = " ".join(f"{100 * figures[name.format(block)]:.1f}" for block in found)
-        return items
+        return _accuracies(trainer, pl_module)
+
+
+class EpochLines(L.Callback):
+    """The same figures, one line per epoch, where no bar can be drawn."""
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Print; validation is over by now."""
+        if trainer.is_global_zero:
+            figures = [f"{name} {values}" for name, values in _accuracies(trainer, pl_module).items()]
+            print(", ".join([f"epoch {trainer.current_epoch + 1}", *figures]), flush=True)
+
+
+def _accuracies(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, str]:
+    """Each block's accuracy in %; of many blocks every other one, until at most eight remain, the last always."""
+    figures = pl_module.latest | trainer.callback_metrics
+    items = {}
+    for split in ("train", "val"):
+        name = f"{split}/{{}}/top1"
+        found = [block for block in pl_module.block_names if name.format(block) in figures]
+        while len(found) > 8:
+            found = found[-1::-2][::-1]
+        if found:
+            items[f"{split} top-1 %"] = " ".join(f"{100 * figures[name.format(block)]:.1f}" for block in found)
+    return items

@@ -37,7 +37,7 @@ class Cost:
         forward_macs: multiply-accumulates for one image.
         saved: storage → bytes that autograd keeps for the whole batch; storages are the same in
             costs that come from one :func:`profile` call, so unions do not count twice.
-        output_shape: shape of one sample's output.
+        output_shape: shape of one sample's output (of the last one, if there are several).
         output_bytes: bytes of the output for the whole batch.
     """
 
@@ -95,6 +95,7 @@ def _run(module: nn.Module, x: Tensor, convention: Convention) -> tuple[Tensor, 
     meter = SavedTensorMeter(exclude=state.values())
     with meter, FlopCounterMode(display=False) as flops, _count_elements(module) as elements:
         y = functional_call(module, state, (x,))
+    y = y[-1] if isinstance(y, tuple) else y
     operations = flops.get_total_flops() // 2 + (sum(elements) if convention == "published" else 0)
     cost = Cost(
         parameters=sum(p.numel() for p in module.parameters()),

@@ -1,7 +1,7 @@
 """Every mistake ends in one sentence that says what was wrong and what to do, with exit code 2."""
 
 import pytest
-from helpers import DIGITS, SMALL, fault, fit, summary
+from helpers import CONFIGS, DIGITS, SMALL, fault, fit, summary
 
 from datamodules import DataError, Digits
 from models import DecoupledGreedy
@@ -39,6 +39,34 @@ def test_a_mistake_is_told_in_one_sentence(options, said, tmp_path, capsys):
     for part in said:
         assert part in message
     assert not list(tmp_path.rglob("summary.json"))
+
+
+GROUPS = CONFIGS / "neuron_groups" / "digits.yaml"
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "said"),
+    [
+        (GROUPS, ["--model.num_groups=3"], ["3 groups do not divide the 32 channels", "divisors of 32"]),
+        (GROUPS, ["--model.num_groups=0"], ["at least 1, not 0"]),
+        (
+            GROUPS,
+            ['--model.network={"class_path": "models.networks.MLP"}'],
+            ["MLP-256-256-256 has no feature maps", "CifarResNet or VGG"],
+        ),
+        (
+            CONFIGS / "infopro" / "digits.yaml",
+            ["--model.num_groups=2"],
+            ["num_groups must be 1, not 2", "models.NeuronGroups"],
+        ),
+        (CONFIGS / "infopro" / "digits.yaml", ["--model.num_blocks=3"], ["K = 2, 4, 8, 16, not 3", "--model.weights"]),
+    ],
+    ids=["indivisible", "none", "no maps", "infopro groups", "infopro weights"],
+)
+def test_impossible_groups_are_told_in_one_sentence(config, options, said, tmp_path, capsys):
+    message = fault(capsys, "fit", "--config", str(config), f"--runs={tmp_path / 'runs'}", *options)
+    for part in said:
+        assert part in message
 
 
 def test_a_loss_that_is_no_number_is_told_and_the_last_checkpoint_stays(tmp_path, capsys, monkeypatch):

@@ -58,11 +58,53 @@ def test_report_writes_table_and_picture(runs, capsys):
     with (runs / "report.csv").open() as file:
         table = list(csv.DictReader(file))
     assert [row["method"] for row in table] == ["Backprop", "DecoupledGreedy"]
-    assert table[1]["test top-1, %"] == "85.00 ± 7.07 (×0.94)"
+    assert table[1]["test top-1, %"] == "85.00 ± 7.07"
     assert table[1]["each block, %"] == "50.0 85.0"
     assert table[1]["peak MiB"] == "1.0 (×0.25)"
     assert "| DecoupledGreedy | 2 |" in (runs / "report.md").read_text()
     assert (runs / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture
+def grouped_runs(runs):
+    macs = {"slowest_node_macs": 2e6, "inference_macs": 5e6, "ensemble_macs": 7e6}
+    finished(runs, "backprop again", **(macs | {"slowest_node_macs": 8e6}), seed=1)
+    for variant in ("", "no sharing"):
+        metrics = {
+            "test/top1": 0.8,
+            "test/ensemble/top1": 0.82,
+            "test/block2/top1": 0.79,
+            "test/block2/group1/top1": 0.7,
+        }
+        changes = {"method": "NeuronGroups", "variant": variant, "num_blocks": 2, "num_groups": 4, "metrics": metrics}
+        finished(runs, f"groups {variant}", **changes, **macs)
+    return runs
+
+
+def test_variants_and_groups_are_rows_of_their_own(grouped_runs):
+    rows = group(find_summaries([grouped_runs]))
+    assert [(row.method, *row.nodes) for row in rows] == [
+        ("Backprop", 1, 1),
+        ("DecoupledGreedy", 2, 1),
+        ("NeuronGroups", 2, 4),
+        ("NeuronGroups (no sharing)", 2, 4),
+    ]
+    assert rows[3].ratio("slowest_node_macs") == pytest.approx(0.25)
+
+
+def test_report_shows_groups_and_costs(grouped_runs):
+    main(["report", str(grouped_runs)])
+    with (grouped_runs / "report.csv").open() as file:
+        line = list(csv.DictReader(file))[2]
+    assert (line["K"], line["G"], line["one group, %"], line["ensemble, %"]) == ("2", "4", "70.00", "82.00")
+    assert line["slowest node, M MACs"] == "2.0 (×0.25)"
+    assert (grouped_runs / "cost.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_one_block_of_groups_is_no_base(runs):
+    (runs / "backprop" / "summary.json").unlink()
+    finished(runs, "thin", method="NeuronGroups", num_groups=4)
+    assert all(row.base is None for row in group(find_summaries([runs])))
 
 
 def test_runs_of_other_epochs_are_rows_of_their_own(runs):
@@ -135,10 +177,11 @@ def test_suite_runs_resumes_skips_and_reports_in_spite_of_a_failure(tmp_path, ca
     assert "one: finished before" in capfd.readouterr().out
 
 
-def test_the_demo_compares_backprop_with_two_cuts():
+def test_the_demo_compares_backprop_two_cuts_and_neuron_groups():
     planned = read_suite(CONFIGS / "suites" / "demo.yaml")
     assert [run.name for run in planned] == [
         "backprop-digits",
         "decoupled_greedy-digits-num_blocks2",
         "decoupled_greedy-digits-num_blocks4",
+        "neuron_groups-digits",
     ]

@@ -1,0 +1,149 @@
+"""Time and memory of a training step with neuron groups, beside backpropagation and the published loop.
+
+    .venv/bin/python tests/bench_neuron_groups.py --cells 4,4 16,8 --repetitions 7
+
+ResNet-32 on random 32×32 images, published cuts, λ = 0.5, T = 3; channels-last; no loader, no Lightning.
+The three are timed in turns. "Published loop": one head after the other on a copy of the features, average
+pooling by ``AdaptiveAvgPool2d``, one SGD over all parameters (``published_loop.py``).
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from published_loop import PublishedLoop
+from torch import nn
+from torch.nn import functional as F
+from torch.optim import SGD
+
+from datamodules import Batch
+from experiments.allocator import keep_freed_memory
+from experiments.bench import plain_steps
+from models import NeuronGroups
+from models.networks import AuxHead, CifarResNet, Cut, SavedTensorMeter
+
+sgd = partial(SGD, lr=0.01, momentum=0.9, nesterov=True, weight_decay=1e-4)
+make_fused_sgd = partial(sgd, fused=True)
+
+
+def backprop() -> tuple[nn.Module, Callable[[Batch], None]]:
+    """The whole network, trained through its classifier."""
+    network = CifarResNet((3, 32, 32), 10, depth=32).to(memory_format=torch.channels_last)
+    optimizer = make_fused_sgd(network.parameters())
+
+    def step(batch: Batch) -> None:
+        F.cross_entropy(network(batch.images), batch.labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return network, step
+
+
+def neuron_groups(num_blocks: int, num_groups: int) -> tuple[nn.Module, Callable[[Batch], None]]:
+    """Our method, in a bare loop."""
+    network = partial(CifarResNet, depth=32)
+    cut = Cut(by="published")
+    model = NeuronGroups(
+        network, (3, 32, 32), 10, num_blocks, num_groups, cut, final_head=AuxHead, optimizer=make_fused_sgd
+    )
+    steps = []
+
+    def step(batch: Batch) -> None:
+        if not steps:
+            steps.append(plain_steps(model, batch))
+        next(steps[0])
+
+    return model, step
+
+
+class _AveragePool(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.adaptive_avg_pool2d(x, 1).flatten(1)
+
+
+def _published_head(shape: tuple[int, ...]) -> nn.Sequential:
+    layers = list(AuxHead(shape, 10))
+    layers[3] = _AveragePool()
+    return nn.Sequential(*layers)
+
+
+def published(num_blocks: int, num_groups: int) -> tuple[nn.Module, Callable[[Batch], None]]:
+    """The published loop on the same blocks."""
+    model, _ = neuron_groups(num_blocks, num_groups)
+    shapes = [(block_head[0].weight.shape[1], 8, 8) for block_head in model.heads]
+    heads = nn.ModuleList(
+        nn.ModuleList(_published_head(shape) for _ in range(num_groups)) for shape in shapes[:num_blocks]
+    )
+    loop = PublishedLoop(model.blocks[:num_blocks], heads, _published_head(shapes[-1]))
+    loop.to(memory_format=torch.channels_last)
+    optimizer = sgd(loop.parameters())
+
+    def step(batch: Batch) -> None:
+        optimizer.zero_grad()
+        loop.step(batch.images, batch.labels)
+        optimizer.step()
+
+    return loop, step
+
+
+def peak_bytes(network: nn.Module, step: Callable[[Batch], None], batch: Batch) -> int:
+    """Most activation bytes held at one time in a step."""
+    with SavedTensorMeter([*network.parameters(), *network.buffers()]) as meter:
+        step(batch)
+    return meter.peak
+
+
+def main() -> None:
+    """Measure the cells and print one table row each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    grid = [f"{k},{g}" for k in (4, 16) for g in (1, 2, 4, 8)]
+    parser.add_argument("--cells", nargs="+", default=grid, metavar="K,G")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--repetitions", type=int, default=7)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--default_allocator",
+        action="store_true",
+        help="let the C library give memory back, as the published code does",
+    )
+    options = parser.parse_args()
+    if not options.default_allocator:
+        keep_freed_memory()
+    torch.manual_seed(0)
+    images = torch.randn(options.batch, 3, 32, 32).to(options.device, memory_format=torch.channels_last)
+    batch = Batch(images, torch.randint(10, (options.batch,), device=options.device))
+    print("| K | G | backprop, ms | published loop, ms | ours, ms | published / ours | ours / backprop | ours, MiB |")
+    print("|---|---|---|---|---|---|---|---|")
+    for cell in options.cells:
+        k, g = map(int, cell.split(","))
+        contenders = {"backprop": backprop(), "published": published(k, g), "ours": neuron_groups(k, g)}
+        peaks = {}
+        for name, (network, step) in contenders.items():
+            network.to(options.device).train()
+            step(batch)
+            peaks[name] = peak_bytes(network, step, batch)
+        times: dict[str, list[float]] = {name: [] for name in contenders}
+        for _ in range(options.repetitions):
+            for name, (_, step) in contenders.items():
+                start = time.perf_counter()
+                step(batch)
+                if options.device != "cpu":
+                    torch.cuda.synchronize()
+                times[name].append(time.perf_counter() - start)
+        ms = {name: 1000 * statistics.median(values) for name, values in times.items()}
+
+        def ratio(one: str, other: str, times: dict[str, list[float]] = times) -> float:
+            return statistics.median(a / b for a, b in zip(times[one], times[other], strict=True))
+
+        print(
+            f"| {k} | {g} | {ms['backprop']:.0f} | {ms['published']:.0f} | {ms['ours']:.0f} "
+            f"| {ratio('published', 'ours'):.2f} | {ratio('ours', 'backprop'):.2f} | {peaks['ours'] / 2**20:.1f} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
