@@ -84,7 +84,7 @@ class InfoPro(LocalClassification):
                 f"InfoPro cuts a network by depth only: num_groups must be 1, not {num_groups}. For neuron groups use "
                 "models.NeuronGroups."
             )
-        self_weights = _block_weights(num_blocks, weights)
+        block_weights = _block_weights(num_blocks, weights)
         chain = network(image_shape, num_classes)
         outputs = embedding if loss == "contrast" else num_classes
 
@@ -94,7 +94,7 @@ class InfoPro(LocalClassification):
         blocks = cut_chain(chain, num_blocks, cut, make_head)
         heads = [*map(make_head, block_shapes(chain, blocks)[:-1]), chain.classifier]
         super().__init__(network, chain, num_classes, blocks, heads, **training)
-        self.weights, self._contrast = self_weights, SupConLoss(_TEMPERATURE) if loss == "contrast" else None
+        self.weights, self._contrast = block_weights, SupConLoss(_TEMPERATURE) if loss == "contrast" else None
         self.register_buffer("image_mean", torch.tensor(image_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("image_std", torch.tensor(image_std).view(-1, 1, 1), persistent=False)
 

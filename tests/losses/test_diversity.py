@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from published_loop import diversity as pair_by_pair
 
+from experiments.benchmarks.published_loop import diversity as pair_by_pair
 from losses import diversity
 
 

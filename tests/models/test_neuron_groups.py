@@ -4,11 +4,11 @@ from functools import partial
 
 import pytest
 import torch
-from published_loop import PublishedLoop
 from torch import nn
 from torch.nn import functional as F
 
 from datamodules import Batch
+from experiments.benchmarks.published_loop import PublishedLoop
 from losses import diversity
 from models import DecoupledGreedy, NeuronGroups
 from models.networks import MLP, VGG, AuxHead, CifarResNet, Cut, CutError, VGG6a

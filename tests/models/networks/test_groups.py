@@ -5,9 +5,9 @@ from functools import partial
 
 import pytest
 import torch
-from published_loop import own_slice_live
 from torch import nn
 
+from experiments.benchmarks.published_loop import own_slice_live
 from models.networks import (
     MLP,
     VGG,

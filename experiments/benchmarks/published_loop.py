@@ -1,36 +1,38 @@
 """The published way to train neuron groups: a loop over heads, each with a copy of the features.
 
 Slow and simple: what the vectorised heads are compared with, in tests for equality and in
-``tests/bench_neuron_groups.py`` for speed.
+``neuron_groups.py`` for speed.
 """
 
+from collections.abc import Sequence
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def own_slice_live(features, group, groups):
+def own_slice_live(features: Tensor, group: int, groups: int) -> Tensor:
     """All channels; gradient goes into slice ``group`` only."""
     slices = features.chunk(groups, dim=1)
     return torch.cat([s if g == group else s.detach() for g, s in enumerate(slices)], dim=1)
 
 
-def diversity(group_logits, labels, temperature):
+def diversity(group_logits: Sequence[Tensor], labels: Tensor, temperature: float) -> Tensor:
     """Mean pairwise cosine of the non-target distributions, pair by pair."""
-    rows = torch.arange(len(labels))
+    rows = torch.arange(len(labels), device=labels.device)
     directions = []
     for logits in group_logits:
         p = F.softmax(logits / temperature, dim=1).clone()
         p[rows, labels] = 0
         p = p / (p.sum(dim=1, keepdim=True) + 1e-8)
         directions.append(p / torch.sqrt((p * p).sum(dim=1, keepdim=True) + 1e-8))
-    total = 0.0
+    total = torch.zeros((), dtype=directions[0].dtype, device=labels.device)
     for g, one in enumerate(directions):
         for h, other in enumerate(directions):
             if g != h:
                 total = total + (one * other).sum()
     groups = len(group_logits)
-    return total / (len(labels) * groups * (groups - 1)) if groups > 1 else torch.zeros(())
+    return total / (len(labels) * groups * (groups - 1)) if groups > 1 else total
 
 
 class PublishedLoop(nn.Module):
@@ -38,30 +40,34 @@ class PublishedLoop(nn.Module):
 
     Args:
         blocks: blocks whose convolutions are grouped.
-        heads: heads[k][g].
+        heads: ``heads[k][g]``.
         final: head on the detached features of the last block.
         weight: λ of the diversity loss.
         temperature: its T.
     """
 
-    def __init__(self, blocks, heads, final, weight=0.5, temperature=3.0):
+    def __init__(
+        self,
+        blocks: Sequence[nn.Module],
+        heads: Sequence[Sequence[nn.Module]],
+        final: nn.Module,
+        weight: float = 0.5,
+        temperature: float = 3.0,
+    ) -> None:
         super().__init__()
-        self.blocks, self.heads, self.final = blocks, heads, final
+        self.blocks, self.final = nn.ModuleList(blocks), final
+        self.heads = nn.ModuleList(nn.ModuleList(group_heads) for group_heads in heads)
         self.weight, self.temperature = weight, temperature
 
-    def logits(self, k, features):
-        heads = self.heads[k]
-        return [head(own_slice_live(features, g, len(heads))) for g, head in enumerate(heads)]
-
-    def step(self, images, labels):
-        """One mini-batch: backward of every block's loss, then of the final head's."""
+    def step(self, images: Tensor, labels: Tensor) -> None:
+        """Gradients of one mini-batch: backward of every block's loss, then of the final head's."""
         x = images
-        for k, block in enumerate(self.blocks):
+        for block, heads in zip(self.blocks, self.heads, strict=True):
             features = block(x)
-            group_logits = self.logits(k, features)
-            loss = sum(F.cross_entropy(z, labels) for z in group_logits)
-            if len(group_logits) > 1:
-                loss = loss + self.weight * diversity(group_logits, labels, self.temperature)
+            logits = [head(own_slice_live(features, g, len(heads))) for g, head in enumerate(heads)]
+            loss = torch.stack([F.cross_entropy(z, labels) for z in logits]).sum()
+            if len(heads) > 1:
+                loss = loss + self.weight * diversity(logits, labels, self.temperature)
             loss.backward()
             x = features.detach()
         F.cross_entropy(self.final(x), labels).backward()

@@ -1,6 +1,6 @@
 """Time and memory of a training step with neuron groups, beside backpropagation and the published loop.
 
-    .venv/bin/python tests/bench_neuron_groups.py --cells 4,4 16,8 --repetitions 7
+    python -m experiments.benchmarks.neuron_groups --cells 4,4 16,8 --repetitions 7
 
 ResNet-32 on random 32×32 images, published cuts, λ = 0.5, T = 3; channels-last; no loader, no Lightning.
 The three are timed in turns. "Published loop": one head after the other on a copy of the features, average
@@ -14,14 +14,16 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from published_loop import PublishedLoop
 from torch import nn
 from torch.nn import functional as F
 from torch.optim import SGD
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from datamodules import Batch
 from experiments.allocator import keep_freed_memory
 from experiments.bench import plain_steps
+from experiments.benchmarks.published_loop import PublishedLoop
 from models import NeuronGroups
 from models.networks import AuxHead, CifarResNet, Cut, SavedTensorMeter
 
@@ -96,6 +98,23 @@ def peak_bytes(network: nn.Module, step: Callable[[Batch], None], batch: Batch) 
     return meter.peak
 
 
+def macs(step: Callable[[Batch], None], batch: Batch) -> int:
+    """Multiply-accumulates of convolutions and matrix products that a step executes, backward pass included."""
+    with FlopCounterMode(display=False) as counter:
+        step(batch)
+    return counter.get_total_flops() // 2
+
+
+def show_profile(name: str, step: Callable[[Batch], None], batch: Batch, steps: int = 5) -> None:
+    """Print where the time of a step goes, in ms per operator."""
+    with profile(activities=[ProfilerActivity.CPU]) as recorded:
+        for _ in range(steps):
+            step(batch)
+    events = sorted(recorded.key_averages(), key=lambda event: -event.self_cpu_time_total)[:8]
+    parts = [f"{event.key.removeprefix('aten::')} {event.self_cpu_time_total / 1000 / steps:.0f}" for event in events]
+    print(f"  {name}: {', '.join(parts)}")
+
+
 def main() -> None:
     """Measure the cells and print one table row each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -104,6 +123,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--profile", action="store_true", help="also print the dearest operators of each")
     parser.add_argument(
         "--default_allocator",
         action="store_true",
@@ -115,16 +135,18 @@ def main() -> None:
     torch.manual_seed(0)
     images = torch.randn(options.batch, 3, 32, 32).to(options.device, memory_format=torch.channels_last)
     batch = Batch(images, torch.randint(10, (options.batch,), device=options.device))
-    print("| K | G | backprop, ms | published loop, ms | ours, ms | published / ours | ours / backprop | ours, MiB |")
-    print("|---|---|---|---|---|---|---|---|")
+    headings = ("K", "G", "backprop, ms", "published loop, ms", "ours, ms", "published / ours", "ours / backprop")
+    headings += ("MACs executed / backprop's", "peak, MiB", "published, MiB")
+    print("| " + " | ".join(headings) + " |\n" + "|---" * len(headings) + "|")
     for cell in options.cells:
         k, g = map(int, cell.split(","))
         contenders = {"backprop": backprop(), "published": published(k, g), "ours": neuron_groups(k, g)}
-        peaks = {}
+        peaks, work = {}, {}
         for name, (network, step) in contenders.items():
             network.to(options.device).train()
             step(batch)
-            peaks[name] = peak_bytes(network, step, batch)
+            peaks[name] = peak_bytes(network, step, batch) / 2**20
+            work[name] = macs(step, batch)
         times: dict[str, list[float]] = {name: [] for name in contenders}
         for _ in range(options.repetitions):
             for name, (_, step) in contenders.items():
@@ -140,9 +162,12 @@ def main() -> None:
 
         print(
             f"| {k} | {g} | {ms['backprop']:.0f} | {ms['published']:.0f} | {ms['ours']:.0f} "
-            f"| {ratio('published', 'ours'):.2f} | {ratio('ours', 'backprop'):.2f} | {peaks['ours'] / 2**20:.1f} |",
+            f"| {ratio('published', 'ours'):.2f} | {ratio('ours', 'backprop'):.2f} "
+            f"| {work['ours'] / work['backprop']:.2f} | {peaks['ours']:.1f} | {peaks['published']:.1f} |",
             flush=True,
         )
+        for name, (_, step) in contenders.items() if options.profile else ():
+            show_profile(name, step, batch)
 
 
 if __name__ == "__main__":
