@@ -275,7 +275,6 @@ def draw_cost(rows: Sequence[Row], title: str, path: Path) -> None:
             _, g = row.nodes
             series.setdefault(", ".join([row.method, *([f"G = {g}"] if g > 1 else [])]), []).append(row)
     figure, axes = plt.subplots(figsize=(11, 6), layout="constrained")
-    figure.suptitle(title)
     largest = max((row.mean("ensemble_macs") for line in series.values() for row in line), default=1)
     for number, (name, line) in enumerate(series.items()):
         colour = plt.get_cmap("tab20" if len(series) > 10 else "tab10")(number)
@@ -291,8 +290,9 @@ def draw_cost(rows: Sequence[Row], title: str, path: Path) -> None:
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("{x:g}")
     axes.set(xlabel="forward pass of the slowest node, M MACs per image", ylabel="test top-1, %")
-    axes.set_title("area: cost of inference; full: the model's prediction, empty: the ensemble's", fontsize=9)
-    figure.legend(frameon=False, fontsize=8, loc="outside right upper")
+    meaning = "area: cost of inference; full: the model's prediction, empty: the ensemble's; bars: ± sd over seeds"
+    axes.set_title(f"{title}\n{meaning}", fontsize=9)
+    figure.legend(frameon=False, fontsize=8, loc="outside right center")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
     plt.close(figure)
