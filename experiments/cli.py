@@ -37,7 +37,7 @@ from experiments.parser import Parser
 from experiments.report import report
 from experiments.suite import suite
 from experiments.summary import log_to_hparams, show_summary, summarise, write_summary
-from models import LocalLearning, NonFiniteLossError, UnsupportedError
+from models import Backprop, DecoupledGreedy, InfoPro, LocalLearning, NeuronGroups, NonFiniteLossError, UnsupportedError
 from models.classification import LocalClassification
 from models.local_learning import require_one_process
 from models.networks import CutError, NetworkError
@@ -54,6 +54,9 @@ FAULTS = (
 )
 """Faults of use: reported in one sentence, without a traceback."""
 
+
+METHODS = (Backprop, DecoupledGreedy, InfoPro, NeuronGroups)
+"""Imported so that their short names do: ``--model NeuronGroups``, ``--model.help InfoPro``."""
 
 DESCRIPTION = """Local learning: networks trained block by block.
 Besides the commands below: suite S.yaml runs a list or grid of configs, report RUNS... compares finished runs."""
@@ -130,7 +133,7 @@ class LocalLearningCLI(LightningCLI):
             seed_everything_default=0,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            parser_kwargs={"prog": "python -m experiments", "description": DESCRIPTION},
+            parser_kwargs={"prog": "python -m experiments", "description": DESCRIPTION, "allow_abbrev": False},
             args=args,
         )
 
@@ -159,6 +162,7 @@ class LocalLearningCLI(LightningCLI):
         asked = options.get("ckpt_path")
         name = run_folder.default_name(options.as_dict())
         self.checkpoint: dict[str, Any] = {}
+        self.reached = 0
         if asked in ("last", "best"):
             self.folder = run_folder.choose(Path(options.runs), options.name, name, resume=True)
             options.ckpt_path = str(self.folder / (run_folder.LAST if asked == "last" else run_folder.BEST))
@@ -168,6 +172,7 @@ class LocalLearningCLI(LightningCLI):
             self.folder = run_folder.choose(Path(options.runs), options.name, name, resume=bool(asked))
         if asked:
             self.checkpoint = run_folder.load_checkpoint(Path(options.ckpt_path))
+            self.reached = self.checkpoint.get("epoch", -1) + 1
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """The Trainer, with the loggers and callbacks that write the run folder."""
@@ -203,7 +208,13 @@ class LocalLearningCLI(LightningCLI):
             self.checkpoint = {}
 
     def before_fit(self) -> None:
-        """Make the run folder."""
+        """Make the run folder.
+
+        Raises:
+            RunError: the run has had its epochs already.
+        """
+        if self.reached and (self.folder / run_folder.SUMMARY).is_file() and self.trainer.max_epochs <= self.reached:
+            raise RunError(f"{self.folder} is finished ({self.reached} epochs). To go on, raise --trainer.max_epochs.")
         if not self.trainer.fast_dev_run:
             run_folder.create(self.folder)
 
@@ -224,6 +235,8 @@ class LocalLearningCLI(LightningCLI):
         if self.trainer.fast_dev_run:
             return
         figures |= self.trainer.callback_metrics
+        if not any(name.startswith("val/") for name in figures):  # cut off between the last epoch and here
+            figures |= self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)[0]
         seed = self._get(self.config, "seed_everything")
         summary = summarise(self.folder.name, seed, self.model, self.datamodule, self.trainer, self.meter, figures)
         write_summary(self.folder, summary | {"epochs": epochs, "global_step": step})
@@ -249,9 +262,11 @@ def _report(args: Sequence[str]) -> None:
         "python -m experiments report", description="One table and one picture over finished runs."
     )
     parser.add_argument("runs", type=Path, nargs="+", help="run folders, or folders of them")
-    parser.add_argument("--output", type=Path, help="folder for the files (default: the first of RUNS)")
+    parser.add_argument(
+        "--output", type=Path, help="folder for the files (default: RUNS if it is one folder, else runs/report)"
+    )
     known = parser.parse_args(args)
-    report(known.runs, known.output or known.runs[0])
+    report(known.runs, known.output or (known.runs[0] if len(known.runs) == 1 else Path("runs/report")))
 
 
 COMMANDS = {"suite": _suite, "report": _report}

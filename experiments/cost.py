@@ -41,7 +41,10 @@ class NetworkCost:
     """Cost of a cut network beside the same network under backpropagation.
 
     Attributes:
-        nodes: one per (block, group); a final head on the last block's detached features is no node.
+        nodes: one per (block, group).
+        final_head: parameters and forward MACs of a head on the last block's detached features, which is no
+            node; None if there is none.
+        parameters: of everything that is trained.
         batch_size: images per batch in the byte counts.
         convention: how MACs are counted.
         slowest_node_macs: the largest ``forward_macs`` of a node.
@@ -58,6 +61,8 @@ class NetworkCost:
     """
 
     nodes: list[Node]
+    final_head: tuple[int, int] | None
+    parameters: int
     batch_size: int
     convention: Convention
     slowest_node_macs: int
@@ -96,15 +101,18 @@ def network_cost(model: LocalClassification, batch_size: int, convention: Conven
     ]
     blocks, heads = (sum(cost.forward_macs for cost in part) for part in zip(*costs, strict=True))
     slowest = max(node.forward_macs for node in nodes)
+    final = costs[-1][1]
     peak = max(activation_bytes(pair) for pair in costs)
     backprop_macs, backprop_bytes = _backprop(model, batch_size, convention)
     return NetworkCost(
         nodes=nodes,
+        final_head=(final.parameters, final.forward_macs) if len(costs) > model.num_blocks else None,
+        parameters=sum(part.parameters for pair in costs for part in pair),
         batch_size=batch_size,
         convention=convention,
         slowest_node_macs=slowest,
         total_macs=blocks + heads,
-        inference_macs=blocks + costs[-1][1].forward_macs,
+        inference_macs=blocks + final.forward_macs,
         backprop_macs=backprop_macs,
         peak_activation_bytes=peak,
         backprop_activation_bytes=backprop_bytes,
@@ -134,8 +142,8 @@ _HEADINGS = ("block", "units", "parameters", "M MACs", "MiB saved", "MiB handed 
 
 
 def _rows(cost: NetworkCost) -> list[tuple[str, ...]]:
-    """One per block; all groups of a block cost the same."""
-    return [
+    """One per block, since all groups of a block cost the same, and one of a final head."""
+    rows = [
         (
             str(n.block),
             n.units,
@@ -147,6 +155,10 @@ def _rows(cost: NetworkCost) -> list[tuple[str, ...]]:
         for n in cost.nodes
         if n.group == 1
     ]
+    if cost.final_head:
+        parameters, macs = cost.final_head
+        rows.append(("final", "head", f"{parameters:,}", f"{macs / 1e6:.2f}", "", ""))
+    return rows
 
 
 def markdown_table(model: LocalClassification, batch_size: int) -> str:
@@ -161,11 +173,11 @@ def show_cost(model: LocalClassification, batch_size: int, convention: Conventio
     if json:
         print(json_format.dumps(asdict(cost), indent=2))
         return
-    nodes, each = f"{model.num_blocks} block{'s' if model.num_blocks > 1 else ''}", ""
+    nodes = f"{model.num_blocks} block{'s' if model.num_blocks > 1 else ''}"
     if model.num_groups > 1:
-        nodes, each = f"{nodes} × {model.num_groups} groups", "one group; "
+        nodes += f" × {model.num_groups} groups, figures of one group"
     table = Table(
-        title=f"{model.network_title}, {nodes}, batch {batch_size} ({each}MACs: one image, MiB: batch)",
+        title=f"{model.network_title}, {nodes}\nMACs of one image, MiB of a batch of {batch_size}",
         title_justify="left",
         box=box.SIMPLE_HEAD,
     )
@@ -173,14 +185,14 @@ def show_cost(model: LocalClassification, batch_size: int, convention: Conventio
         table.add_column(heading, justify="left" if heading == "units" else "right", no_wrap=True)
     for row in _rows(cost):
         table.add_row(*row)
-    Console().print(table)
+    Console(width=max(100, Console().width)).print(table)
     print(
-        f"slowest node   {cost.slowest_node_macs / 1e6:.2f} M MACs of {cost.total_macs / 1e6:.2f} M in all "
-        f"(backprop {cost.backprop_macs / 1e6:.2f} M)\n"
-        f"peak memory    {cost.predicted_memory_ratio:.3f} × backprop's "
+        f"in all         {cost.parameters:,} parameters, {cost.total_macs / 1e6:.2f} M MACs forward "
+        f"(backprop {cost.backprop_macs / 1e6:.2f} M); slowest node {cost.slowest_node_macs / 1e6:.2f} M\n"
+        f"inference      {cost.inference_macs / 1e6:.2f} M MACs, with all heads {cost.total_macs / 1e6:.2f} M\n"
+        f"Predicted, × backprop:\n"
+        f"  peak memory  {cost.predicted_memory_ratio:.3f} of its "
         f"{cost.backprop_activation_bytes / 2**20:.1f} MiB of activations\n"
-        f"one device     {cost.predicted_step_ratio:.2f} × backprop's step time\n"
-        f"one per node   {cost.predicted_speedup:.1f} × backprop's speed\n"
-        f"inference      {cost.inference_macs / 1e6:.2f} M MACs, "
-        f"with all heads (ensemble) {cost.total_macs / 1e6:.2f} M"
+        f"  one device   {cost.predicted_step_ratio:.2f} of its step time, by MACs (bench measures it)\n"
+        f"  one per node {cost.predicted_speedup:.1f} times as fast, by MACs, communication left out"
     )

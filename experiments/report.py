@@ -3,12 +3,13 @@
 import csv
 import json
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import yaml
 
 matplotlib.use("Agg")  # files only: no screen is needed
 import matplotlib.pyplot as plt
@@ -18,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.errors import RunError
-from experiments.run_folder import SUMMARY
+from experiments.run_folder import CONFIG, SUMMARY
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,12 @@ class Row:
         summaries: their ``summary.json`` files.
         base: the row of Backprop (or of one block without groups) with the same network, data and batch size, if
             there is one.
+        variant: settings in which it differs from other rows of the same method and problem.
     """
 
     summaries: Sequence[dict[str, Any]]
     base: "Row | None" = None
+    variant: str = ""
 
     @property
     def first(self) -> dict[str, Any]:
@@ -41,9 +44,8 @@ class Row:
 
     @property
     def method(self) -> str:
-        """Method, and in brackets what sets it apart from its default."""
-        variant = self.first["variant"]
-        return self.first["method"] + (f" ({variant})" if variant else "")
+        """Method, and in brackets what sets it apart from other rows of the same method."""
+        return self.first["method"] + (f" ({self.variant})" if self.variant else "")
 
     @property
     def nodes(self) -> tuple[int, int]:
@@ -85,30 +87,59 @@ def find_summaries(paths: Sequence[Path]) -> list[dict[str, Any]]:
     files = sorted({file for path in paths for file in path.rglob(SUMMARY)})
     if not files:
         raise RunError(f"No finished run in {', '.join(map(str, paths))}: a finished run has a {SUMMARY}.")
-    summaries = []
-    for file in files:
-        try:
-            summaries.append({"variant": "", "num_groups": 1} | json.loads(file.read_text()))
-        except json.JSONDecodeError as fault:
-            raise RunError(f"{file} is damaged ({fault}). Run that run again.") from fault
-    return summaries
+    return [_read(file) for file in files]
 
 
-def group(summaries: Sequence[dict[str, Any]]) -> list[Row]:
-    """One row per setting, seeds together, Backprop first, then by method, G and K."""
-    settings: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for summary in summaries:
-        key = tuple(summary[name] for name in (*_SAME_PROBLEM, "method", "variant", "num_groups", "num_blocks"))
-        settings.setdefault(key, []).append(summary)
-    # One block without groups is backpropagation whatever the method is called; Backprop itself is preferred.
-    problems = len(_SAME_PROBLEM)
-    whole = [(key, runs) for key, runs in settings.items() if key[-2:] == (1, 1)]
-    bases = {key[:problems]: Row(runs) for key, runs in sorted(whole, key=lambda pair: pair[0][problems] == "Backprop")}
-    rows = [Row(runs, bases.get(key[:problems])) for key, runs in settings.items()]
-    return sorted(rows, key=lambda r: (r.first["network"], r.first["dataset"], r.method, *reversed(r.nodes)))
+def _read(file: Path) -> dict[str, Any]:
+    """A summary, and under ``settings`` the configuration of its run as far as it may change a result."""
+    try:
+        summary = {"num_groups": 1} | json.loads(file.read_text())
+    except json.JSONDecodeError as fault:
+        raise RunError(f"{file} is damaged ({fault}). Run that run again.") from fault
+    config = file.with_name(CONFIG)
+    known = yaml.safe_load(config.read_text()) if config.is_file() else {}
+    parts = {part: known.get(part) for part in ("model", "data")}
+    settings = {name: value for name, value in _flat(parts) if name.split(".")[-1] not in _NO_SETTINGS}
+    return summary | {"settings": settings}
+
+
+_NO_SETTINGS = ("seed", "root", "download", "num_workers", "num_blocks", "num_groups")
+"""What changes no result, or has a column of its own."""
+
+
+def _flat(tree: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Leaves of nested dicts as (dotted path, text)."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from _flat(value, f"{path}.{key}" if path else key)
+    else:
+        yield path, str(tree)
 
 
 _SAME_PROBLEM = ("network", "dataset", "batch_size", "epochs")
+
+
+def group(summaries: Sequence[dict[str, Any]]) -> list[Row]:
+    """One row per configuration, seeds together, Backprop first, then by method, G and K."""
+    configurations: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for summary in summaries:
+        key = (*(summary[name] for name in (*_SAME_PROBLEM, "method", "num_groups", "num_blocks")),)
+        configurations.setdefault((*key, tuple(sorted(summary["settings"].items()))), []).append(summary)
+    problems = len(_SAME_PROBLEM)
+    # One block without groups is backpropagation whatever the method is called; Backprop itself is preferred.
+    whole = [(key, runs) for key, runs in configurations.items() if key[problems + 1 : problems + 3] == (1, 1)]
+    bases = {key[:problems]: Row(runs) for key, runs in sorted(whole, key=lambda pair: pair[0][problems] == "Backprop")}
+    rows = []
+    for key, runs in configurations.items():
+        alike = [dict(other[-1]) for other in configurations if other[: problems + 1] == key[: problems + 1]]
+        rows.append(Row(runs, bases.get(key[:problems]), _variant(dict(key[-1]), alike)))
+    return sorted(rows, key=lambda r: (r.first["network"], r.first["dataset"], r.method, *reversed(r.nodes)))
+
+
+def _variant(settings: Mapping[str, str], alike: Sequence[Mapping[str, str]]) -> str:
+    """Those settings that differ between configurations, named by the last part of their path."""
+    varied = {name for other in alike for name in other if len({one.get(name) for one in alike}) > 1}
+    return ", ".join(f"{name.split('.')[-1]} {settings[name]}" for name in sorted(varied) if name in settings)
 
 
 def _percent(row: Row, key: str) -> str:
@@ -214,10 +245,8 @@ def draw(rows: Sequence[Row], title: str, path: Path) -> None:
         path: the PNG file.
     """
     _, cells = columns(rows)
-    varied = [heading for heading in ("network", "data", "epochs", "batch") if heading in cells]
-    labels = [
-        ", ".join([row.method, _nodes(row), *(cells[heading][i] for heading in varied)]) for i, row in enumerate(rows)
-    ]
+    problems = _problems(cells)
+    labels = [", ".join([row.method, _nodes(row), *problem]) for row, problem in zip(rows, problems, strict=True)]
     height = max(4, 1.5 + 0.35 * len(rows))
     figure, axes = plt.subplots(1, 3, figsize=(14, height), width_ratios=(2, 1, 1), layout="constrained")
     figure.suptitle(title)
@@ -227,6 +256,13 @@ def draw(rows: Sequence[Row], title: str, path: Path) -> None:
     _draw_bars(axes[2], rows, [""] * len(rows), colours, "images_per_second", 1, "Training speed, images/s")
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def _problems(cells: Mapping[str, Sequence[str]]) -> list[list[str]]:
+    """What a row of the table was trained on, as far as the rows differ in it."""
+    units = {"network": "", "data": "", "epochs": " epochs", "batch": " a batch"}
+    varied = [[cell + unit for cell in cells[heading]] for heading, unit in units.items() if heading in cells]
+    return [list(problem) for problem in zip(*varied, strict=True)] if varied else [[] for _ in cells["method"]]
 
 
 def _nodes(row: Row) -> str:
@@ -239,8 +275,10 @@ def _draw_depth(axes: Axes, rows: Sequence[Row], colours: Sequence[Any]) -> None
         blocks = row.blocks()
         depth = [(k + 1) / len(blocks) for k in range(len(blocks))]
         axes.plot(depth, blocks, "o-", color=colour, markersize=7, clip_on=False, zorder=3)
+        if (final := row.mean("test/final/top1")) is not None:
+            axes.plot(1, 100 * final, "*", color=colour, markersize=13, clip_on=False, zorder=4)
     axes.set(xlabel="depth of the block's end, share of the blocks", ylabel="test top-1, %", xlim=(0, 1))
-    axes.set_title("Each block's own prediction")
+    axes.set_title("Each block's own prediction; ★: final head")
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -270,10 +308,10 @@ def draw_cost(rows: Sequence[Row], title: str, path: Path) -> None:
         path: the PNG file.
     """
     series: dict[str, list[Row]] = {}
-    for row in rows:
+    for row, problem in zip(rows, _problems(columns(rows)[1]), strict=True):
         if row.mean("slowest_node_macs") and row.mean("test/top1") is not None:
-            _, g = row.nodes
-            series.setdefault(", ".join([row.method, *([f"G = {g}"] if g > 1 else [])]), []).append(row)
+            groups = [f"G = {row.nodes[1]}"] if row.nodes[1] > 1 else []
+            series.setdefault(", ".join([row.method, *groups, *problem]), []).append(row)
     figure, axes = plt.subplots(figsize=(11, 6), layout="constrained")
     largest = max((row.mean("ensemble_macs") for line in series.values() for row in line), default=1)
     for number, (name, line) in enumerate(series.items()):
@@ -283,7 +321,8 @@ def draw_cost(rows: Sequence[Row], title: str, path: Path) -> None:
         cost = [row.mean("slowest_node_macs") / 1e6 for row in line]
         top1 = [100 * row.mean("test/top1") for row in line]
         spread = [100 * row.spread("test/top1") for row in line]
-        axes.errorbar(cost, top1, spread, color=colour, label=name, linewidth=1, capsize=2)
+        axes.errorbar(cost, top1, spread, color=colour, linewidth=1, capsize=2)
+        axes.plot([], [], "o-", color=colour, label=name)
         for row, x, y in zip(line, cost, top1, strict=True):
             axes.annotate(f"K{row.nodes[0]}", (x, y), ha="center", va="center", fontsize=7)
     axes.set_xscale("log")
@@ -299,6 +338,8 @@ def draw_cost(rows: Sequence[Row], title: str, path: Path) -> None:
 
 
 def _draw_bubbles(axes: Axes, rows: Sequence[Row], key: str, cost: str, largest: float, **style: Any) -> None:
+    rows = [row for row in rows if row.mean(key) is not None]
     points = [(row.mean("slowest_node_macs") / 1e6, 100 * row.mean(key), row.mean(cost) / largest) for row in rows]
-    x, y, area = zip(*points, strict=True)
-    axes.scatter(x, y, [900 * a for a in area], **style)
+    if points:
+        x, y, area = zip(*points, strict=True)
+        axes.scatter(x, y, [900 * a for a in area], **style)

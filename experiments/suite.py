@@ -1,6 +1,7 @@
 """``suite``: run a list or grid of configs, each in a process of its own, then report."""
 
 import itertools
+import re
 import shlex
 import subprocess
 import sys
@@ -84,8 +85,11 @@ def suite(path: Path, runs: Path, extra: Sequence[str]) -> None:
         extra: options for every run.
 
     Raises:
-        RunError: the suite cannot be read, or runs failed (the others were run all the same).
+        RunError: the suite cannot be read, an option belongs to a single run, or runs failed (the others
+            were run all the same).
     """
+    if clash := [option for option in extra if re.match(r"--(name|config|runs|ckpt_path)\b", option)]:
+        raise RunError(f"{clash[0]} belongs to one run: a suite names its runs, and resumes them, itself.")
     folder = runs / path.stem
     planned = read_suite(path)
     failed = []

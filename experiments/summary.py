@@ -47,7 +47,6 @@ def summarise(
     return {
         "name": name,
         "method": type(model).__name__,
-        "variant": model.variant,
         "network": model.network_title,
         "dataset": data.title,
         "seed": seed,
@@ -107,7 +106,11 @@ def show_summary(folder: Path, summary: Mapping[str, Any]) -> None:
         table.add_row(title, *(f"{100 * metrics[f'{split}/{key}']:.2f}" for split in ("val", "test")))
     Console().print(table)
     speed, memory = summary["images_per_second"], summary["peak_activation_bytes"]
-    figures = [f"{summary['epochs']} epochs", f"{summary['global_step']} steps", f"{summary['seconds']:.1f} s"]
+    figures = [
+        f"{summary['epochs']} epoch{'s' if summary['epochs'] != 1 else ''}",
+        f"{summary['global_step']} steps",
+        f"{summary['seconds']:.1f} s",
+    ]
     figures += [f"{speed:,.0f} images/s in training alone"] if speed else []
     figures += [f"{memory / 2**20:.1f} MiB of activations at most"] if memory else []
     print(f"{', '.join(figures)}\nRun folder: {folder}\nTo watch:   tensorboard --logdir {folder}")

@@ -15,7 +15,7 @@ class LocalClassification(LocalLearning):
     """Every head gives logits, every block's loss is their cross-entropy with the label.
 
     Three predictions are evaluated: each block's own (``val/block<k>/top1``), the model's, which is
-    the last one's (``val/top1``), and the ensemble of all (``val/ensemble/top1``).
+    the last one's (``val/top1``), and, if several predict, their ensemble (``val/ensemble/top1``).
 
     Args:
         network: what makes the network, uncut.
@@ -88,4 +88,6 @@ class LocalClassification(LocalLearning):
             figures[f"{name}/top1"] = top1(probabilities(z), labels)
         last = list(logits)[-1]
         figures |= {figure: figures[f"{last}/{figure}"] for figure in ("loss", "top1")}
-        return figures | {"ensemble/top1": top1(ensemble(list(logits.values())), labels)}
+        if len(logits) > 1:
+            figures["ensemble/top1"] = top1(ensemble(list(logits.values())), labels)
+        return figures

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from pytorch_metric_learning.losses import SupConLoss
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -36,7 +35,8 @@ _TEMPERATURE = 0.07
 class InfoPro(LocalClassification):
     """InfoPro: blocks 1 … K − 1 reconstruct the image and contrast the classes; the last one classifies.
 
-    In contrast mode only the last block predicts. With ``loss: softmax`` all do.
+    In contrast mode only the last block predicts: there is no accuracy of the others and no ensemble. With
+    ``loss: softmax`` all do. The reconstruction's loss keeps two more images than ``cost`` counts.
 
     Args:
         network: the network, a class from ``models.networks``.
@@ -94,14 +94,9 @@ class InfoPro(LocalClassification):
         blocks = cut_chain(chain, num_blocks, cut, make_head)
         heads = [*map(make_head, block_shapes(chain, blocks)[:-1]), chain.classifier]
         super().__init__(network, chain, num_classes, blocks, heads, **training)
-        self.weights, self._contrast = block_weights, SupConLoss(_TEMPERATURE) if loss == "contrast" else None
+        self.weights, self._contrast = block_weights, _contrast() if loss == "contrast" else None
         self.register_buffer("image_mean", torch.tensor(image_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("image_std", torch.tensor(image_std).view(-1, 1, 1), persistent=False)
-
-    @property
-    def variant(self) -> str:
-        """``softmax`` in that mode."""
-        return "" if self._contrast else "softmax"
 
     def local_loss(self, k: int, features: Tensor, batch: LabelledImages) -> Tensor:
         """λ₁ times the reconstruction's loss plus λ₂ times the head's; of the last block, cross-entropy."""
@@ -113,7 +108,7 @@ class InfoPro(LocalClassification):
         tell_apart = self._head_loss(z, batch.labels)
         if self.logs_this_step:
             self.record(k, "reconstruction", rebuild.detach())
-            self.record(k, self.variant or "contrast", tell_apart.detach())
+            self.record(k, "contrast" if self._contrast else "softmax", tell_apart.detach())
             if not self._contrast:
                 self.record(k, "top1", top1(z, batch.labels))
         first, second = self.weights[k]
@@ -132,6 +127,12 @@ class InfoPro(LocalClassification):
             elif not self._contrast:
                 logits[name] = head(images)[1]
         return logits
+
+
+def _contrast() -> nn.Module:
+    from pytorch_metric_learning.losses import SupConLoss  # takes seconds to import
+
+    return SupConLoss(_TEMPERATURE)
 
 
 def _block_weights(

@@ -82,11 +82,6 @@ class LocalLearning(L.LightningModule):
         return 1
 
     @property
-    def variant(self) -> str:
-        """What tables add to the method's name; a method with switches names those that are not at their default."""
-        return ""
-
-    @property
     def block_names(self) -> list[str]:
         """What metrics call the blocks, in order: ``block1`` … ``blockK``."""
         return [f"block{k}" for k in range(1, len(self.blocks) + 1)]

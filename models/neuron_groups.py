@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from losses import diversity, top1
 from models.classification import LocalClassification
+from models.local_learning import UnsupportedError
 from models.networks import (
     AuxHead,
     Cut,
@@ -62,6 +63,7 @@ class NeuronGroups(LocalClassification):
 
     Raises:
         CutError: the network cannot be cut, or not be grouped, as asked.
+        UnsupportedError: a negative weight or temperature.
         NetworkError: the network or a head does not fit the images.
     """
 
@@ -82,6 +84,10 @@ class NeuronGroups(LocalClassification):
     ) -> None:
         if num_groups < 1:
             raise CutError(f"num_groups counts the groups of a block: at least 1, not {num_groups}.")
+        if diversity < 0 or temperature <= 0:
+            raise UnsupportedError(
+                f"diversity is a weight, at least 0, and temperature above 0, not {diversity} and {temperature}."
+            )
         chain = network(image_shape, num_classes)
         if num_groups > 1:
             end_at_last_map(chain)
@@ -103,7 +109,7 @@ class NeuronGroups(LocalClassification):
             blocks = [*blocks, nn.Sequential()]  # the final head reads what the last block hands on
         super().__init__(network, chain, num_classes, blocks, heads, **training)
         self.diversity, self.temperature = diversity, temperature
-        self._num_blocks, self._num_groups, self._sharing = num_blocks, num_groups, sharing
+        self._num_blocks, self._num_groups = num_blocks, num_groups
 
     @property
     def num_blocks(self) -> int:
@@ -114,12 +120,6 @@ class NeuronGroups(LocalClassification):
     def num_groups(self) -> int:
         """G."""
         return self._num_groups
-
-    @property
-    def variant(self) -> str:
-        """Which kinds of collaboration are off."""
-        switches = {"no sharing": self._sharing, "no diversity": self.diversity}
-        return ", ".join(name for name, on in switches.items() if not on)
 
     @property
     def block_names(self) -> list[str]:

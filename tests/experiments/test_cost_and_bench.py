@@ -47,7 +47,8 @@ def test_plain_convention_counts_fewer_operations(capsys):
 def test_cost_prints_a_table(capsys):
     main(["cost", "--config", str(DIGITS)])
     printed = capsys.readouterr().out
-    assert "VGG, 4 blocks, batch 64" in printed
+    assert "VGG, 4 blocks" in printed
+    assert "batch of 64" in printed
     assert "slowest node" in printed
     assert "one per node" in printed
 

@@ -231,6 +231,27 @@ def assert_same_end(folder, undisturbed):
     assert summary(folder)["metrics"]["test/top1"] == summary(undisturbed)["metrics"]["test/top1"]
 
 
+def test_a_finished_run_is_not_resumed_and_keeps_its_summary(tmp_path, capsys):
+    folder = fit(tmp_path)
+    before = (folder / "summary.json").read_bytes()
+    again = ("fit", "--config", str(DIGITS), *SMALL, f"--runs={tmp_path}", "--name=run", "--ckpt_path=last")
+    message = fault(capsys, *again, "--trainer.max_epochs=2")
+    assert "is finished (2 epochs)" in message
+    assert "--trainer.max_epochs" in message
+    assert (folder / "summary.json").read_bytes() == before
+
+
+def test_a_run_cut_off_before_its_summary_gets_the_same_one(tmp_path):
+    folder = fit(tmp_path)
+    before = summary(folder)
+    (folder / "summary.json").unlink()
+    fit(tmp_path, "--ckpt_path=last")
+    after = summary(folder)
+    figures = {name: value for name, value in before["metrics"].items() if name.startswith(("val/", "test/"))}
+    assert figures.items() <= after["metrics"].items()
+    assert (after["epochs"], after["global_step"]) == (before["epochs"], before["global_step"])
+
+
 def test_a_run_resumed_within_a_second_is_read_after_its_beginning(tmp_path):
     beginning = tmp_path / f"events.out.tfevents.{int(time.time())}.zzz.99999.0"
     beginning.touch()

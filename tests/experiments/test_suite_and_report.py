@@ -4,16 +4,17 @@ import csv
 import json
 
 import pytest
+import yaml
 from helpers import CONFIGS, DIGITS, SMALL, fit
 
 from experiments.cli import main
 from experiments.errors import RunError
 from experiments.report import find_summaries, group
-from experiments.suite import read_suite
+from experiments.suite import read_suite, suite
 
 
-def finished(folder, name, **changes):
-    """A run folder with nothing but a summary."""
+def finished(folder, name, settings=None, **changes):
+    """A run folder with nothing but a summary, and a configuration if settings of the model are given."""
     summary = {
         "name": name,
         "method": "Backprop",
@@ -29,6 +30,9 @@ def finished(folder, name, **changes):
     }
     (folder / name).mkdir(parents=True)
     (folder / name / "summary.json").write_text(json.dumps(summary | changes))
+    if settings is not None:
+        config = {"seed_everything": changes.get("seed", 0), "model": {"init_args": settings}}
+        (folder / name / "config.yaml").write_text(yaml.safe_dump(config))
 
 
 @pytest.fixture
@@ -69,27 +73,37 @@ def test_report_writes_table_and_picture(runs, capsys):
 def grouped_runs(runs):
     macs = {"slowest_node_macs": 2e6, "inference_macs": 5e6, "ensemble_macs": 7e6}
     finished(runs, "backprop again", **(macs | {"slowest_node_macs": 8e6}), seed=1)
-    for variant in ("", "no sharing"):
+    for sharing in (True, False):
         metrics = {
             "test/top1": 0.8,
             "test/ensemble/top1": 0.82,
             "test/block2/top1": 0.79,
             "test/block2/group1/top1": 0.7,
         }
-        changes = {"method": "NeuronGroups", "variant": variant, "num_blocks": 2, "num_groups": 4, "metrics": metrics}
-        finished(runs, f"groups {variant}", **changes, **macs)
+        changes = {"method": "NeuronGroups", "num_blocks": 2, "num_groups": 4, "metrics": metrics}
+        settings = {"num_groups": 4, "sharing": sharing, "network": {"init_args": {"depth": 32}}}
+        finished(runs, f"groups {sharing}", settings, **changes, **macs)
     return runs
 
 
-def test_variants_and_groups_are_rows_of_their_own(grouped_runs):
+def test_settings_and_groups_are_rows_of_their_own(grouped_runs):
     rows = group(find_summaries([grouped_runs]))
     assert [(row.method, *row.nodes) for row in rows] == [
         ("Backprop", 1, 1),
         ("DecoupledGreedy", 2, 1),
-        ("NeuronGroups", 2, 4),
-        ("NeuronGroups (no sharing)", 2, 4),
+        ("NeuronGroups (sharing False)", 2, 4),
+        ("NeuronGroups (sharing True)", 2, 4),
     ]
     assert rows[3].ratio("slowest_node_macs") == pytest.approx(0.25)
+
+
+def test_only_seeds_are_averaged(tmp_path):
+    for seed, rate in ((0, 0.1), (1, 0.1), (0, 0.2)):
+        finished(tmp_path, f"{rate}-{seed}", {"optimizer": {"init_args": {"lr": rate}}}, seed=seed)
+    assert [(row.method, len(row.summaries)) for row in group(find_summaries([tmp_path]))] == [
+        ("Backprop (lr 0.1)", 2),
+        ("Backprop (lr 0.2)", 1),
+    ]
 
 
 def test_report_shows_groups_and_costs(grouped_runs):
@@ -146,6 +160,12 @@ def test_an_unknown_key_of_a_run_is_refused(tmp_path):
         read_suite(path)
 
 
+@pytest.mark.parametrize("option", ["--name=x", "--ckpt_path=last"])
+def test_options_of_one_run_are_refused_for_a_suite(option, tmp_path):
+    with pytest.raises(RunError, match="belongs to one run"):
+        suite(CONFIGS / "suites" / "demo.yaml", tmp_path, [option])
+
+
 def test_two_runs_of_one_name_are_refused(tmp_path):
     path = tmp_path / "study.yaml"
     path.write_text("runs:\n  - config: a/digits.yaml\n  - config: a/digits.yaml\n")
@@ -154,16 +174,16 @@ def test_two_runs_of_one_name_are_refused(tmp_path):
 
 
 def test_suite_runs_resumes_skips_and_reports_in_spite_of_a_failure(tmp_path, capfd):
-    suite = tmp_path / "study.yaml"
+    study = tmp_path / "study.yaml"
     one = tmp_path / "runs" / "study" / "one"
-    suite.write_text(
+    study.write_text(
         "runs:\n"
         f"  - {{config: {DIGITS}, name: one}}\n"
         f"  - {{config: {DIGITS}, name: impossible, options: {{model.num_blocks: 99}}}}\n"
     )
     fit(one.parent, name="one")  # as if cut off after two of three epochs
     (one / "summary.json").unlink()
-    command = ("suite", str(suite), f"--runs={tmp_path / 'runs'}", *SMALL, "--trainer.max_epochs=3")
+    command = ("suite", str(study), f"--runs={tmp_path / 'runs'}", *SMALL, "--trainer.max_epochs=3")
     with pytest.raises(SystemExit):
         main(list(command))
     output = capfd.readouterr()
@@ -172,7 +192,7 @@ def test_suite_runs_resumes_skips_and_reports_in_spite_of_a_failure(tmp_path, ca
     assert json.loads((one / "summary.json").read_text())["global_step"] == 12
     assert (one.parent / "report.png").is_file()
 
-    suite.write_text(f"runs:\n  - {{config: {DIGITS}, name: one}}\n")
+    study.write_text(f"runs:\n  - {{config: {DIGITS}, name: one}}\n")
     main(list(command))
     assert "one: finished before" in capfd.readouterr().out
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from datamodules import Batch
 from experiments.benchmarks.published_loop import PublishedLoop
 from losses import diversity
-from models import DecoupledGreedy, NeuronGroups
+from models import DecoupledGreedy, NeuronGroups, UnsupportedError
 from models.networks import MLP, VGG, AuxHead, CifarResNet, Cut, CutError, VGG6a
 
 SHAPE, CLASSES = (3, 8, 8), 5
@@ -217,11 +217,6 @@ def test_head_ensemble_and_single_group_are_all_reported():
     torch.testing.assert_close(figures["block1/loss"], by_group + 0.5 * figures["block1/diversity"])
 
 
-def test_switches_are_named_in_tables():
-    assert build(2, 2).variant == ""
-    assert build(2, 2, sharing=False, diversity=0.0).variant == "no sharing, no diversity"
-
-
 # -- networks ----------------------------------------------------------------------------------------------
 
 
@@ -256,5 +251,7 @@ def test_impossible_groups():
         build(2, 0)
     with pytest.raises(CutError, match="no feature maps"):
         NeuronGroups(partial(MLP, hidden=[8, 8]), SHAPE, CLASSES, 2, 2)
+    with pytest.raises(UnsupportedError, match="diversity is a weight, at least 0"):
+        build(2, 2, diversity=-1.0)
     with pytest.raises(CutError, match=r"width_multiple: 6"):
         NeuronGroups(partial(VGG, plan=[16, 16]), SHAPE, CLASSES, 2, 6)
