@@ -300,7 +300,7 @@ def show_bench(result: Bench, json: bool) -> None:
         return
     settings = result.settings
     table = Table(
-        title=f"{settings['network']}, {settings['num_blocks']} blocks × {settings['num_groups']} groups, "
+        title=f"{settings['network']}, K = {settings['num_blocks']}, G = {settings['num_groups']}, "
         f"batch {settings['batch_size']}, {settings['device']}, {settings['threads']} threads",
         title_justify="left",
     )
@@ -326,7 +326,7 @@ def show_bench(result: Bench, json: bool) -> None:
             f"{row.peak_activation_bytes / 2**20:.1f}",
             f"{row.peak_activation_bytes / base.peak_activation_bytes:.3f}",
         )
-    Console().print(table)
+    Console(width=max(100, Console().width)).print(table)
     print(
         f"step against its MACs   {ratios['step_over_prediction']:.3f} × the "
         f"{ratios['predicted_step_over_backprop']:.3f} that they predict\n"
