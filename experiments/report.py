@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import matplotlib
 import yaml
@@ -92,12 +92,14 @@ def find_summaries(paths: Sequence[Path]) -> list[dict[str, Any]]:
 
 def _read(file: Path) -> dict[str, Any]:
     """A summary, and under ``settings`` the configuration of its run as far as it may change a result."""
+    config = file.with_name(CONFIG)
     try:
         summary = {"num_groups": 1} | json.loads(file.read_text())
+        known = yaml.safe_load(config.read_text()) if config.is_file() else {}
     except json.JSONDecodeError as fault:
         raise RunError(f"{file} is damaged ({fault}). Run that run again.") from fault
-    config = file.with_name(CONFIG)
-    known = yaml.safe_load(config.read_text()) if config.is_file() else {}
+    except yaml.YAMLError as fault:
+        raise RunError(f"{config} is damaged. Run that run again.") from fault
     parts = {part: known.get(part) for part in ("model", "data")}
     settings = {name: value for name, value in _flat(parts) if name.split(".")[-1] not in _NO_SETTINGS}
     return summary | {"settings": settings}
@@ -116,23 +118,33 @@ def _flat(tree: Any, path: str = "") -> Iterator[tuple[str, str]]:
         yield path, str(tree)
 
 
-_SAME_PROBLEM = ("network", "dataset", "batch_size", "epochs")
+class _Setting(NamedTuple):
+    """What runs of one row have in common."""
+
+    problem: tuple[Any, ...]
+    method: str
+    nodes: tuple[int, int]
+    options: frozenset[tuple[str, str]]
+
+    @classmethod
+    def of(cls, summary: Mapping[str, Any]) -> Self:
+        problem = tuple(summary[name] for name in ("network", "dataset", "batch_size", "epochs"))
+        nodes = summary["num_blocks"], summary["num_groups"]
+        return cls(problem, summary["method"], nodes, frozenset(summary["settings"].items()))
 
 
 def group(summaries: Sequence[dict[str, Any]]) -> list[Row]:
-    """One row per configuration, seeds together, Backprop first, then by method, G and K."""
-    configurations: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    """One row per setting, seeds together, Backprop first, then by method, G and K."""
+    settings: dict[_Setting, list[dict[str, Any]]] = {}
     for summary in summaries:
-        key = (*(summary[name] for name in (*_SAME_PROBLEM, "method", "num_groups", "num_blocks")),)
-        configurations.setdefault((*key, tuple(sorted(summary["settings"].items()))), []).append(summary)
-    problems = len(_SAME_PROBLEM)
+        settings.setdefault(_Setting.of(summary), []).append(summary)
     # One block without groups is backpropagation whatever the method is called; Backprop itself is preferred.
-    whole = [(key, runs) for key, runs in configurations.items() if key[problems + 1 : problems + 3] == (1, 1)]
-    bases = {key[:problems]: Row(runs) for key, runs in sorted(whole, key=lambda pair: pair[0][problems] == "Backprop")}
+    whole = [(key, runs) for key, runs in settings.items() if key.nodes == (1, 1)]
+    bases = {key.problem: Row(runs) for key, runs in sorted(whole, key=lambda pair: pair[0].method == "Backprop")}
     rows = []
-    for key, runs in configurations.items():
-        alike = [dict(other[-1]) for other in configurations if other[: problems + 1] == key[: problems + 1]]
-        rows.append(Row(runs, bases.get(key[:problems]), _variant(dict(key[-1]), alike)))
+    for key, runs in settings.items():
+        alike = [dict(one.options) for one in settings if (one.problem, one.method) == (key.problem, key.method)]
+        rows.append(Row(runs, bases.get(key.problem), _variant(dict(key.options), alike)))
     return sorted(rows, key=lambda r: (r.first["network"], r.first["dataset"], r.method, *reversed(r.nodes)))
 
 

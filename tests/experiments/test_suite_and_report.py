@@ -133,6 +133,12 @@ def test_a_damaged_summary_is_named(runs):
         find_summaries([runs])
 
 
+def test_a_damaged_configuration_is_named(runs):
+    (runs / "backprop" / "config.yaml").write_text("model: [")
+    with pytest.raises(RunError, match=r"backprop/config\.yaml is damaged"):
+        find_summaries([runs])
+
+
 def test_a_grid_is_one_run_per_combination(tmp_path):
     path = tmp_path / "study.yaml"
     path.write_text(
