@@ -289,7 +289,7 @@ def main(args: Sequence[str] | None = None) -> None:
             LocalLearningCLI(["--json=true" if arg == "--json" else arg for arg in args])
     except SIGTERMException as stop:
         raise SystemExit(128 + signal.SIGTERM) from stop
-    except Exception as error:
+    except Exception as error:  # of any class: jsonargparse wraps what constructors raise; others go on up
         fault = _fault_behind(error)
         if fault is None:
             raise
