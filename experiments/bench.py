@@ -27,8 +27,7 @@ from datamodules.base import EpochBatches, MemoryImages
 from experiments.allocator import keep_freed_memory
 from experiments.callbacks import RunCSVLogger, RunTensorBoardLogger
 from experiments.cost import network_cost
-from models import Backprop, LocalLearning
-from models.classification import LocalClassification
+from models import LocalLearning
 from models.networks import SavedTensorMeter
 
 _WARM_UP = 2
@@ -120,7 +119,7 @@ class _Clock(L.Callback):
             self.step_seconds = (_now(pl_module.device) - self._start) / (trainer.max_steps - _WARM_UP)
 
 
-def bench(model: LocalClassification, data: ImageDataModule, trainer: L.Trainer, steps: int, repetitions: int) -> Bench:
+def bench(model: LocalLearning, data: ImageDataModule, trainer: L.Trainer, steps: int, repetitions: int) -> Bench:
     """Measure a method against backpropagation and against gradient checkpointing.
 
     Args:
@@ -132,7 +131,7 @@ def bench(model: LocalClassification, data: ImageDataModule, trainer: L.Trainer,
     """
     place = _Workbench(data, trainer, steps)
     segments = _leanest_segments(model, place)
-    contenders = {"checkpointing": _backprop_of(model, segments), "backprop": _backprop_of(model, 0), "method": model}
+    contenders = {"checkpointing": model.end_to_end(segments), "backprop": model.end_to_end(), "method": model}
     seconds: dict[str, list[float]] = {name: [] for name in [*contenders, "plain_loop"]}
     peaks = {name: place.peak_bytes(contender) for name, contender in contenders.items()}
     for _ in range(repetitions):
@@ -168,17 +167,11 @@ def bench(model: LocalClassification, data: ImageDataModule, trainer: L.Trainer,
     )
 
 
-def _backprop_of(model: LocalClassification, segments: int) -> Backprop:
-    """The method's network under backpropagation, with gradient checkpointing if segments are given."""
-    shape, classes = model.image_shape, model.num_classes
-    return Backprop(model.make_network, shape, classes, segments, optimizer=model.make_optimizer)
-
-
-def _leanest_segments(model: LocalClassification, place: "_Workbench") -> int:
+def _leanest_segments(model: LocalLearning, place: "_Workbench") -> int:
     """The number of checkpointing segments with the lowest peak; it is near the root of the number of units."""
     units = sum(len(block) for block in model.blocks)
     candidates = range(2, min(units, 2 * isqrt(units) + 1) + 1) if units > 1 else [1]
-    return min(candidates, key=lambda segments: place.peak_bytes(_backprop_of(model, segments)))
+    return min(candidates, key=lambda segments: place.peak_bytes(model.end_to_end(segments)))
 
 
 def _ratios(seconds: Mapping[str, Sequence[float]], peaks: Mapping[str, int], predicted: float) -> dict[str, float]:
@@ -265,14 +258,18 @@ def plain_steps(model: LocalLearning, batch: Batch) -> Iterator[None]:
     """The method's training steps without Lightning: one per ``next``."""
     model.train()
     optimizers = [model.make_optimizer(model.block_parameters(k)) for k in range(len(model.blocks))]
+
+    def update_block(k: int, loss: torch.Tensor) -> None:
+        loss.backward()
+        optimizers[k].step()
+        optimizers[k].zero_grad()
+
     while True:
-        x = batch.images
-        for k, block in enumerate(model.blocks):
-            features = block(x)
-            model.local_loss(k, features, batch).backward()
-            optimizers[k].step()
-            optimizers[k].zero_grad()
-            x = features.detach()
+        model.update_block = update_block  # only for this step: the same model also trains through Lightning
+        try:
+            model.training_step(batch, 0)
+        finally:
+            del model.update_block
         yield
 
 

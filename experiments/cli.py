@@ -38,7 +38,6 @@ from experiments.report import report
 from experiments.suite import suite
 from experiments.summary import log_to_hparams, show_summary, summarise, write_summary
 from models import Backprop, DecoupledGreedy, InfoPro, LocalLearning, NeuronGroups, NonFiniteLossError, UnsupportedError
-from models.classification import LocalClassification
 from models.local_learning import require_one_process
 from models.networks import CutError, NetworkError
 from models.networks.profile import Convention
@@ -85,7 +84,7 @@ class Trainer(L.Trainer):
 
     def bench(
         self,
-        model: LocalClassification,
+        model: LocalLearning,
         datamodule: ImageDataModule,
         json: bool = False,
         steps: int = 10,
@@ -192,7 +191,9 @@ class LocalLearningCLI(LightningCLI):
                 loggers = [RunTensorBoardLogger(self.folder, step), RunCSVLogger(self.folder, step), *loggers]
                 callbacks.append(TensorBoardPage())
                 if options.enable_checkpointing is not False:
-                    callbacks += [LastCheckpoint(self.folder), BestCheckpoint(self.folder)]
+                    callbacks.append(LastCheckpoint(self.folder))
+                    if monitor := self._get(self.config_init, "model").monitor:
+                        callbacks.append(BestCheckpoint(self.folder, monitor))
         elif self.subcommand == "predict":
             callbacks.append(PredictionsFile(self.folder / run_folder.PREDICTIONS))
         self.trainer_defaults["callbacks"] = callbacks

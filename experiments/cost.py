@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from models.classification import LocalClassification
+from models.local_learning import LocalLearning
 from models.networks.profile import Convention, activation_bytes, profile
 
 
@@ -22,7 +22,7 @@ class Node:
         group: number of the neuron group, from 1.
         units: names of the block's first and last unit.
         parameters: of the group's part of the block and of its head.
-        forward_macs: multiply-accumulates of the same for one image.
+        forward_macs: multiply-accumulates of the same for one image (all its views, if a method takes several).
         activation_bytes: the group's share of what block and heads save for the backward pass, whole batch.
         bytes_out: size of what the group hands on, whole batch.
     """
@@ -76,7 +76,7 @@ class NetworkCost:
     predicted_speedup: float
 
 
-def network_cost(model: LocalClassification, batch_size: int, convention: Convention = "published") -> NetworkCost:
+def network_cost(model: LocalLearning, batch_size: int, convention: Convention = "published") -> NetworkCost:
     """Cost of every node of a model, found on the meta device.
 
     Args:
@@ -85,21 +85,22 @@ def network_cost(model: LocalClassification, batch_size: int, convention: Conven
         convention: ``published`` also counts BatchNorm, ReLU, pooling and biases; ``plain`` only the
             multiply-accumulates of convolutions and matrix products.
     """
-    costs = profile(list(model.blocks), model.image_shape, batch_size, lambda k, _: model.heads[k], convention)
+    views = model.views_per_image
+    costs = profile(list(model.blocks), model.image_shape, views * batch_size, lambda k, _: model.heads[k], convention)
     nodes = [
         Node(
             block=k,
             group=group,
             units=_span(model.blocks[k - 1]),
             parameters=(block.parameters + head.parameters) // model.num_groups,
-            forward_macs=(block.forward_macs + head.forward_macs) // model.num_groups,
+            forward_macs=views * (block.forward_macs + head.forward_macs) // model.num_groups,
             activation_bytes=activation_bytes([block, head]) // model.num_groups,
             bytes_out=block.output_bytes // model.num_groups,
         )
         for k, (block, head) in enumerate(costs[: model.num_blocks], start=1)
         for group in range(1, model.num_groups + 1)
     ]
-    blocks, heads = (sum(cost.forward_macs for cost in part) for part in zip(*costs, strict=True))
+    blocks, heads = (views * sum(cost.forward_macs for cost in part) for part in zip(*costs, strict=True))
     slowest = max(node.forward_macs for node in nodes)
     final = costs[-1][1]
     peak = max(activation_bytes(pair) for pair in costs)
@@ -112,7 +113,7 @@ def network_cost(model: LocalClassification, batch_size: int, convention: Conven
         convention=convention,
         slowest_node_macs=slowest,
         total_macs=blocks + heads,
-        inference_macs=blocks + final.forward_macs,
+        inference_macs=blocks // views + final.forward_macs,
         backprop_macs=backprop_macs,
         peak_activation_bytes=peak,
         backprop_activation_bytes=backprop_bytes,
@@ -122,15 +123,13 @@ def network_cost(model: LocalClassification, batch_size: int, convention: Conven
     )
 
 
-def _backprop(model: LocalClassification, batch_size: int, convention: Convention) -> tuple[int, int]:
-    """MACs and activation bytes of the uncut network with its classifier."""
+def _backprop(model: LocalLearning, batch_size: int, convention: Convention) -> tuple[int, int]:
+    """MACs and activation bytes of the network trained end to end."""
     with torch.device("meta"):
-        chain = model.make_network(model.image_shape, model.num_classes)
-    parts = [
-        part
-        for part, _ in profile([*chain.units, chain.classifier], chain.image_shape, batch_size, convention=convention)
-    ]
-    return sum(part.forward_macs for part in parts), activation_bytes(parts)
+        whole = model.end_to_end()
+    units, views = [*whole.blocks[0], *whole.heads], whole.views_per_image
+    parts = [part for part, _ in profile(units, whole.image_shape, batch_size * views, convention=convention)]
+    return views * sum(part.forward_macs for part in parts), activation_bytes(parts)
 
 
 def _span(block: Any) -> str:
@@ -161,13 +160,13 @@ def _rows(cost: NetworkCost) -> list[tuple[str, ...]]:
     return rows
 
 
-def markdown_table(model: LocalClassification, batch_size: int) -> str:
+def markdown_table(model: LocalLearning, batch_size: int) -> str:
     """The cut as a Markdown table, for TensorBoard's text page."""
     lines = [_HEADINGS, ("---",) * len(_HEADINGS), *_rows(network_cost(model, batch_size))]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def show_cost(model: LocalClassification, batch_size: int, convention: Convention, json: bool) -> None:
+def show_cost(model: LocalLearning, batch_size: int, convention: Convention, json: bool) -> None:
     """Print a model's cost as a table, or as JSON."""
     cost = network_cost(model, batch_size, convention)
     if json:

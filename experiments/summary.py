@@ -18,7 +18,7 @@ from datamodules import ImageDataModule
 from experiments.callbacks import Meter
 from experiments.cost import network_cost
 from experiments.run_folder import SUMMARY
-from models.classification import LocalClassification
+from models import LocalLearning
 
 PACKAGES = ("torch", "torchvision", "lightning", "local-learning")
 
@@ -26,7 +26,7 @@ PACKAGES = ("torch", "torchvision", "lightning", "local-learning")
 def summarise(
     name: str,
     seed: int,
-    model: LocalClassification,
+    model: LocalLearning,
     data: ImageDataModule,
     trainer: L.Trainer,
     meter: Meter,

@@ -1,14 +1,12 @@
 """Local learning with labels: every block's head predicts the class."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from losses import ensemble, probabilities, top1
 from models.local_learning import LabelledImages, LocalLearning
-from models.networks import Chain, NetworkCallable
 
 
 class LocalClassification(LocalLearning):
@@ -16,28 +14,8 @@ class LocalClassification(LocalLearning):
 
     Three predictions are evaluated: each block's own (``val/block<k>/top1``), the model's, which is
     the last one's (``val/top1``), and, if several predict, their ensemble (``val/ensemble/top1``).
-
-    Args:
-        network: what makes the network, uncut.
-        chain: the network whose units the blocks are made of.
-        num_classes: number of classes.
-        blocks: the network, cut.
-        heads: one per block, giving logits ``(B, classes)``, or ``(B, G, classes)`` from G heads in one.
-        training: optimizer, scheduler and the other arguments of :class:`LocalLearning`.
+    Heads give logits ``(B, classes)``, or ``(B, G, classes)`` from G heads in one.
     """
-
-    def __init__(
-        self,
-        network: NetworkCallable,
-        chain: Chain,
-        num_classes: int,
-        blocks: Sequence[nn.Module],
-        heads: Sequence[nn.Module],
-        **training: Any,
-    ) -> None:
-        super().__init__(blocks, heads, **training)
-        self.make_network, self.network_title = network, chain.title
-        self.image_shape, self.num_classes = chain.image_shape, num_classes
 
     def local_loss(self, k: int, features: Tensor, batch: LabelledImages) -> Tensor:
         """Loss of block k's own prediction."""
@@ -63,6 +41,18 @@ class LocalClassification(LocalLearning):
             images = block(images)
             logits[name] = head(images)
         return logits
+
+    def end_to_end(self, checkpoint_segments: int = 0) -> "LocalClassification":
+        """The network under backpropagation, with its own classifier."""
+        from models.backprop import Backprop  # a method itself
+
+        options = {"checkpoint_segments": checkpoint_segments, "optimizer": self.make_optimizer}
+        return Backprop(self.make_network, self.image_shape, self.num_classes, **options)
+
+    @property
+    def monitor(self) -> str:
+        """The model's prediction on the validation images."""
+        return "val/top1"
 
     def validation_step(self, batch: LabelledImages, batch_idx: int) -> None:
         """Log ``val/…``."""

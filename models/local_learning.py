@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from models.networks import Chain, NetworkCallable
+from models.networks.pooling import GlobalAveragePool
+
 SchedulerCallable = Callable[[Optimizer], LRScheduler]
 
 
@@ -39,36 +42,53 @@ class LocalLearning(L.LightningModule):
     """K blocks trained side by side, no gradient going from one to another.
 
     Args:
+        network: what makes the network, uncut.
+        chain: the network whose units the blocks are made of.
+        num_classes: number of classes.
         blocks: the network, cut; block k + 1 reads what block k hands on.
         heads: one per block: turns the block's features into what its loss needs.
         optimizer: parameters → optimizer; called once per block.
         scheduler: optimizer → learning-rate schedule; called once per block.
         scheduler_interval: step the schedules after every ``epoch`` or every ``step``.
         clip: largest gradient norm of a block (with its head); larger gradients are scaled down.
+        epochs_per_block: train the blocks one after the other, each for that many epochs, then freeze it;
+            by default all learn on every batch.
         compile: run each block and head through ``torch.compile``.
+
+    Raises:
+        UnsupportedError: fewer than one epoch per block.
     """
 
     def __init__(
         self,
+        network: NetworkCallable,
+        chain: Chain,
+        num_classes: int,
         blocks: Sequence[nn.Module],
         heads: Sequence[nn.Module],
         optimizer: OptimizerCallable = lambda params: SGD(params, lr=0.1, momentum=0.9),
         scheduler: SchedulerCallable | None = None,
         scheduler_interval: Literal["epoch", "step"] = "epoch",
         clip: float | None = None,
+        epochs_per_block: int | None = None,
         compile: bool = False,
     ) -> None:
         super().__init__()
+        if epochs_per_block is not None and epochs_per_block < 1:
+            raise UnsupportedError(f"epochs_per_block must be at least 1, not {epochs_per_block}.")
         self.automatic_optimization = False
+        self.make_network, self.network_title = network, chain.title
+        self.image_shape, self.num_classes = chain.image_shape, num_classes
         self.blocks, self.heads = nn.ModuleList(blocks), nn.ModuleList(heads)
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
-        self.scheduler_interval, self.clip = scheduler_interval, clip
+        self.scheduler_interval, self.clip, self.epochs_per_block = scheduler_interval, clip, epochs_per_block
         self.to(memory_format=torch.channels_last)
         for module in [*self.blocks, *self.heads] if compile else []:
             module.compile()
         self._losses: dict[int, Tensor] = {}
         self._records: dict[str, Tensor | float] = {}
         self._log_now = False
+        self._learned = range(len(self.blocks))
         self.latest: dict[str, float] = {}
 
     @property
@@ -90,23 +110,47 @@ class LocalLearning(L.LightningModule):
 
     def training_step(self, batch: LabelledImages, batch_idx: int) -> None:
         """One batch: every block computes its features and its loss, and is updated at once."""
-        x = batch.images
-        for k, block in enumerate(self.blocks):
-            features = block(x)
-            loss = self.local_loss(k, features, batch)  # the method
-            self.update_block(k, loss)  # backward, clip, step: block k only; its graph is freed here
-            x = features.detach()  # nothing else goes on
+        x = self.network_input(batch)
+        for k in range(self.learners.stop):
+            if k in self.learners:
+                features = self.block_output(k, x)
+                loss = self.local_loss(k, features, batch)  # the method
+                self.update_block(k, loss)  # backward, clip, step: block k only; its graph is freed here
+            else:  # frozen: trained before
+                with torch.no_grad():
+                    features = self.block_output(k, x)
+            x = self.hand_on(k, features)  # nothing else goes on
 
-    def local_loss(self, k: int, features: Tensor, batch: LabelledImages) -> Tensor:
+    def network_input(self, batch: LabelledImages) -> Any:
+        """What the first block reads."""
+        return batch.images
+
+    def block_output(self, k: int, x: Any) -> Any:
+        """Features that block k (counted from 0) makes of what was handed on to it."""
+        return self.blocks[k](x)
+
+    def local_loss(self, k: int, features: Any, batch: LabelledImages) -> Tensor:
         """Loss of block k (counted from 0) on its features; a scalar. A method implements this."""
         raise NotImplementedError(f"{type(self).__name__} does not say what the loss of a block is.")
+
+    def hand_on(self, k: int, features: Any) -> Any:
+        """What block k + 1 reads of block k's features: no gradient goes back."""
+        return features.detach()
+
+    @property
+    def learners(self) -> range:
+        """Blocks (counted from 0) that learn in this epoch: all, or in sequential training one."""
+        if self.epochs_per_block is None:
+            return range(len(self.blocks))
+        k = min(self.current_epoch // self.epochs_per_block, len(self.blocks) - 1)
+        return range(k, k + 1)
 
     def update_block(self, k: int, loss: Tensor) -> None:
         """Backward through block k and its head, clip, step, forget the gradients."""
         self._losses[k], self._updating = loss.detach(), k
         raw, counted = self._optimizers()
         self.manual_backward(loss)
-        if k < len(self.blocks) - 1:
+        if k < self.learners[-1]:
             # Applies precision and hooks but counts no step: trainer.global_step counts batches.
             self.trainer.strategy.optimizer_step(raw[k], lambda: None)
         else:
@@ -153,8 +197,8 @@ class LocalLearning(L.LightningModule):
         # Lightning steps no schedule under manual optimization.
         if self.make_scheduler and interval == self.scheduler_interval:
             schedulers = self.lr_schedulers()
-            for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
-                scheduler.step()
+            for k in self._learned:
+                (schedulers if isinstance(schedulers, list) else [schedulers])[k].step()
 
     # -- watching -------------------------------------------------------------------------------
 
@@ -169,9 +213,12 @@ class LocalLearning(L.LightningModule):
             self._records[f"train/{self.block_names[k]}/{figure}"] = value
 
     def on_train_batch_start(self, batch: LabelledImages, batch_idx: int) -> None:
-        """Decide whether this step is logged."""
+        """Decide whether this step is logged; freeze what has learned before."""
         every = self.trainer.log_every_n_steps
         self._log_now = every > 0 and (self.global_step + 1) % every == 0
+        self._learned = self.learners
+        for part in (self.blocks, self.heads):
+            part[: self._learned.start].eval().requires_grad_(False)  # Lightning puts all into training mode
         self._losses.clear()
         self._records.clear()
 
@@ -179,9 +226,10 @@ class LocalLearning(L.LightningModule):
         """Stop at a loss that is no number; log; step the schedules."""
         self._stop_if_not_finite()
         if self.logs_this_step:
-            for k, optimizer in enumerate(self._optimizers()[0]):
-                self.record(k, "loss", self._losses[k])
-                self.record(k, "lr", optimizer.param_groups[0]["lr"])
+            optimizers = self._optimizers()[0]
+            for k, loss in self._losses.items():
+                self.record(k, "loss", loss)
+                self.record(k, "lr", optimizers[k].param_groups[0]["lr"])
             self.latest = {name: float(value) for name, value in self._records.items()}
             # Straight to the loggers: self.log takes 0.6 ms a figure, 40 ms a step at K = 16.
             for logger in self.loggers:
@@ -195,15 +243,62 @@ class LocalLearning(L.LightningModule):
     def _stop_if_not_finite(self) -> None:
         finite = torch.stack(list(self._losses.values())).isfinite()
         if not finite.all():  # one wait for the device per step, not one per block
-            k = int(finite.logical_not().nonzero()[0])
+            k = list(self._losses)[int(finite.logical_not().nonzero()[0])]
             raise NonFiniteLossError(
                 f"The loss of {self.block_names[k]} is {self._losses[k].item()} at step {self.global_step}. Lower the "
                 "learning rate or set --model.clip 1.0; the checkpoints of earlier epochs are untouched."
             )
 
+    # -- beside training ------------------------------------------------------------------------
+
+    def block_features(self, images: Tensor) -> dict[str, Tensor]:
+        """What probes read: ``block<k>/gap`` → features of block k, averaged over positions, ``(B, C_k)``."""
+        features = {}
+        for name, block in zip(self.block_names[: self.num_blocks], self.blocks, strict=False):
+            images = block(images)
+            features[f"{name}/gap"] = pooled(images)
+        return features
+
+    def end_to_end(self, checkpoint_segments: int = 0) -> "LocalLearning":
+        """The same network, fresh, trained as one block on the same task: what cost and bench compare with.
+
+        Args:
+            checkpoint_segments: keep activations only at the borders of that many segments; 0 keeps all.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say what its end-to-end counterpart is.")
+
+    @property
+    def monitor(self) -> str | None:
+        """Logged figure whose best value ``best.ckpt`` keeps, larger is better; None for no such file."""
+        return None
+
+    @property
+    def views_per_image(self) -> int:
+        """How often an image goes through the network in a training step."""
+        return 1
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note the image size, which convolutions do not know."""
+        checkpoint["image_shape"] = self.image_shape
+
     def setup(self, stage: str) -> None:
-        """Refuse what would train wrongly."""
+        """Refuse what would train wrongly.
+
+        Raises:
+            UnsupportedError: several processes, or too few epochs for all blocks.
+        """
         require_one_process(self.trainer)
+        epochs, needed = self.trainer.max_epochs, len(self.blocks) * (self.epochs_per_block or 0)
+        if stage == "fit" and not self.trainer.fast_dev_run and 0 <= (epochs or 0) < needed:
+            raise UnsupportedError(
+                f"{len(self.blocks)} blocks of {self.epochs_per_block} epochs each take {needed} epochs: set "
+                f"trainer.max_epochs to that, not {epochs}, or lower epochs_per_block."
+            )
+
+
+def pooled(features: Tensor) -> Tensor:
+    """Maps ``(B, C, H, W)`` averaged over positions; vectors ``(B, C)`` as they are."""
+    return GlobalAveragePool()(features) if features.dim() == 4 else features
 
 
 def require_one_process(trainer: L.Trainer) -> None:

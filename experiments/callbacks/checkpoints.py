@@ -52,7 +52,7 @@ class BestCheckpoint(ModelCheckpoint):
         monitor: logged figure, larger is better.
     """
 
-    def __init__(self, folder: Path, monitor: str = "val/top1") -> None:
+    def __init__(self, folder: Path, monitor: str) -> None:
         path = folder / BEST
         super().__init__(
             dirpath=path.parent,
