@@ -259,17 +259,20 @@ def plain_steps(model: LocalLearning, batch: Batch) -> Iterator[None]:
     model.train()
     optimizers = [model.make_optimizer(model.block_parameters(k)) for k in range(len(model.blocks))]
 
-    def update_block(k: int, loss: torch.Tensor) -> None:
-        loss.backward()
+    def backward_block(k: int, loss: torch.Tensor, retain_graph: bool = False) -> None:
+        loss.backward(retain_graph=retain_graph)
+
+    def step_block(k: int) -> None:
         optimizers[k].step()
         optimizers[k].zero_grad()
 
     while True:
-        model.update_block = update_block  # only for this step: the same model also trains through Lightning
+        # Only for this step: the same model also trains through Lightning.
+        model.backward_block, model.step_block = backward_block, step_block
         try:
             model.training_step(batch, 0)
         finally:
-            del model.update_block
+            del model.backward_block, model.step_block
         yield
 
 

@@ -37,7 +37,18 @@ from experiments.parser import Parser
 from experiments.report import report
 from experiments.suite import suite
 from experiments.summary import log_to_hparams, show_summary, summarise, write_summary
-from models import Backprop, DecoupledGreedy, InfoPro, LocalLearning, NeuronGroups, NonFiniteLossError, UnsupportedError
+from models import (
+    Backprop,
+    BlockwiseSSL,
+    CollapsedError,
+    DecoupledGreedy,
+    InfoPro,
+    LocalLearning,
+    LoCo,
+    NeuronGroups,
+    NonFiniteLossError,
+    UnsupportedError,
+)
 from models.local_learning import require_one_process
 from models.networks import CutError, NetworkError
 from models.networks.profile import Convention
@@ -48,13 +59,14 @@ FAULTS = (
     CutError,
     NetworkError,
     NonFiniteLossError,
+    CollapsedError,
     UnsupportedError,
     MisconfigurationException,  # Lightning's own, such as gradient_clip_val under manual optimization
 )
 """Faults of use: reported in one sentence, without a traceback."""
 
 
-METHODS = (Backprop, DecoupledGreedy, InfoPro, NeuronGroups)
+METHODS = (Backprop, BlockwiseSSL, DecoupledGreedy, InfoPro, LoCo, NeuronGroups)
 """Imported so that their short names do: ``--model NeuronGroups``, ``--model.help InfoPro``."""
 
 DESCRIPTION = """Local learning: networks trained block by block.

@@ -52,7 +52,7 @@ class NetworkCost:
         inference_macs: the model's own prediction: all blocks and the last head.
         backprop_macs: the uncut network with its classifier.
         peak_activation_bytes: the largest of any block, all its groups together: the peak of one device
-            that trains the blocks one after the other.
+            that trains the blocks one after the other (of overlapping blocks, the largest pair).
         backprop_activation_bytes: the same for backpropagation.
         predicted_memory_ratio: the one over the other.
         predicted_step_ratio: time of a step on one device over backpropagation's, as MACs predict.
@@ -103,7 +103,9 @@ def network_cost(model: LocalLearning, batch_size: int, convention: Convention =
     blocks, heads = (views * sum(cost.forward_macs for cost in part) for part in zip(*costs, strict=True))
     slowest = max(node.forward_macs for node in nodes)
     final = costs[-1][1]
-    peak = max(activation_bytes(pair) for pair in costs)
+    peak = max(
+        activation_bytes([*(costs[k][0] for k in together), costs[together[-1]][1]]) for together in model.held_together
+    )
     backprop_macs, backprop_bytes = _backprop(model, batch_size, convention)
     return NetworkCost(
         nodes=nodes,

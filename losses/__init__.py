@@ -1,6 +1,21 @@
-"""Local losses and what judges predictions: pure functions on tensors. They know only torch."""
+"""Local losses and what judges predictions: pure functions on tensors. They know only torch.
+
+Barlow Twins, NT-Xent and VICReg come from lightly: ``lightly.loss``.
+"""
 
 from losses.classification import ensemble, ensemble_weights, probabilities, top1
+from losses.contrastive import SubsampledNTXent
 from losses.diversity import diversity
+from losses.embeddings import correlation_parts, largest_deviation, pretext_top1
 
-__all__ = ["diversity", "ensemble", "ensemble_weights", "probabilities", "top1"]
+__all__ = [
+    "SubsampledNTXent",
+    "correlation_parts",
+    "diversity",
+    "ensemble",
+    "ensemble_weights",
+    "largest_deviation",
+    "pretext_top1",
+    "probabilities",
+    "top1",
+]

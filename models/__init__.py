@@ -8,15 +8,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from models.backprop import Backprop
+    from models.blockwise_ssl import BlockwiseSSL, CollapsedError
     from models.decoupled_greedy import DecoupledGreedy
+    from models.difficulty import Difficulty
     from models.infopro import InfoPro
     from models.local_learning import LocalLearning, NonFiniteLossError, UnsupportedError
+    from models.loco import LoCo
     from models.neuron_groups import NeuronGroups
+    from models.optimizers import BlockLARS
 
 _HOMES = {
     "Backprop": "models.backprop",
+    "BlockLARS": "models.optimizers",
+    "BlockwiseSSL": "models.blockwise_ssl",
+    "CollapsedError": "models.blockwise_ssl",
     "DecoupledGreedy": "models.decoupled_greedy",
+    "Difficulty": "models.difficulty",
     "InfoPro": "models.infopro",
+    "LoCo": "models.loco",
     "LocalLearning": "models.local_learning",
     "NeuronGroups": "models.neuron_groups",
     "NonFiniteLossError": "models.local_learning",
@@ -24,8 +33,13 @@ _HOMES = {
 }
 __all__ = [
     "Backprop",
+    "BlockLARS",
+    "BlockwiseSSL",
+    "CollapsedError",
     "DecoupledGreedy",
+    "Difficulty",
     "InfoPro",
+    "LoCo",
     "LocalLearning",
     "NeuronGroups",
     "NonFiniteLossError",

@@ -1,13 +1,9 @@
 """Ordinary backpropagation: one block, the yardstick for everything else."""
 
-from collections import OrderedDict
 from typing import Any
 
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint_sequential
-
 from models.decoupled_greedy import DecoupledGreedy
-from models.networks import AuxHead, Cut, NetworkCallable, NetworkError
+from models.networks import AuxHead, Checkpointed, Cut, NetworkCallable
 
 
 class Backprop(DecoupledGreedy):
@@ -35,26 +31,5 @@ class Backprop(DecoupledGreedy):
         **training: Any,
     ) -> None:
         super().__init__(network, image_shape, num_classes, num_blocks=1, cut=Cut(), head=AuxHead, **training)
-        if not 0 <= checkpoint_segments <= len(self.blocks[0]):
-            raise NetworkError(
-                f"{self.network_title} has {len(self.blocks[0])} units: choose checkpoint_segments from 0 to that, "
-                f"not {checkpoint_segments}."
-            )
         if checkpoint_segments:
-            self.blocks[0] = _Checkpointed(self.blocks[0], checkpoint_segments)
-
-
-class _Checkpointed(nn.Sequential):
-    """A sequence of units that forgets its activations and recomputes them segment by segment."""
-
-    def __init__(self, units: nn.Sequential, segments: int) -> None:
-        super().__init__(OrderedDict(units.named_children()))
-        self.segments = segments
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(x)
-        # Reentrant, because saved-tensor hooks (our byte meter) do not see what the other kind
-        # recomputes; it needs an input that requires a gradient.
-        x = x.detach().requires_grad_()
-        return checkpoint_sequential(list(self), self.segments, x, use_reentrant=True)
+            self.blocks[0] = Checkpointed(self.blocks[0], checkpoint_segments)

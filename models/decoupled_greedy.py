@@ -21,6 +21,7 @@ class DecoupledGreedy(LocalClassification):
         num_blocks: K; 1 is ordinary backpropagation.
         cut: where to cut.
         head: auxiliary head of blocks 1 … K − 1, a class from ``models.networks``.
+        last_head: head of block K; the network's own classifier by default.
         training: optimizer, scheduler and the other arguments of :class:`LocalLearning`.
 
     Raises:
@@ -36,9 +37,12 @@ class DecoupledGreedy(LocalClassification):
         num_blocks: int = 2,
         cut: Cut = Cut(),
         head: HeadCallable = AuxHead,
+        last_head: HeadCallable | None = None,
         **training: Any,
     ) -> None:
         chain = network(image_shape, num_classes)
         blocks = cut_chain(chain, num_blocks, cut, lambda shape: head(shape, num_classes))
-        heads = [*(head(shape, num_classes) for shape in block_shapes(chain, blocks)[:-1]), chain.classifier]
+        *inner, last = block_shapes(chain, blocks)
+        own = chain.classifier if last_head is None else last_head(last, num_classes)
+        heads = [*(head(shape, num_classes) for shape in inner), own]
         super().__init__(network, chain, num_classes, blocks, heads, **training)

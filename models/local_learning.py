@@ -30,6 +30,12 @@ class LabelledImages(Protocol):
     labels: Tensor
 
 
+class PairsOfViews(LabelledImages, Protocol):
+    """The same, and pairs of views of every image: (strength, view a, view b), views ``(B, C, H, W)``."""
+
+    views: Sequence[tuple[float, Tensor, Tensor]]
+
+
 class NonFiniteLossError(FloatingPointError):
     """The loss of a block became NaN or infinite; the message names the block and the step."""
 
@@ -147,9 +153,18 @@ class LocalLearning(L.LightningModule):
 
     def update_block(self, k: int, loss: Tensor) -> None:
         """Backward through block k and its head, clip, step, forget the gradients."""
-        self._losses[k], self._updating = loss.detach(), k
+        self.backward_block(k, loss)
+        self.step_block(k)
+
+    def backward_block(self, k: int, loss: Tensor, retain_graph: bool = False) -> None:
+        """Add up gradients of block k's loss; ``retain_graph`` keeps its graph for another backward pass."""
+        self._losses[k] = loss.detach()
+        self.manual_backward(loss, retain_graph=retain_graph)
+
+    def step_block(self, k: int) -> None:
+        """Clip, step block k's optimizer, forget its gradients."""
+        self._updating = k
         raw, counted = self._optimizers()
-        self.manual_backward(loss)
         if k < self.learners[-1]:
             # Applies precision and hooks but counts no step: trainer.global_step counts batches.
             self.trainer.strategy.optimizer_step(raw[k], lambda: None)
@@ -251,10 +266,15 @@ class LocalLearning(L.LightningModule):
 
     # -- beside training ------------------------------------------------------------------------
 
-    def block_features(self, images: Tensor) -> dict[str, Tensor]:
-        """What probes read: ``block<k>/gap`` → features of block k, averaged over positions, ``(B, C_k)``."""
+    def block_features(self, images: Tensor, last: int | None = None) -> dict[str, Tensor]:
+        """What probes read: ``block<k>/gap`` → features of block k, averaged over positions, ``(B, C_k)``.
+
+        Args:
+            images: ``(B, C, H, W)``.
+            last: stop after that many blocks; by default all are computed.
+        """
         features = {}
-        for name, block in zip(self.block_names[: self.num_blocks], self.blocks, strict=False):
+        for name, block in zip(self.block_names[: self.num_blocks][:last], self.blocks, strict=False):
             images = block(images)
             features[f"{name}/gap"] = pooled(images)
         return features
@@ -271,6 +291,11 @@ class LocalLearning(L.LightningModule):
     def monitor(self) -> str | None:
         """Logged figure whose best value ``best.ckpt`` keeps, larger is better; None for no such file."""
         return None
+
+    @property
+    def held_together(self) -> list[range]:
+        """Blocks (counted from 0) whose activations are kept at one time, and the last one's head with them."""
+        return [range(k, k + 1) for k in range(len(self.blocks))]
 
     @property
     def views_per_image(self) -> int:

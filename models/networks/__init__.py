@@ -1,11 +1,23 @@
 """Plain torch: networks as chains of units, the cut into blocks, the heads. Knows no Lightning."""
 
 from models.networks.chain import Chain, NetworkCallable, NetworkError
+from models.networks.checkpointed import Checkpointed
 from models.networks.cut import Cut, CutError, block_shapes, cut_chain, feature_shapes
+from models.networks.embedding_heads import (
+    BiasFreeProjector,
+    ConvExpansion,
+    EmbeddingHead,
+    ExpandedClassifier,
+    GlobalPooling,
+    LocalPooling,
+    PoolingCallable,
+    ProjectorCallable,
+)
 from models.networks.group_heads import GroupHeads
 from models.networks.groups import end_at_last_map, group_blocks
 from models.networks.heads import AuxHead, CNNHead, Head, HeadCallable, MLPSRHead
 from models.networks.mlp import MLP
+from models.networks.noise import FeatureNoise
 from models.networks.profile import Cost, activation_bytes, profile
 from models.networks.resnet import CifarResNet, ResNet, from_torchvision
 from models.networks.saved_tensors import SavedTensorMeter
@@ -16,18 +28,28 @@ __all__ = [
     "VGG",
     "VGG16",
     "AuxHead",
+    "BiasFreeProjector",
     "CNNHead",
     "Chain",
+    "Checkpointed",
     "CifarResNet",
+    "ConvExpansion",
     "Cost",
     "Cut",
     "CutError",
+    "EmbeddingHead",
+    "ExpandedClassifier",
+    "FeatureNoise",
+    "GlobalPooling",
     "GroupHeads",
     "Head",
     "HeadCallable",
+    "LocalPooling",
     "MLPSRHead",
     "NetworkCallable",
     "NetworkError",
+    "PoolingCallable",
+    "ProjectorCallable",
     "ResNet",
     "SavedTensorMeter",
     "VGG6a",

@@ -78,6 +78,8 @@ def profile(
     """
     kinds = [p.dtype for unit in units for p in unit.parameters()]
     x = torch.empty(batch_size, *image_shape, dtype=kinds[0] if kinds else None, device="meta")
+    if x.dim() == 4:
+        x = x.contiguous(memory_format=torch.channels_last)  # as data modules give them
     costs = []
     graphs = []  # keeps every saved tensor alive, so that no storage identity is used twice
     for index, unit in enumerate(units):

@@ -138,9 +138,10 @@ class ResNet(Chain):
         stem: ``imagenet`` is 7×7 stride 2 and max-pooling; ``cifar`` is 3×3 stride 1 without pooling.
         zero_init_residual: start each residual branch at zero (last BatchNorm scale 0), as
             self-supervised recipes do.
+        widths: channels of the four stages (times 4 where blocks are bottlenecks); smaller ones for a CPU.
 
     Raises:
-        NetworkError: another depth.
+        NetworkError: another depth, or not four widths.
     """
 
     _depths: Mapping[int, tuple[type[BasicBlock | Bottleneck], tuple[int, ...]]] = {
@@ -157,15 +158,18 @@ class ResNet(Chain):
         depth: Literal[18, 34, 50, 101] = 50,
         stem: Literal["imagenet", "cifar"] = "imagenet",
         zero_init_residual: bool = False,
+        widths: Sequence[int] = (64, 128, 256, 512),
     ) -> None:
         if depth not in self._depths:
             raise NetworkError(f"A ResNet has depth {', '.join(map(str, self._depths))}, not {depth}.")
+        if len(widths) != 4:
+            raise NetworkError(f"widths holds the channels of four stages, e.g. [64, 128, 256, 512], not {widths}.")
         block, depths = self._depths[depth]
         make_stem = _imagenet_stem if stem == "imagenet" else _stem
-        widths = (64, 128, 256, 512)
-        units = {"stem": make_stem(image_shape[0], 64), **_stages(block, 64, widths, depths)}
-        title = f"ResNet-{depth}" + (" (CIFAR stem)" if stem == "cifar" else "")
-        super().__init__(units, _classifier(512 * block.expansion, num_classes), image_shape, title)
+        units = {"stem": make_stem(image_shape[0], widths[0]), **_stages(block, widths[0], widths, depths)}
+        factor = "" if widths[0] == 64 else f"×{widths[0] / 64:g}"
+        title = f"ResNet-{depth}{factor}" + (" (CIFAR stem)" if stem == "cifar" else "")
+        super().__init__(units, _classifier(widths[-1] * block.expansion, num_classes), image_shape, title)
         initialise_convolutions(self)
         if zero_init_residual:
             for unit in list(self.units)[1:]:

@@ -1,0 +1,35 @@
+"""Gradient checkpointing of a sequence of units."""
+
+from collections import OrderedDict
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint_sequential
+
+from models.networks.chain import NetworkError
+
+
+class Checkpointed(nn.Sequential):
+    """A sequence of units that forgets its activations and recomputes them segment by segment.
+
+    Args:
+        units: the units.
+        segments: how many segments; activations are kept at their borders only.
+
+    Raises:
+        NetworkError: more segments than units, or none.
+    """
+
+    def __init__(self, units: nn.Sequential, segments: int) -> None:
+        super().__init__(OrderedDict(units.named_children()))
+        if not 1 <= segments <= len(units):
+            raise NetworkError(f"{len(units)} units: choose checkpoint_segments from 0 to that, not {segments}.")
+        self.segments = segments
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the units."""
+        if not self.training:
+            return super().forward(x)
+        # Reentrant, because saved-tensor hooks (our byte meter) do not see what the other kind
+        # recomputes; it needs an input that requires a gradient.
+        x = x.detach().requires_grad_()
+        return checkpoint_sequential(list(self), self.segments, x, use_reentrant=True)

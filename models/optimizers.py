@@ -1,0 +1,44 @@
+"""Optimizers with the parameter groups of the published recipes."""
+
+from collections.abc import Iterable
+
+from lightly.utils.lars import LARS
+from torch import nn
+
+
+class BlockLARS(LARS):
+    """LARS as Barlow Twins uses it: weight decay and trust ratio for weights, neither for biases and BatchNorm.
+
+    lightly's LARS, with the two groups made by the number of dimensions of a tensor (it applies no trust ratio to a
+    group without weight decay). You et al., 2017; the rule and the groups of Siddiqui et al., 2024.
+
+    Args:
+        params: what to train.
+        lr: learning rate.
+        vector_lr: learning rate of tensors with one dimension, as a share of ``lr``.
+        momentum: factor of the momentum buffer.
+        weight_decay: of tensors with several dimensions; above 0.
+        trust_coefficient: η.
+
+    Raises:
+        ValueError: no weight decay, which would switch the trust ratio off.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float,
+        vector_lr: float = 1.0,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-6,
+        trust_coefficient: float = 0.001,
+    ) -> None:
+        if weight_decay <= 0:
+            raise ValueError("LARS needs a weight_decay above 0: lightly's leaves the trust ratio out where it is 0.")
+        params = list(params)
+        groups = [
+            {"params": [p for p in params if p.ndim > 1], "weight_decay": weight_decay},
+            {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0, "lr": lr * vector_lr},
+        ]
+        groups = [group for group in groups if group["params"]]
+        super().__init__(groups, lr=lr, momentum=momentum, trust_coefficient=trust_coefficient)
