@@ -335,3 +335,97 @@ def test_predictions_are_probabilities_of_the_last_block():
 def test_cut_by_name_is_kept():
     model = decoupled(2, cut=Cut(after=["conv1"]))
     assert [list(dict(b.named_children())) for b in model.blocks] == [["conv1"], ["conv2", "conv3", "conv4"]]
+
+
+# -- one block after the other --------------------------------------------------------------------------
+
+
+class States(L.Callback):
+    """Keeps weights and buffers after every epoch, and the learning rates in it."""
+
+    def __init__(self):
+        self.states, self.rates = [], []
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.states.append(copy.deepcopy(pl_module.state_dict()))
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if batch_idx == 0:
+            self.rates.append([o.param_groups[0]["lr"] for o in trainer.optimizers])
+
+    def on_train_end(self, trainer, pl_module):
+        self.states.append(copy.deepcopy(pl_module.state_dict()))
+
+
+def moved(before, after, part):
+    return {name for name in before if name.startswith(part) and not torch.equal(before[name], after[name])}
+
+
+def test_sequential_training_moves_one_block_at_a_time_and_freezes_it_then(tmp_path):
+    model = decoupled(3, epochs_per_block=2, scheduler=lambda optimizer: StepLR(optimizer, 1, 0.1))
+    states = States()
+    trainer = train(model, tmp_path, callbacks=[states], max_epochs=6, limit_val_batches=1)
+    assert trainer.global_step == 6 * 4
+    for epoch, (before, after) in enumerate(zip(states.states, states.states[1:], strict=False)):
+        learner = epoch // 2
+        for k in range(3):
+            names = moved(before, after, f"blocks.{k}.") | moved(before, after, f"heads.{k}.")
+            if k == learner:
+                assert all(name in names for name, _ in model.named_parameters() if name.startswith(f"blocks.{k}."))
+                assert any(name.endswith("running_mean") for name in names)
+            else:
+                assert not names  # neither weights nor BatchNorm statistics
+    # Each block's schedule begins when the block does.
+    assert [rates[k] for k in range(3) for rates in states.rates[2 * k : 2 * k + 2]] == pytest.approx([0.05, 0.005] * 3)
+    assert not any(p.requires_grad for p in [*model.blocks[:2].parameters(), *model.heads[:2].parameters()])
+    assert all(p.requires_grad for p in model.block_parameters(2))
+
+
+def test_first_block_of_a_sequence_learns_as_it_does_alone(tmp_path):
+    one_by_one = decoupled(3, epochs_per_block=1)
+    together = decoupled(3)
+    states = States()
+    train(one_by_one, tmp_path, callbacks=[states], max_epochs=3)
+    train(together, tmp_path, max_epochs=1)
+    for name, tensor in together.state_dict().items():
+        if name.startswith(("blocks.0.", "heads.0.")):
+            assert torch.equal(tensor, states.states[1][name]), name
+
+
+@pytest.mark.parametrize("epochs", [2, 3])  # between two blocks, and within one
+def test_sequential_training_resumes_exactly(epochs, tmp_path):
+    whole = decoupled(3, epochs_per_block=2)
+    train(whole, tmp_path, max_epochs=6)
+    half = decoupled(3, epochs_per_block=2)
+    arguments = {"limit_val_batches": 0}
+    train(half, tmp_path, max_epochs=6, callbacks=[_SaveAfter(epochs, tmp_path / "half.ckpt")], **arguments)
+    resumed = decoupled(3, epochs_per_block=2, seed=5)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_train_batches=4,
+        limit_val_batches=0,
+        max_epochs=6,
+    )
+    data = Digits(batch_size=32, augment=Augment(pad=1))
+    trainer.fit(resumed, datamodule=data, ckpt_path=tmp_path / "half.ckpt", weights_only=False)
+    assert_equal_weights(whole, resumed)
+
+
+class _SaveAfter(L.Callback):
+    def __init__(self, epochs, path):
+        self.epochs, self.path = epochs, path
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        if trainer.current_epoch + 1 == self.epochs:
+            trainer.save_checkpoint(self.path)
+
+
+@pytest.mark.parametrize(("epochs_per_block", "message"), [(0, "at least 1"), (3, "take 9 epochs")])
+def test_impossible_sequences_are_refused(epochs_per_block, message, tmp_path):
+    with pytest.raises(UnsupportedError, match=message):
+        train(decoupled(3, epochs_per_block=epochs_per_block), tmp_path, max_epochs=8)
