@@ -102,9 +102,9 @@ def translate(transform: Callable[[Any], Tensor]) -> tuple[Operation, ...]:
     Raises:
         DataError: an operation has no batched form, or the first is no crop.
     """
-    steps = list(_steps(transform))
-    crop, operations, names = _crop(steps[0]), [], []
-    for step in steps[1:]:
+    first, *others = steps(transform)
+    crop, operations, names = _crop(first), [], []
+    for step in others:
         if isinstance(step, v2.RandomHorizontalFlip):
             crop = replace(crop, flip=step.p)
         elif isinstance(step, v2.RandomVerticalFlip):
@@ -117,13 +117,13 @@ def translate(transform: Callable[[Any], Tensor]) -> tuple[Operation, ...]:
     return (crop, *operations)
 
 
-def _steps(transform: Any) -> Iterator[Any]:
+def steps(transform: Any) -> Iterator[Any]:
     """The single operations of a composition, unpacked from lightly's classes around it."""
     if isinstance(transform, v2.Compose):
         for step in transform.transforms:
-            yield from _steps(step)
+            yield from steps(step)
     elif isinstance(getattr(transform, "transform", None), v2.Compose) and not isinstance(transform, ToTensor):
-        yield from _steps(transform.transform)
+        yield from steps(transform.transform)
     else:
         yield transform
 
