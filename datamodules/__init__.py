@@ -1,7 +1,8 @@
 """LightningDataModules: one face for every data set. They know nothing of models."""
 
 from datamodules.augment import Augment
-from datamodules.base import Batch, ImageDataModule
+from datamodules.base import ImageDataModule
+from datamodules.batch import Batch, ViewPair
 from datamodules.cifar import CIFAR10, CIFAR100
 from datamodules.digits import Digits
 from datamodules.files import DataError
@@ -9,6 +10,7 @@ from datamodules.folders import ImageFolder, ImageNet
 from datamodules.imagenet32 import Imagenet32
 from datamodules.mnist import MNIST, FashionMNIST
 from datamodules.torchvision_sets import STL10, SVHN
+from datamodules.views import BarlowTwinsViews, SimCLRViews, VICRegViews, Views
 
 __all__ = [
     "CIFAR10",
@@ -17,6 +19,7 @@ __all__ = [
     "STL10",
     "SVHN",
     "Augment",
+    "BarlowTwinsViews",
     "Batch",
     "DataError",
     "Digits",
@@ -25,4 +28,8 @@ __all__ = [
     "ImageFolder",
     "ImageNet",
     "Imagenet32",
+    "SimCLRViews",
+    "VICRegViews",
+    "ViewPair",
+    "Views",
 ]

@@ -15,6 +15,8 @@ from datamodules.files import DataError
 class Augment:
     """Random changes to training images; every image of a batch draws its own.
 
+    Not used where a data module has ``views``: these bring their own.
+
     Args:
         pad: pixels of padding on each side, of which a random crop of the old size is taken; 0 for none.
         padding: what the padding shows: ``zero`` (black) or ``reflect`` (the mirrored image).

@@ -1,28 +1,22 @@
 """The face that every data set shows: loaders, held-out validation, augmentation on the device."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import ClassVar, NamedTuple, Protocol, Self
+from functools import cached_property
+from typing import ClassVar, Protocol, Self
 
 import lightning.pytorch as L
 import numpy as np
 import torch
+from PIL import Image
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler
 
 from datamodules.augment import Augment, augment_batch, cutout, normalise
+from datamodules.batch import Batch
 from datamodules.files import DataError
-
-
-class Batch(NamedTuple):
-    """Images and their labels.
-
-    From a loader the images are uint8 ``(B, H, W, C)``; after the transfer to the device they are
-    augmented, normalised float32 ``(B, C, H, W)`` in channels-last memory. Labels are int64 ``(B,)``.
-    """
-
-    images: Tensor
-    labels: Tensor
+from datamodules.paired_images import BatchedPairs, PairedImages, normalised
+from datamodules.views import Views
 
 
 class Images(Protocol):
@@ -37,6 +31,9 @@ class Images(Protocol):
 
     def for_evaluation(self) -> Self:
         """The same images without the random changes that loading for training makes."""
+
+    def picture(self, index: int) -> Image.Image:
+        """One image, grey or RGB, as it is before anything random."""
 
     def collate(self, samples: object) -> Batch:
         """What the data set returned for a list of indices, as a batch."""
@@ -67,6 +64,11 @@ class MemoryImages(Dataset):
         chosen = self._indices[indices]
         return Batch(self._images.index_select(0, chosen), self._labels.index_select(0, chosen))
 
+    def picture(self, index: int) -> Image.Image:
+        """One image, grey or RGB."""
+        image = self._images[self._indices[index]].numpy()
+        return Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image)
+
     def subset(self, indices: Tensor) -> "MemoryImages":
         """Only these images; nothing is copied."""
         return MemoryImages(self._images, self._labels, self._indices[indices])
@@ -90,10 +92,11 @@ class EpochBatches(Sampler[Tensor]):
 
     Args:
         length: number of samples.
-        batch_size: samples per batch; a last, smaller batch is kept.
+        batch_size: samples per batch.
         seed: seed of the run.
         position: tells the number of the epoch that begins, and which of its batches it still has.
         generator: random generator that the loader uses as well.
+        drop_last: leave a last, smaller batch out; by default it is kept.
     """
 
     def __init__(
@@ -103,18 +106,38 @@ class EpochBatches(Sampler[Tensor]):
         seed: int,
         position: Callable[[], tuple[int, slice]],
         generator: torch.Generator,
+        drop_last: bool = False,
     ) -> None:
         self._length, self._batch_size, self._seed = length, batch_size, seed
         self._position, self._generator = position, generator
+        self._count = count_batches(length, batch_size, drop_last)
 
     def __len__(self) -> int:
-        return -(-self._length // self._batch_size)
+        return self._count
 
     def __iter__(self) -> Iterator[Tensor]:
         epoch, left = self._position()
         self._generator.manual_seed(_mix(self._seed, epoch))
         batches = torch.randperm(self._length, generator=self._generator).split(self._batch_size)
-        return iter(batches[left])
+        return iter(batches[: self._count][left])
+
+
+class SeededBatches(EpochBatches):
+    """The same batches, each with a seed of its own: a function of (seed, epoch, place in the epoch).
+
+    For data sets that draw random numbers while they load: what they draw then depends neither on
+    the worker nor on where a run was resumed.
+    """
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        epoch, left = self._position()
+        first = epoch * len(self) + (left.start or 0)
+        return ((indices, _mix(self._seed, first + i)) for i, indices in enumerate(super().__iter__()))
+
+
+def count_batches(length: int, batch_size: int, drop_last: bool) -> int:
+    """Batches per epoch, with or without a last one that is not full."""
+    return length // batch_size if drop_last else -(-length // batch_size)
 
 
 def _mix(seed: int, count: int) -> int:
@@ -131,13 +154,18 @@ class ImageDataModule(L.LightningDataModule):
     Args:
         root: folder that holds the data.
         batch_size: images per batch.
-        augment: random changes to training images.
+        augment: random changes to training images; not used with ``views``.
         validation: share of the training split held out for validation, between 0 and 1.
         validate_on_test: train on the whole training split and validate on the test split, as some
             papers do; only to reproduce them.
         download: fetch the data set if it is not there.
         num_workers: processes that load batches. Data sets in memory need none.
         seed: seed of shuffling and augmentation; the command line links it to ``seed_everything``.
+        views: show training images in pairs of random views, for self-supervised losses. These depend on
+            the size of the batch, so a last, smaller one is left out then. Evaluation is not changed.
+
+    Raises:
+        DataError: a share of validation or batch size that is none, or views in batches of one.
     """
 
     num_classes: int
@@ -155,6 +183,7 @@ class ImageDataModule(L.LightningDataModule):
         download: bool = False,
         num_workers: int = 0,
         seed: int = 0,
+        views: Views | None = None,
     ) -> None:
         super().__init__()
         if not 0 < validation < 1:
@@ -163,9 +192,12 @@ class ImageDataModule(L.LightningDataModule):
             )
         if batch_size < 1:
             raise DataError(f"batch_size must be at least 1, not {batch_size}.")
+        if views and batch_size < 2:
+            raise DataError("Views are compared within a batch: batch_size must be at least 2 with views.")
         self.root, self.batch_size, self.augment = root, batch_size, augment
         self.validation, self.validate_on_test = validation, validate_on_test
         self.download, self.num_workers, self.seed = download, num_workers, seed
+        self.views = views
         self._splits: dict[str, Images] = {}
 
     @property
@@ -193,6 +225,29 @@ class ImageDataModule(L.LightningDataModule):
             else:
                 train, val = self._hold_out(full.labels)
                 self._splits |= {"train": full.subset(train), "val": full.subset(val).for_evaluation()}
+        if stage == "fit" and self.views:
+            self._check_views(self._splits["train"])
+
+    def _check_views(self, split: Images) -> None:
+        """Say before training, not in its middle, what views cannot be made of."""
+        if len(split) < self.batch_size:
+            raise DataError(
+                f"{self.title} has {len(split)} training images, fewer than one batch of {self.batch_size}; "
+                "with views only full batches are used: lower batch_size."
+            )
+        if self.views.batched and not isinstance(split, MemoryImages):
+            raise DataError(
+                f"The images of {self.title} are read from disk, each of its own size: set views.batched to false."
+            )
+        self.views.pair_transform(self._side)
+
+    @property
+    def _side(self) -> int:
+        return self.image_shape[1]
+
+    @cached_property
+    def _batched_pairs(self) -> BatchedPairs:
+        return BatchedPairs(self.views, self._side, self.mean, self.std)
 
     def _hold_out(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         try:
@@ -208,13 +263,28 @@ class ImageDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches of the training split."""
-        split, generator = self._splits["train"], torch.Generator()
-        batches = EpochBatches(len(split), self.batch_size, self.seed, self._position, generator)
-        return self._loader(split, batches, generator)
+        return self.training_loader(self._splits["train"], self._position, self.num_workers)
+
+    def training_loader(
+        self, images: Images, position: Callable[[], tuple[int, slice]], num_workers: int
+    ) -> DataLoader:
+        """Shuffled batches of any images, as in training.
+
+        Args:
+            images: what to load.
+            position: tells the number of the epoch that begins, and which of its batches it still has.
+            num_workers: processes that load batches.
+        """
+        sampler, generator = EpochBatches, torch.Generator()
+        if self.views and not self.views.batched:
+            images, sampler = PairedImages(images, self.views.pair_transform(self._side)), SeededBatches
+        batches = sampler(len(images), self.batch_size, self.seed, position, generator, drop_last=bool(self.views))
+        return self._loader(images, batches, generator, num_workers)
 
     def _position(self) -> tuple[int, slice]:
         # From the step count, which resumes exactly; trainer.current_epoch can be one too low then.
-        batches, limit = -(-len(self._splits["train"]) // self.batch_size), self.trainer.limit_train_batches
+        batches = count_batches(len(self._splits["train"]), self.batch_size, drop_last=bool(self.views))
+        limit = self.trainer.limit_train_batches
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
         epoch, done = divmod(self.trainer.global_step, max(batches, 1))
         return epoch, slice(done, batches)
@@ -233,20 +303,24 @@ class ImageDataModule(L.LightningDataModule):
 
     def _ordered(self, name: str) -> DataLoader:
         split = self._splits[name]
-        return self._loader(split, BatchSampler(SequentialSampler(split), self.batch_size, drop_last=False), None)
+        return self._loader(
+            split, BatchSampler(SequentialSampler(split), self.batch_size, drop_last=False), None, self.num_workers
+        )
 
-    def _loader(self, split: Images, batches: Sampler, generator: torch.Generator | None) -> DataLoader:
+    def _loader(
+        self, split: Images | PairedImages, batches: Sampler, generator: torch.Generator | None, num_workers: int
+    ) -> DataLoader:
         return DataLoader(
             split,
             batch_sampler=batches,
             collate_fn=split.collate,
-            num_workers=self.num_workers,
+            num_workers=num_workers,
             pin_memory=torch.cuda.is_available(),
             generator=generator,
         )
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Augment (in training) and normalise on the device.
+        """Augment or make views (in training) and normalise on the device.
 
         Seeds torch with (seed, step) first: augmentation and dropout of a step are then the same
         after a resume, whatever was drawn before.
@@ -254,7 +328,17 @@ class ImageDataModule(L.LightningDataModule):
         if not self.trainer.training:
             return Batch(normalise(batch.images, self.mean, self.std), batch.labels)
         torch.manual_seed(_mix(self.seed, self.trainer.global_step))
-        return Batch(self.augmented(batch.images), batch.labels)
+        return self.training_batch(batch)
+
+    def training_batch(self, batch: Batch) -> Batch:
+        """What the training step gets of a batch from the training loader: augmented images, or views."""
+        if not self.views:
+            return Batch(self.augmented(batch.images), batch.labels)
+        if self.views.batched:
+            pairs = self._batched_pairs(batch.images)
+        else:
+            pairs = tuple(normalised(pair, self.mean, self.std) for pair in batch.views)
+        return Batch(pairs[-1].a, batch.labels, pairs)
 
     def augmented(self, images: Tensor) -> Tensor:
         """uint8 ``(B, H, W, C)`` → augmented, normalised float32 ``(B, C, H, W)``."""

@@ -46,6 +46,10 @@ class StreamedImages(Dataset):
         path, label = self._samples[index]
         return decode(path, self._transform), label
 
+    def picture(self, index: int) -> Image.Image:
+        """One image in RGB, of its own size."""
+        return read_image(self._samples[index][0])
+
     def subset(self, indices: Tensor) -> "StreamedImages":
         """Only these images."""
         return StreamedImages([self._samples[i] for i in indices], self._transform, self._evaluation_transform)
@@ -65,17 +69,26 @@ class StreamedImages(Dataset):
         return MemoryImages(torch.stack([image for image, _ in self]), self.labels)
 
 
-def decode(path: str, transform: Transform) -> Tensor:
-    """Read one image file as uint8 ``(H, W, 3)``.
+def read_image(path: str, transform: Transform = lambda image: image) -> Image.Image:
+    """Read one image file in RGB.
 
     Raises:
         DataError: the file is no image, or truncated.
     """
     try:
         with Image.open(path) as image:
-            return torch.from_numpy(np.array(transform(image.convert("RGB"))))
+            return transform(image.convert("RGB"))
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError, TypeError) as fault:
         raise DataError(f"The image file {path} is damaged ({fault}). Replace it or take it out.") from fault
+
+
+def decode(path: str, transform: Transform) -> Tensor:
+    """Read one image file as uint8 ``(H, W, 3)``.
+
+    Raises:
+        DataError: the file is no image, or truncated.
+    """
+    return torch.from_numpy(np.array(read_image(path, transform)))
 
 
 class ImageFolder(ImageDataModule):

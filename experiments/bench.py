@@ -18,12 +18,13 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader
 
 from datamodules import Batch, ImageDataModule
-from datamodules.base import EpochBatches, MemoryImages
+from datamodules.base import MemoryImages
 from experiments.allocator import keep_freed_memory
 from experiments.callbacks import RunCSVLogger, RunTensorBoardLogger
 from experiments.cost import network_cost
@@ -100,13 +101,11 @@ class RandomImages(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches."""
-        generator = torch.Generator()
-        batches = EpochBatches(len(self._images), self.batch_size, 0, lambda: (0, slice(None)), generator)
-        return DataLoader(self._images, batch_sampler=batches, collate_fn=MemoryImages.collate, generator=generator)
+        return self._data.training_loader(self._images, lambda: (0, slice(None)), num_workers=0)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Augment and normalise as the data module does."""
-        return Batch(self._data.augmented(batch.images), batch.labels)
+        """Augment and normalise, or make views, as the data module does."""
+        return self._data.training_batch(batch)
 
 
 class _Clock(L.Callback):
@@ -197,7 +196,7 @@ class _Workbench:
         self.device, self.steps = trainer.strategy.root_device, steps
         self.batches = RandomImages(data, steps + _WARM_UP)
         sample = next(iter(self.batches.train_dataloader()))
-        self._sample = self.batches.on_after_batch_transfer(Batch(*(t.to(self.device) for t in sample)), 0)
+        self._sample = self.batches.on_after_batch_transfer(move_data_to_device(sample, self.device), 0)
         self._autocast = trainer.precision_plugin.train_step_context
         self._make_trainer = partial(
             L.Trainer,

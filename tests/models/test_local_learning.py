@@ -46,7 +46,7 @@ class Recorder(L.Callback):
         self.batches = []
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        self.batches.append(Batch(*(tensor.clone() for tensor in batch)))
+        self.batches.append(Batch(batch.images.clone(), batch.labels.clone()))
 
 
 def train(model, tmp_path, data=None, callbacks=(), **trainer_arguments):

@@ -1,0 +1,33 @@
+"""What a data module hands on."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class ViewPair(NamedTuple):
+    """Two views of every image of a batch.
+
+    Attributes:
+        strength: of the random changes, 0 … 1; 1 are the ordinary ones.
+        a: first views, normalised float32 ``(B, C, H, W)`` in channels-last memory.
+        b: second views, alike.
+    """
+
+    strength: float
+    a: Tensor
+    b: Tensor
+
+
+class Batch(NamedTuple):
+    """Images and their labels.
+
+    From a loader the images are uint8 ``(B, H, W, C)``; after the transfer to the device they are
+    augmented, normalised float32 ``(B, C, H, W)`` in channels-last memory. Labels are int64 ``(B,)``.
+    In training with views there is one pair per level, weakest first, and the images are the last
+    pair's first views; views that are made while loading leave the loader in 0 … 1, not normalised.
+    """
+
+    images: Tensor
+    labels: Tensor
+    views: tuple[ViewPair, ...] = ()

@@ -1,0 +1,320 @@
+"""Random changes that views are made of: drawn for every image, applied to whole batches.
+
+Each operation does what its torchvision or lightly namesake does to one PIL image, without rounding to
+whole grey levels in between. ``draw`` gives numbers per image, ``apply`` uses them at a strength in
+0 … 1: 1 is the ordinary operation, and what is shown at a lower strength is a weaker form of the same.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import log, sqrt
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Range = Sequence[float]
+_TRIES = 10  # of torchvision's RandomResizedCrop, before it falls back to the centre
+_RED, _GREEN, _BLUE = 0.299, 0.587, 0.114  # ITU-R 601-2, as Pillow's mode L
+
+
+class Operation(Protocol):
+    """One random change."""
+
+    def draw(self, count: int, height: int, width: int, device: torch.device) -> tuple[Tensor, ...]:
+        """Numbers for ``count`` images of that size, each tensor ``(count, …)``, from torch's generator."""
+
+    def apply(self, x: Tensor, drawn: tuple[Tensor, ...], strength: float) -> Tensor:
+        """Changed images; ``x`` is float32 ``(B, C, H, W)`` in 0 … 255 and may be overwritten."""
+
+
+class CropDraw(NamedTuple):
+    """Box ``(B, 4)`` of each image: top, left, height, width in pixels; whether it is mirrored, bool ``(B,)``."""
+
+    box: Tensor
+    flip: Tensor
+    vertical_flip: Tensor
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Random resized crop (Szegedy et al., 2015) and flips, in one bilinear look-up.
+
+    Args:
+        size: height and width of the result, in pixels; at least those of the images.
+        scale: smallest and largest area of the box, as a share of the image.
+        ratio: smallest and largest width / height of the box.
+        flip: probability of mirroring left and right.
+        vertical_flip: probability of mirroring top and bottom.
+    """
+
+    size: tuple[int, int]
+    scale: Range = (0.08, 1.0)
+    ratio: Range = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    vertical_flip: float = 0.0
+
+    def draw(self, count: int, height: int, width: int, device: torch.device) -> CropDraw:
+        """Boxes by torchvision's rule: the first of ten tries that fits, else the centre."""
+        area = height * width * torch.empty(count, _TRIES, device=device).uniform_(*self.scale)
+        aspect = torch.empty(count, _TRIES, device=device).uniform_(*map(log, self.ratio)).exp_()
+        heights, widths = (area / aspect).sqrt_().round_(), (area * aspect).sqrt_().round_()
+        fits = (heights > 0) & (heights <= height) & (widths > 0) & (widths <= width)
+        first = fits.int().argmax(1, keepdim=True)
+        found, (central_height, central_width) = fits.any(1), self._central(height, width)
+        heights = torch.where(found, heights.gather(1, first)[:, 0], central_height)
+        widths = torch.where(found, widths.gather(1, first)[:, 0], central_width)
+        top, left = (
+            torch.where(found, _below(room + 1), (room / 2).floor_()) for room in (height - heights, width - widths)
+        )
+        flips = (torch.rand(count, device=device) < p for p in (self.flip, self.vertical_flip))
+        return CropDraw(torch.stack((top, left, heights, widths), 1), *flips)
+
+    def _central(self, height: int, width: int) -> tuple[float, float]:
+        """Height and width of the box that is taken if none of the tries fits."""
+        narrowest, widest = min(self.ratio), max(self.ratio)
+        if width / height < narrowest:
+            return float(round(width / narrowest)), float(width)
+        if width / height > widest:
+            return float(height), float(round(height * widest))
+        return float(height), float(width)
+
+    def apply(self, x: Tensor, drawn: CropDraw, strength: float) -> Tensor:
+        """Look the boxes up; a weaker box lies between the drawn one and the whole image."""
+        height, width = x.shape[2:]
+        whole = drawn.box.new_tensor((0, 0, height, width))
+        top, left, heights, widths = torch.lerp(whole, drawn.box, strength).split(1, dim=1)
+        # Coordinates in two planes: grid_sample's fast path, and no interleaved writing.
+        grid = x.new_empty(len(x), 2, *self.size)
+        grid[:, 0] = _positions(left, widths, self.size[1], drawn.flip, width).unsqueeze(1)
+        grid[:, 1] = _positions(top, heights, self.size[0], drawn.vertical_flip, height).unsqueeze(2)
+        return F.grid_sample(x, grid.permute(0, 2, 3, 1), padding_mode="border", align_corners=False)
+
+
+def _below(bound: Tensor) -> Tensor:
+    """Uniform whole numbers 0 … bound − 1."""
+    drawn = (torch.rand_like(bound) * bound).floor_()
+    return torch.minimum(drawn, bound - 1)  # the product can round up to the bound
+
+
+def _positions(start: Tensor, length: Tensor, size: int, flip: Tensor, side: int) -> Tensor:
+    """Where the ``size`` pixels of a side are looked up, ``(B, size)`` in grid_sample's −1 … 1."""
+    centre = torch.arange(size, device=start.device) + 0.5
+    centre = torch.where(flip.unsqueeze(1), size - centre, centre)
+    pixel = start + centre * (length / size) - 0.5
+    pixel = torch.minimum(torch.maximum(pixel, start), start + length - 1)  # Pillow sees nothing beyond the box
+    return (2 * pixel + 1) / side - 1
+
+
+class JitterDraw(NamedTuple):
+    """How each image is jittered.
+
+    Attributes:
+        applied: whether at all, bool ``(B,)``.
+        factors: of brightness, contrast and saturation ``(B, 3)``.
+        hue: shift in turns ``(B,)``.
+        slots: when each of these four comes, a permutation of 0 … 3, ``(B, 4)``.
+    """
+
+    applied: Tensor
+    factors: Tensor
+    hue: Tensor
+    slots: Tensor
+
+    def group(self) -> Tensor:
+        """Slot of the hue, 4 for images that are not jittered: :class:`Jitter` wants images sorted by it."""
+        return torch.where(self.applied, self.slots[:, 3], 4)
+
+
+@dataclass(frozen=True)
+class Jitter:
+    """Brightness, contrast, saturation and hue, in an order of each image's own.
+
+    The first three are x ← clamp(f·x + α·gray(x) + β) with figures per image, so one update serves
+    them all, and only hue needs its images together: a slice, as they come sorted.
+
+    Args:
+        brightness, contrast, saturation: least and largest factor; ``None`` for no change.
+        hue: least and largest shift in turns; ``None`` for no change.
+        probability: of jittering an image at all.
+    """
+
+    brightness: Range | None
+    contrast: Range | None
+    saturation: Range | None
+    hue: Range | None
+    probability: float = 1.0
+
+    def draw(self, count: int, height: int, width: int, device: torch.device) -> JitterDraw:
+        """Factors and orders by torchvision's rule."""
+
+        def uniform(limits: Range | None, neutral: float) -> Tensor:
+            low, high = limits or (neutral, neutral)
+            return torch.empty(count, device=device).uniform_(low, high)
+
+        factors = [uniform(limits, 1.0) for limits in (self.brightness, self.contrast, self.saturation)]
+        applied = torch.rand(count, device=device) < self.probability
+        slots = torch.rand(count, 4, device=device).argsort(1)
+        return JitterDraw(applied, torch.stack(factors, 1), uniform(self.hue, 0.0), slots)
+
+    def apply(self, x: Tensor, drawn: JitterDraw, strength: float) -> Tensor:
+        """Jitter images that come sorted by :meth:`JitterDraw.group`."""
+        starts = torch.searchsorted(drawn.group(), torch.arange(5, device=x.device)).tolist()
+        jittered = slice(0, starts[4])
+        order = drawn.slots[jittered, :3].argsort(1)  # of brightness 0, contrast 1, saturation 2
+        factors = (1 + strength * (drawn.factors[jittered] - 1)).gather(1, order)
+        to_mean, to_gray = ((1 - factors) * (order == change) for change in (1, 2))
+        for step in range(4):
+            shifted = slice(starts[step], starts[step + 1])
+            if self.hue and x.shape[1] == 3 and shifted.start < shifted.stop:
+                shift_hue_(x[shifted], strength * drawn.hue[shifted])
+            if step < 3 and starts[4]:
+                _blend_(x[jittered], *(figure[:, step].view(-1, 1, 1, 1) for figure in (factors, to_gray, to_mean)))
+        return x
+
+
+def _blend_(x: Tensor, factor: Tensor, to_gray: Tensor, to_mean: Tensor) -> None:
+    """In place: clamp(factor · x + to_gray · gray(x) + to_mean · mean of gray(x)); figures ``(B, 1, 1, 1)``."""
+    gray = gray_of(x)
+    mean = gray.mean((1, 2, 3), keepdim=True)
+    torch.addcmul(to_mean * mean, gray, to_gray, out=gray)
+    torch.addcmul(gray, x, factor, out=x).clamp_(0, 255)
+
+
+def gray_of(x: Tensor) -> Tensor:
+    """``(B, C, H, W)`` → a new ``(B, 1, H, W)``: brightness of colour images, grey images as they are."""
+    if x.shape[1] == 1:
+        return x.clone()
+    red, green, blue = x.split(1, dim=1)
+    return torch.mul(red, _RED).add_(green, alpha=_GREEN).add_(blue, alpha=_BLUE)
+
+
+def shift_hue_(x: Tensor, turns: Tensor) -> None:
+    """Turn the hue of colour images ``(B, 3, H, W)`` in place, each by its own part of a full turn ``(B,)``.
+
+    HSV as in torchvision's ``adjust_hue``, without its comparisons, which are slow. With v the largest,
+    c the largest less the smallest channel, w = (r − min) / c and d = (b − g) / c, hue in turns is
+    1/2 ± (3w + |d| − 2w|d|) / 6 with the sign of d, and back from hue h:
+
+        r = v − 2c + 6c · clamp(|h − 1/2|, 1/6, 1/3)
+        g = v +  c − 6c · clamp(|h − 1/3|, 1/6, 1/3)
+        b = v +  c − 6c · clamp(|h − 2/3|, 1/6, 1/3)
+    """
+    red, green, blue = x.unbind(1)
+    top = torch.maximum(red, green).maximum(blue)
+    low = torch.minimum(red, green)
+    torch.minimum(low, blue, out=low)
+    chroma = torch.sub(top, low).mul_(6)
+    inverse = chroma.clamp_min(1e-12).reciprocal_()  # grey pixels: all that is multiplied by it is 0
+    d = torch.sub(blue, green).mul_(inverse)
+    w = torch.sub(red, low, out=low).mul_(inverse)
+    size = torch.abs(d, out=inverse)
+    hue = torch.addcmul(size, w, torch.rsub(size, 3, alpha=12))  # d, w are sixths here, hence 12 = 2 · 6
+    hue.copysign_(d).add_((turns + 1.5).view(-1, 1, 1)).frac_()  # 1.5: positive, so that frac wraps
+    for channel, centre, base, sign in ((red, 1 / 2, -1 / 3, 1), (green, 1 / 3, 1 / 6, -1), (blue, 2 / 3, 1 / 6, -1)):
+        torch.sub(hue, centre, out=d).abs_().clamp_(1 / 6, 1 / 3)
+        torch.add(top, chroma, alpha=base, out=w)
+        torch.addcmul(w, chroma, d, value=sign, out=channel)
+
+
+class ChanceDraw(NamedTuple):
+    """A uniform number in 0 … 1 per image ``(B,)``: changed if below probability × strength."""
+
+    chance: Tensor
+
+
+@dataclass(frozen=True)
+class Gray:
+    """Take the colour away, with a probability."""
+
+    probability: float
+
+    def draw(self, count: int, height: int, width: int, device: torch.device) -> ChanceDraw:
+        """A chance per image."""
+        return ChanceDraw(torch.rand(count, device=device))
+
+    def apply(self, x: Tensor, drawn: ChanceDraw, strength: float) -> Tensor:
+        """Gray images instead of those that drew it."""
+        chosen = _chosen(drawn.chance, self.probability * strength)
+        if len(chosen) and x.shape[1] == 3:
+            x[chosen] = gray_of(x[chosen]).expand(-1, 3, -1, -1)
+        return x
+
+
+@dataclass(frozen=True)
+class Solarize:
+    """Invert all pixels from a threshold (of 256 levels) on, with a probability."""
+
+    probability: float
+    threshold: int = 128
+
+    def draw(self, count: int, height: int, width: int, device: torch.device) -> ChanceDraw:
+        """A chance per image."""
+        return ChanceDraw(torch.rand(count, device=device))
+
+    def apply(self, x: Tensor, drawn: ChanceDraw, strength: float) -> Tensor:
+        """Solarized images instead of those that drew it."""
+        chosen = _chosen(drawn.chance, self.probability * strength)
+        if len(chosen):
+            old = x[chosen]
+            # Pillow compares whole grey levels: from half a level below the threshold up they round to it.
+            x[chosen] = torch.where(old < self.threshold - 0.5, old, 255 - old)
+        return x
+
+
+class BlurDraw(NamedTuple):
+    """As :class:`ChanceDraw`, with the standard deviation of each image's kernel in pixels ``(B,)``."""
+
+    chance: Tensor
+    sigma: Tensor
+
+
+@dataclass(frozen=True)
+class Blur:
+    """Gaussian blur as Pillow does it: three box blurs each way, the border pixel repeated.
+
+    Args:
+        probability: of blurring an image.
+        sigmas: least and largest standard deviation, in pixels.
+    """
+
+    probability: float
+    sigmas: Range = (0.1, 2.0)
+
+    def draw(self, count: int, height: int, width: int, device: torch.device) -> BlurDraw:
+        """A chance and a sigma per image."""
+        return BlurDraw(torch.rand(count, device=device), torch.empty(count, device=device).uniform_(*self.sigmas))
+
+    def apply(self, x: Tensor, drawn: BlurDraw, strength: float) -> Tensor:
+        """Blurred images instead of those that drew it."""
+        chosen = _chosen(drawn.chance, self.probability * strength)
+        if not len(chosen):
+            return x
+        down, across = (self._kernel(drawn.sigma[chosen], side) for side in x.shape[2:])
+        rows = x[chosen].flatten(1, 2) @ across.transpose(1, 2)
+        x[chosen] = down.unsqueeze(1) @ rows.unflatten(1, x.shape[1:3])
+        return x
+
+    def _kernel(self, sigma: Tensor, side: int) -> Tensor:
+        """``(B, side, side)``: weight of each pixel of a row in each blurred pixel."""
+        radius, reach = _box_radius(sigma).view(-1, 1, 1), int(max(self.sigmas) * sqrt(3)) + 2
+        blurred = torch.arange(side, device=sigma.device).view(-1, 1)
+        source = torch.arange(-reach, side + reach, device=sigma.device)
+        weights = (radius + 1 - (blurred - source).abs()).clamp_(0, 1) / (2 * radius + 1)
+        box = weights[:, :, reach:-reach].clone()
+        box[:, :, 0] += weights[:, :, :reach].sum(2)
+        box[:, :, -1] += weights[:, :, -reach:].sum(2)
+        return box @ box @ box
+
+
+def _box_radius(sigma: Tensor) -> Tensor:
+    """Radius of the box that, three times over, has this standard deviation (Pillow's BoxBlur.c)."""
+    variance = sigma * sigma / 3
+    whole = ((12 * variance + 1).sqrt() / 2 - 0.5).floor()
+    return whole + (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) ** 2))
+
+
+def _chosen(chance: Tensor, probability: float) -> Tensor:
+    """Which images drew the change."""
+    return (chance < probability).nonzero()[:, 0]
