@@ -9,7 +9,7 @@ from helpers import CONFIGS, DIGITS, SMALL, fit
 
 from experiments.cli import main
 from experiments.errors import RunError
-from experiments.report import find_summaries, group
+from experiments.report_rows import find_summaries, group
 from experiments.suite import read_suite, suite
 
 
