@@ -251,10 +251,15 @@ class LocalLearning(L.LightningModule):
 
     # -- beside training ------------------------------------------------------------------------
 
-    def block_features(self, images: Tensor) -> dict[str, Tensor]:
-        """What probes read: ``block<k>/gap`` → features of block k, averaged over positions, ``(B, C_k)``."""
+    def block_features(self, images: Tensor, last: int | None = None) -> dict[str, Tensor]:
+        """What probes read: ``block<k>/gap`` → features of block k, averaged over positions, ``(B, C_k)``.
+
+        Args:
+            images: ``(B, C, H, W)``.
+            last: number of the last block to compute, from 1; by default all K.
+        """
         features = {}
-        for name, block in zip(self.block_names[: self.num_blocks], self.blocks, strict=False):
+        for name, block in zip(self.block_names[: last or self.num_blocks], self.blocks, strict=False):
             images = block(images)
             features[f"{name}/gap"] = pooled(images)
         return features
