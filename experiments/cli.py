@@ -28,6 +28,7 @@ from experiments.callbacks import (
     EpochLines,
     LastCheckpoint,
     Meter,
+    OnlineProbe,
     PredictionsFile,
     RunCSVLogger,
     RunTensorBoardLogger,
@@ -223,13 +224,17 @@ class LocalLearningCLI(LightningCLI):
         if self.subcommand == "fit":
             self.meter = Meter()
             callbacks += [CutTable(), self.meter]
+            monitor = self._get(self.config_init, "model").monitor or ""
+            given = options.callbacks if isinstance(options.callbacks, list) else [options.callbacks]
+            if monitor.startswith("probe_online") and not any(isinstance(one, OnlineProbe) for one in given):
+                callbacks.append(OnlineProbe())
             if not options.fast_dev_run:
                 step = self.checkpoint.get("global_step", 0)
                 loggers = [RunTensorBoardLogger(self.folder, step), RunCSVLogger(self.folder, step), *loggers]
                 callbacks.append(TensorBoardPage())
                 if options.enable_checkpointing is not False:
                     callbacks.append(LastCheckpoint(self.folder))
-                    if monitor := self._get(self.config_init, "model").monitor:
+                    if monitor:
                         callbacks.append(BestCheckpoint(self.folder, monitor))
         elif self.subcommand == "predict":
             callbacks.append(PredictionsFile(self.folder / run_folder.PREDICTIONS))

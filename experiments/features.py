@@ -68,7 +68,9 @@ class Splits:
         data.prepare_data()
         data.setup("fit")
         data.setup("test")
-        return cls(data, _in_order(data.train_dataloader(), data.batch_size), data.val_dataloader(), data.test_dataloader())
+        return cls(
+            data, _in_order(data.train_dataloader(), data.batch_size), data.val_dataloader(), data.test_dataloader()
+        )
 
     def images(self, batch: Batch, device: torch.device) -> Tensor:
         """Normalised float32 ``(B, C, H, W)`` on the device."""
