@@ -292,7 +292,8 @@ def _suite(args: Sequence[str]) -> None:
         "python -m experiments suite",
         description="Run a list or grid of configs, each in a process of its own, then report. Finished runs are "
         "skipped, cut-off ones resumed. Other options (--trainer.max_epochs 5) go to every run.",
-        epilog="The YAML: runs: [{config: FILE, name: NAME, options: {OPTION: VALUE}, grid: {OPTION: [VALUE, ...]}}]",
+        epilog="The YAML: runs: [{config: FILE, name: NAME, options: {OPTION: VALUE}, grid: {OPTION: [VALUE, ...]}, "
+        "probe: FILE}]",
     )
     parser.add_argument("suite", type=Path, help="the suite's YAML")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all run folders")
