@@ -1,7 +1,8 @@
-"""The command line: LightningCLI with a run folder around it, and four commands of our own."""
+"""The command line: LightningCLI with a run folder around it, and five commands of our own."""
 
 import argparse
 import logging
+import re
 import signal
 import sys
 import warnings
@@ -11,6 +12,7 @@ from typing import Any
 
 import lightning.pytorch as L
 import yaml
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -26,6 +28,7 @@ from experiments.callbacks import (
     EpochLines,
     LastCheckpoint,
     Meter,
+    OnlineProbe,
     PredictionsFile,
     RunCSVLogger,
     RunTensorBoardLogger,
@@ -34,6 +37,7 @@ from experiments.callbacks import (
 from experiments.cost import show_cost
 from experiments.errors import RunError
 from experiments.parser import Parser
+from experiments.probe import Protocol, probe_run
 from experiments.report import report
 from experiments.suite import suite
 from experiments.summary import log_to_hparams, show_summary, summarise, write_summary
@@ -74,7 +78,7 @@ Besides the commands below: suite S.yaml runs a list or grid of configs, report 
 
 
 class Trainer(L.Trainer):
-    """Lightning's Trainer with two more things to do with a model: ``cost`` and ``bench``."""
+    """Lightning's Trainer with three more things to do with a model: ``cost``, ``bench`` and ``probe``."""
 
     def cost(
         self,
@@ -113,6 +117,38 @@ class Trainer(L.Trainer):
         """
         show_bench(bench(model, datamodule, self, steps, repetitions), json)
 
+    def probe(
+        self,
+        model: LocalLearning,
+        datamodule: ImageDataModule,
+        checkpoint: str,
+        blocks: list[int] | None = None,
+        epochs: PositiveInt = 100,
+        learning_rates: list[PositiveFloat] = [0.03, 0.1, 0.3, 1.0],  # noqa: B006
+        batch_size: PositiveInt = 256,
+        k: PositiveInt = 200,
+        temperature: PositiveFloat = 0.1,
+        random: bool = False,
+        supervised_epochs: NonNegativeInt = 0,
+    ) -> None:
+        """Linear probe and kNN on the frozen features of every block of a run.
+
+        Args:
+            model: the method; that of the run by default.
+            datamodule: the data set; that of the run by default.
+            checkpoint: run folder, or a checkpoint file in one; a folder stands for its last.ckpt.
+            blocks: numbers of the blocks to probe; all by default.
+            epochs: of a linear classifier.
+            learning_rates: of which the best on the held-out validation images is taken for each classifier.
+            batch_size: images per step of a linear classifier.
+            k: number of neighbours.
+            temperature: of their votes.
+            random: also probe the network as it was before training.
+            supervised_epochs: also train the same network with labels, end to end, for so many epochs.
+        """
+        protocol = Protocol(epochs, learning_rates, batch_size, k, temperature, datamodule.seed)
+        probe_run(model, datamodule, self, Path(checkpoint), protocol, blocks, random, supervised_epochs)
+
 
 class _SavedConfig(SaveConfigCallback):
     """Writes ``config.yaml`` without what belongs to one call only, so that it runs again as it is."""
@@ -128,7 +164,7 @@ class _SavedConfig(SaveConfigCallback):
 
 
 class LocalLearningCLI(LightningCLI):
-    """``fit``, ``validate``, ``test``, ``predict``, ``cost`` and ``bench`` of a model on data."""
+    """``fit``, ``validate``, ``test``, ``predict``, ``cost``, ``bench`` and ``probe`` of a model on data."""
 
     def __init__(self, args: Sequence[str]) -> None:
         super().__init__(
@@ -152,7 +188,7 @@ class LocalLearningCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """Lightning's commands and ours, with the arguments that are not options."""
         ours = {"model", "datamodule"}
-        return {**LightningCLI.subcommands(), "cost": ours, "bench": ours}
+        return {**LightningCLI.subcommands(), "cost": ours, "bench": ours, "probe": ours}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Options of the run folder; what the model and the data take from elsewhere."""
@@ -174,7 +210,9 @@ class LocalLearningCLI(LightningCLI):
         name = run_folder.default_name(options.as_dict())
         self.checkpoint: dict[str, Any] = {}
         self.reached = 0
-        if asked in ("last", "best"):
+        if self.config.subcommand == "probe":
+            self.folder = run_folder.find_checkpoint(Path(options.checkpoint)).absolute().parents[1]
+        elif asked in ("last", "best"):
             self.folder = run_folder.choose(Path(options.runs), options.name, name, resume=True)
             options.ckpt_path = str(self.folder / (run_folder.LAST if asked == "last" else run_folder.BEST))
         elif asked and not options.name and Path(asked).absolute().parent.name == Path(run_folder.LAST).parent.name:
@@ -198,13 +236,17 @@ class LocalLearningCLI(LightningCLI):
         if self.subcommand == "fit":
             self.meter = Meter()
             callbacks += [CutTable(), self.meter]
+            monitor = self._get(self.config_init, "model").monitor or ""
+            given = options.callbacks if isinstance(options.callbacks, list) else [options.callbacks]
+            if monitor.startswith("probe_online") and not any(isinstance(one, OnlineProbe) for one in given):
+                callbacks.append(OnlineProbe())
             if not options.fast_dev_run:
                 step = self.checkpoint.get("global_step", 0)
                 loggers = [RunTensorBoardLogger(self.folder, step), RunCSVLogger(self.folder, step), *loggers]
                 callbacks.append(TensorBoardPage())
                 if options.enable_checkpointing is not False:
                     callbacks.append(LastCheckpoint(self.folder))
-                    if monitor := self._get(self.config_init, "model").monitor:
+                    if monitor:
                         callbacks.append(BestCheckpoint(self.folder, monitor))
         elif self.subcommand == "predict":
             callbacks.append(PredictionsFile(self.folder / run_folder.PREDICTIONS))
@@ -262,7 +304,8 @@ def _suite(args: Sequence[str]) -> None:
         "python -m experiments suite",
         description="Run a list or grid of configs, each in a process of its own, then report. Finished runs are "
         "skipped, cut-off ones resumed. Other options (--trainer.max_epochs 5) go to every run.",
-        epilog="The YAML: runs: [{config: FILE, name: NAME, options: {OPTION: VALUE}, grid: {OPTION: [VALUE, ...]}}]",
+        epilog="The YAML: runs: [{config: FILE, name: NAME, options: {OPTION: VALUE}, grid: {OPTION: [VALUE, ...]}, "
+        "probe: FILE}]",
     )
     parser.add_argument("suite", type=Path, help="the suite's YAML")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all run folders")
@@ -299,6 +342,7 @@ def main(args: Sequence[str] | None = None) -> None:
         if args and args[0] in COMMANDS:
             COMMANDS[args[0]](args[1:])
         else:
+            args = _with_config_of_run(args) if args[:1] == ["probe"] else args
             LocalLearningCLI(["--json=true" if arg == "--json" else arg for arg in args])
     except SIGTERMException as stop:
         raise SystemExit(128 + signal.SIGTERM) from stop
@@ -308,6 +352,23 @@ def main(args: Sequence[str] | None = None) -> None:
             raise
         print(f"error: {fault}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+def _with_config_of_run(args: Sequence[str]) -> list[str]:
+    """``probe --checkpoint RUN …``: the run's own config comes first, so that everything else overrides it.
+
+    Raises:
+        RunError: no run is given, or there is none.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--checkpoint", type=Path)
+    known, others = parser.parse_known_args(args)
+    if known.checkpoint is None:
+        if not any(arg in ("-h", "--help") or re.match(r"--\w+\.help", arg) for arg in others):
+            raise RunError("probe needs a finished run: give --checkpoint RUN, its folder.")
+        return list(args)
+    config = run_folder.find_checkpoint(known.checkpoint).absolute().parents[1] / run_folder.CONFIG
+    return ["probe", "--config", str(config), *args[1:]]
 
 
 def _fault_behind(error: BaseException | None) -> BaseException | None:

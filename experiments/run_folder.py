@@ -4,7 +4,7 @@ import pickle
 import re
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import nn
 from experiments.errors import RunError
 
 CONFIG, SUMMARY, METRICS, PREDICTIONS = "config.yaml", "summary.json", "metrics.csv", "predictions.csv"
+PROBE = "probe.json"
 LAST, PREVIOUS, BEST = "checkpoints/last.ckpt", "checkpoints/previous.ckpt", "checkpoints/best.ckpt"
 
 
@@ -83,6 +84,35 @@ def discard_empty(folder: Path) -> None:
     """Remove a run folder in which there is nothing to go on from: no checkpoint, no summary."""
     if not (folder / LAST).exists() and not (folder / PREVIOUS).exists() and not (folder / SUMMARY).exists():
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint file that is meant by a run folder (its last one) or by a file in one.
+
+    Raises:
+        RunError: there is no such folder or file, or it belongs to no run.
+    """
+    if not path.exists():
+        raise RunError(f"There is no run {path}. Give a run folder, or a checkpoint file in one.")
+    file = path / LAST if path.is_dir() else path
+    config = file.absolute().parents[1] / CONFIG
+    if not config.is_file():
+        raise RunError(f"{path} is no run folder, nor a checkpoint file in one: there is no {config}.")
+    return file
+
+
+def require_same_images(path: Path, checkpoint: Mapping[str, Any], image_shape: Sequence[int]) -> None:
+    """See that a checkpoint was trained on images of this size.
+
+    Raises:
+        RunError: it was trained on others.
+    """
+    theirs, ours = ("×".join(map(str, shape)) for shape in (checkpoint.get("image_shape", image_shape), image_shape))
+    if theirs != ours:
+        raise RunError(
+            f"The checkpoint {path} was trained on images of {theirs}, the data set given has {ours} (channels × "
+            "height × width). Give one with images of the same size."
+        )
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

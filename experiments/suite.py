@@ -25,19 +25,21 @@ class Run:
         name: name of its run folder.
         config: its YAML.
         options: command-line options on top of the YAML.
+        probe: YAML of the probe that follows the run, if any.
     """
 
     name: str
     config: Path
     options: tuple[str, ...]
+    probe: Path | None = None
 
 
 def read_suite(path: Path) -> list[Run]:
     """Read a suite file.
 
-    It holds ``runs``, a list of ``{config, name?, options?, grid?}``: ``config`` is relative to the
-    suite file, ``options`` maps option → value, ``grid`` maps option → values; a grid stands for
-    one run per combination.
+    It holds ``runs``, a list of ``{config, name?, options?, grid?, probe?}``: ``config`` and ``probe`` are
+    relative to the suite file, ``options`` maps option → value, ``grid`` maps option → values; a grid
+    stands for one run per combination.
 
     Raises:
         RunError: the file is missing, or not of that form, or two runs share a name.
@@ -49,7 +51,7 @@ def read_suite(path: Path) -> list[Run]:
         runs = [run for entry in entries for run in _expand(path.parent, entry)]
     except (yaml.YAMLError, KeyError, TypeError, AttributeError) as fault:
         raise RunError(
-            f"{path} is not a suite: it must hold 'runs', a list of {{config, options, grid}} ({fault!r})."
+            f"{path} is not a suite: it must hold 'runs', a list of {{config, options, grid, probe}} ({fault!r})."
         ) from fault
     names = [run.name for run in runs]
     if twice := {name for name in names if names.count(name) > 1}:
@@ -57,7 +59,7 @@ def read_suite(path: Path) -> list[Run]:
     return runs
 
 
-_KEYS = ("config", "name", "options", "grid")
+_KEYS = ("config", "name", "options", "grid", "probe")
 
 
 def _expand(folder: Path, entry: Mapping[str, Any]) -> Iterator[Run]:
@@ -67,13 +69,14 @@ def _expand(folder: Path, entry: Mapping[str, Any]) -> Iterator[Run]:
             "command-line options go under options."
         )
     config = (folder / entry["config"]).resolve()
+    probe = (folder / entry["probe"]).resolve() if "probe" in entry else None
     name = entry.get("name", f"{config.parent.name}-{config.stem}")
     grid = entry.get("grid", {})
     for values in itertools.product(*grid.values()):
         chosen = dict(zip(grid, values, strict=True))
         suffix = "".join(f"-{option.rpartition('.')[2]}{value}" for option, value in chosen.items())
         options = {**entry.get("options", {}), **chosen}
-        yield Run(name + suffix, config, tuple(f"--{option}={value}" for option, value in options.items()))
+        yield Run(name + suffix, config, tuple(f"--{option}={value}" for option, value in options.items()), probe)
 
 
 def suite(path: Path, runs: Path, extra: Sequence[str]) -> None:
@@ -94,30 +97,31 @@ def suite(path: Path, runs: Path, extra: Sequence[str]) -> None:
     planned = read_suite(path)
     failed = []
     for number, run in enumerate(planned, start=1):
-        run_folder = folder / run.name
-        if (run_folder / SUMMARY).is_file():
-            print(f"[{number}/{len(planned)}] {run.name}: finished before")
-            continue
-        resume = ["--ckpt_path=last"] if (run_folder / LAST).is_file() else []
-        if not resume:
-            discard_empty(run_folder)  # cut off in its first epoch
-        options = [
-            "--config",
-            str(run.config),
-            "--runs",
-            str(folder),
-            "--name",
-            run.name,
-            *run.options,
-            *extra,
-            *resume,
-        ]
-        command = [sys.executable, "-m", "experiments", "fit", *options]
-        print(f"[{number}/{len(planned)}] {shlex.join(['python', *command[1:]])}", flush=True)
-        if subprocess.run(command, check=False).returncode:
+        commands = _commands(run, folder, extra)
+        print(f"[{number}/{len(planned)}] {run.name}{'' if commands else ': finished before'}", flush=True)
+        if not all(map(_succeeds, commands)):  # none after the first that fails
             failed.append(run.name)
     finished = [folder / run.name for run in planned if (folder / run.name / SUMMARY).is_file()]
     if finished:
         report(finished, folder)
     if failed:
         raise RunError(f"{len(failed)} of {len(planned)} runs failed: {', '.join(failed)}. Their messages are above.")
+
+
+def _commands(run: Run, folder: Path, extra: Sequence[str]) -> list[list[str]]:
+    """What is still to be done for a run: nothing, the probe, or both."""
+    run_folder = folder / run.name
+    fit = ["fit", "--config", str(run.config), "--runs", str(folder), "--name", run.name, *run.options, *extra]
+    probe = [["probe", "--config", str(run.probe), "--checkpoint", str(run_folder)]] if run.probe else []
+    if (run_folder / SUMMARY).is_file():
+        return [] if '"probe_lin' in (run_folder / SUMMARY).read_text() else probe
+    if (run_folder / LAST).is_file():
+        return [[*fit, "--ckpt_path=last"], *probe]
+    discard_empty(run_folder)  # cut off in its first epoch
+    return [fit, *probe]
+
+
+def _succeeds(command: Sequence[str]) -> bool:
+    """Run a command in a process of its own."""
+    print(shlex.join(["python", "-m", "experiments", *command]), flush=True)
+    return subprocess.run([sys.executable, "-m", "experiments", *command], check=False).returncode == 0

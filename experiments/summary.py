@@ -72,10 +72,15 @@ def summarise(
 
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
-    """Write ``summary.json`` in one move: it is there whole, or not at all."""
-    unfinished = folder / f"{SUMMARY}.part"
-    unfinished.write_text(json.dumps(summary, indent=2) + "\n")
-    os.replace(unfinished, folder / SUMMARY)
+    """Write ``summary.json``."""
+    write_json(folder / SUMMARY, summary)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file in one move: it is there whole, or not at all."""
+    unfinished = path.with_name(f"{path.name}.part")
+    unfinished.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(unfinished, path)
 
 
 def log_to_hparams(summary: Mapping[str, Any], trainer: L.Trainer) -> None:

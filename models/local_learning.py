@@ -271,10 +271,10 @@ class LocalLearning(L.LightningModule):
 
         Args:
             images: ``(B, C, H, W)``.
-            last: stop after that many blocks; by default all are computed.
+            last: number of the last block to compute, from 1; by default all K.
         """
         features = {}
-        for name, block in zip(self.block_names[: self.num_blocks][:last], self.blocks, strict=False):
+        for name, block in zip(self.block_names[: last or self.num_blocks], self.blocks, strict=False):
             images = block(images)
             features[f"{name}/gap"] = pooled(images)
         return features

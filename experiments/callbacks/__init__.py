@@ -1,8 +1,9 @@
-"""What watches a run: checkpoints, speed and memory, progress, TensorBoard."""
+"""What watches a run: checkpoints, speed and memory, progress, TensorBoard, online probes."""
 
 from experiments.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from experiments.callbacks.loggers import RunCSVLogger, RunTensorBoardLogger
 from experiments.callbacks.meter import Meter
+from experiments.callbacks.online_probe import OnlineProbe
 from experiments.callbacks.predictions import PredictionsFile
 from experiments.callbacks.progress import BlockProgressBar, CutTable, EpochLines
 from experiments.callbacks.tensorboard import TensorBoardPage
@@ -14,6 +15,7 @@ __all__ = [
     "EpochLines",
     "LastCheckpoint",
     "Meter",
+    "OnlineProbe",
     "PredictionsFile",
     "RunCSVLogger",
     "RunTensorBoardLogger",

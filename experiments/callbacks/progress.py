@@ -1,5 +1,6 @@
 """What the terminal shows of a run: the cut, then a progress bar with one accuracy per block."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as L
@@ -20,12 +21,13 @@ class CutTable(L.Callback):
 class BlockProgressBar(TQDMProgressBar):
     """Shows ``val top-1 % 81 90 95``: each block's accuracy on the validation images, in order, the final head's last.
 
-    ``train top-1 %`` is that of the last logged batch.
+    ``train top-1 %`` is that of the last logged batch, ``probe top-1 %`` that of the online probes on the
+    validation images.
     """
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         """Items at the right of the bar."""
-        return _accuracies(trainer, pl_module)
+        return _accuracies(trainer, pl_module, ("train", "val", "probe"))
 
 
 class EpochLines(L.Callback):
@@ -34,19 +36,23 @@ class EpochLines(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print; validation is over by now."""
         if trainer.is_global_zero:
-            shown = _accuracies(trainer, pl_module).get("val top-1 %", "not validated")
-            print(f"epoch {trainer.current_epoch + 1}, val top-1 % {shown}", flush=True)
+            shown = _accuracies(trainer, pl_module, ("val", "probe")) or {"val top-1 %": "not validated"}
+            figures = ", ".join(f"{name} {values}" for name, values in shown.items())
+            print(f"epoch {trainer.current_epoch + 1}, {figures}", flush=True)
 
 
-def _accuracies(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, str]:
+_NAMES = {"train": "train/{}/top1", "val": "val/{}/top1", "probe": "probe_online/{}/gap/top1"}
+
+
+def _accuracies(trainer: L.Trainer, pl_module: L.LightningModule, kinds: Sequence[str]) -> dict[str, str]:
     """Each block's accuracy in %; of many blocks every other one, until at most eight remain, the last always."""
     figures = pl_module.latest | trainer.callback_metrics
     items = {}
-    for split in ("train", "val"):
-        name = f"{split}/{{}}/top1"
+    for kind in kinds:
+        name = _NAMES[kind]
         found = [block for block in pl_module.block_names if name.format(block) in figures]
         while len(found) > 8:
             found = found[-1::-2][::-1]
         if found:
-            items[f"{split} top-1 %"] = " ".join(f"{100 * figures[name.format(block)]:.1f}" for block in found)
+            items[f"{kind} top-1 %"] = " ".join(f"{100 * figures[name.format(block)]:.1f}" for block in found)
     return items

@@ -10,6 +10,18 @@ from torchvision.utils import make_grid
 
 from experiments.cost import markdown_table
 
+_SPLITS = {"val": ("top1",), "train": ("top1", "loss", "grad_norm", "lr")}
+_CHARTS = {
+    f"{split} {figure}": rf"{split}/(block\d+|final)/{figure}"
+    for split, figures in _SPLITS.items()
+    for figure in figures
+} | {
+    "probe_online top1": r"probe_online/(block\d+)/gap/top1",
+    "probe_lin top1": r"probe_lin\d+/(block\d+)/gap/top1",
+    "knn top1": r"knn_[^/]+/(block\d+)/gap/top1",
+}
+"""Charts with all blocks in one: title → pattern of the figures' names."""
+
 
 class TensorBoardPage(L.Callback):
     """Adds the cut as text, a grid of augmented training images, and one chart per figure with all blocks."""
@@ -18,20 +30,8 @@ class TensorBoardPage(L.Callback):
         """The cut as a table, and the charts (tab "Custom scalars")."""
         if page := _writer(trainer):
             page.add_text("cut", markdown_table(pl_module, trainer.datamodule.batch_size), trainer.global_step)
-            page.add_custom_scalars(
-                {
-                    "All blocks": {
-                        f"{split} {figure}": ["Multiline", [rf"{split}/(block\d+|final)/{figure}"]]
-                        for split, figure in (
-                            ("val", "top1"),
-                            ("train", "top1"),
-                            ("train", "loss"),
-                            ("train", "grad_norm"),
-                            ("train", "lr"),
-                        )
-                    }
-                }
-            )
+            charts = {name: ["Multiline", [pattern]] for name, pattern in _CHARTS.items()}
+            page.add_custom_scalars({"All blocks": charts})
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int

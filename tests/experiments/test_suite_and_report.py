@@ -9,7 +9,7 @@ from helpers import CONFIGS, DIGITS, SMALL, fit
 
 from experiments.cli import main
 from experiments.errors import RunError
-from experiments.report import find_summaries, group
+from experiments.report_rows import find_summaries, group
 from experiments.suite import read_suite, suite
 
 
@@ -200,6 +200,19 @@ def test_suite_runs_resumes_skips_and_reports_in_spite_of_a_failure(tmp_path, ca
 
     study.write_text(f"runs:\n  - {{config: {DIGITS}, name: one}}\n")
     main(list(command))
+    assert "one: finished before" in capfd.readouterr().out
+
+
+def test_a_suite_probes_what_is_finished_and_not_probed_yet(tmp_path, capfd):
+    (tmp_path / "quick.yaml").write_text("epochs: 2\nk: 5\n")
+    study = tmp_path / "study.yaml"
+    study.write_text(f"runs:\n  - {{config: {DIGITS}, name: one, probe: quick.yaml}}\n")
+    one = fit(tmp_path / "runs" / "study", name="one")  # as if cut off before the probe
+    command = ["suite", str(study), f"--runs={tmp_path / 'runs'}"]
+    main(command)
+    assert "probe_lin2/block4/gap/top1" in json.loads((one / "summary.json").read_text())["metrics"]
+    assert f"probe --config {tmp_path / 'quick.yaml'} --checkpoint {one}" in capfd.readouterr().out
+    main(command)
     assert "one: finished before" in capfd.readouterr().out
 
 

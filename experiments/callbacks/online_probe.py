@@ -1,0 +1,137 @@
+"""A linear classifier per block that learns beside the run, on features that the run computes anyway."""
+
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import SGD
+from torch.utils.hooks import RemovableHandle
+
+from experiments.linear_probe import linear_head
+from models import LocalLearning
+from models.local_learning import LabelledImages, pooled
+
+
+class OnlineProbe(L.Callback):
+    """Logs ``probe_online/block<k>/gap/top1`` on the validation images after every epoch.
+
+    A classifier reads its block's detached output, averaged over positions, and has an optimizer of
+    its own: SGD, momentum 0.9. It takes the first output that each block makes of a batch (of views
+    one above the other the first B rows), so no image goes through the network for its sake, and
+    neither weights nor BatchNorm statistics of the network are touched. Of logged steps
+    ``train/block<k>/probe_online/loss`` and ``…/top1`` are logged. A resumed run continues its classifiers.
+
+    Args:
+        learning_rate: of the classifiers.
+    """
+
+    def __init__(self, learning_rate: float = 0.1) -> None:
+        self.learning_rate = learning_rate
+        self.heads: dict[str, nn.Linear] = {}
+        self._optimizers: dict[str, SGD] = {}
+        self._features: dict[str, Tensor] = {}
+        self._right: dict[str, Tensor] = {}
+        self._images = 0
+        self._hooks: list[RemovableHandle] = []
+        self._resumed: dict[str, Any] = {}
+
+    def setup(self, trainer: L.Trainer, pl_module: LocalLearning, stage: str) -> None:
+        """Listen to the blocks."""
+        if stage in ("fit", "validate"):
+            named = zip(pl_module.block_names[: pl_module.num_blocks], pl_module.blocks, strict=False)
+            self._hooks = [block.register_forward_hook(self._listener(name)) for name, block in named]
+
+    def teardown(self, trainer: L.Trainer, pl_module: LocalLearning, stage: str) -> None:
+        """Listen no longer."""
+        while self._hooks:
+            self._hooks.pop().remove()
+
+    def _listener(self, name: str) -> Any:
+        def keep(block: nn.Module, inputs: Any, output: Tensor) -> None:
+            if name not in self._features:
+                self._features[name] = pooled(output.detach())
+
+        return keep
+
+    def _taken(self, batch: LabelledImages) -> dict[str, Tensor]:
+        """Block → features ``(B, d)`` of this batch, which are forgotten."""
+        taken, self._features = self._features, {}
+        return {name: features[: len(batch.labels)].float() for name, features in taken.items()}
+
+    # -- training -----------------------------------------------------------------------------
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: LocalLearning, batch: LabelledImages, batch_idx: int
+    ) -> None:
+        """Forget what was heard outside training."""
+        self._features = {}
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: LocalLearning, outputs: Any, batch: LabelledImages, batch_idx: int
+    ) -> None:
+        """One step of every classifier."""
+        for name, features in self._taken(batch).items():
+            if name not in self.heads:
+                self._add(name, features.shape[1], pl_module)
+            logits = self.heads[name](features)
+            loss = F.cross_entropy(logits, batch.labels)
+            self._optimizers[name].zero_grad()
+            loss.backward()
+            self._optimizers[name].step()
+            if pl_module.logs_this_step:
+                k = pl_module.block_names.index(name)
+                pl_module.record(k, "probe_online/loss", loss.detach())
+                pl_module.record(k, "probe_online/top1", (logits.argmax(1) == batch.labels).float().mean())
+
+    def _add(self, name: str, width: int, pl_module: LocalLearning) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.heads[name] = linear_head(width, pl_module.num_classes, generator, pl_module.device)
+        self._optimizers[name] = SGD(self.heads[name].parameters(), lr=self.learning_rate, momentum=0.9)
+
+    # -- validation ---------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: LocalLearning) -> None:
+        """Count from 0."""
+        self._right, self._images = {}, 0
+
+    def on_validation_batch_start(self, trainer: L.Trainer, pl_module: LocalLearning, *_: Any) -> None:
+        """Forget what was heard before."""
+        self._features = {}
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: LocalLearning, outputs: Any, batch: LabelledImages, *_: Any
+    ) -> None:
+        """Count correct predictions."""
+        self._images += len(batch.labels)
+        for name, features in self._taken(batch).items():
+            if head := self.heads.get(name):  # before the first training step there is none
+                right = (head(features).argmax(1) == batch.labels).sum()
+                self._right[name] = self._right.get(name, 0) + right
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: LocalLearning) -> None:
+        """Log."""
+        figures = {f"probe_online/{name}/gap/top1": right / self._images for name, right in self._right.items()}
+        pl_module.log_dict(figures)
+
+    # -- checkpoints --------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights and momenta."""
+        return {
+            name: {"head": head.state_dict(), "optimizer": self._optimizers[name].state_dict()}
+            for name, head in self.heads.items()
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with a checkpoint's classifiers."""
+        self._resumed = state_dict
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: LocalLearning) -> None:
+        """Build the classifiers of the checkpoint, if there is one: now the device is known."""
+        resumed, self._resumed = self._resumed, {}
+        for name, state in resumed.items():
+            self._add(name, state["head"]["weight"].shape[1], pl_module)
+            self.heads[name].load_state_dict(state["head"])
+            self._optimizers[name].load_state_dict(state["optimizer"])

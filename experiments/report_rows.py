@@ -1,0 +1,196 @@
+"""What ``report`` compares: finished runs, read, grouped into rows, and written out as cells."""
+
+import json
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import yaml
+
+from experiments.errors import RunError
+from experiments.run_folder import CONFIG, SUMMARY
+
+
+@dataclass(frozen=True)
+class Row:
+    """Runs that differ in nothing but their seed.
+
+    Attributes:
+        summaries: their ``summary.json`` files.
+        base: the row of Backprop (or of one block without groups) with the same network, data and batch size, if
+            there is one.
+        variant: settings in which it differs from other rows of the same method and problem.
+    """
+
+    summaries: Sequence[dict[str, Any]]
+    base: "Row | None" = None
+    variant: str = ""
+
+    @property
+    def first(self) -> dict[str, Any]:
+        """Any of the summaries: what they share."""
+        return self.summaries[0]
+
+    @property
+    def method(self) -> str:
+        """Method, and in brackets what sets it apart from other rows of the same method."""
+        return self.first["method"] + (f" ({self.variant})" if self.variant else "")
+
+    @property
+    def nodes(self) -> tuple[int, int]:
+        """(K, G)."""
+        return self.first["num_blocks"], self.first["num_groups"]
+
+    def values(self, key: str) -> list[float]:
+        """A figure of every seed: of ``metrics`` if it is there, else of the summary."""
+        found = [s["metrics"].get(key, s.get(key)) for s in self.summaries]
+        return [value for value in found if value is not None]
+
+    def mean(self, key: str) -> float | None:
+        """Mean over the seeds."""
+        values = self.values(key)
+        return statistics.fmean(values) if values else None
+
+    def spread(self, key: str) -> float:
+        """Standard deviation over the seeds; 0 of one seed."""
+        values = self.values(key)
+        return statistics.stdev(values) if len(values) > 1 else 0.0
+
+    def ratio(self, key: str) -> float | None:
+        """Mean over Backprop's mean."""
+        own, base = self.mean(key), self.base.mean(key) if self.base else None
+        return own / base if own is not None and base else None
+
+    def blocks(self) -> list[float]:
+        """Mean test top-1 of each block, in %."""
+        names = (f"test/block{k}/top1" for k in range(1, self.first["num_blocks"] + 1))
+        return [100 * value for value in map(self.mean, names) if value is not None]
+
+
+def find_summaries(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """All summaries in or below the given folders.
+
+    Raises:
+        RunError: there is none, or one cannot be read.
+    """
+    files = sorted({file for path in paths for file in path.rglob(SUMMARY)})
+    if not files:
+        raise RunError(f"No finished run in {', '.join(map(str, paths))}: a finished run has a {SUMMARY}.")
+    return [_read(file) for file in files]
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """A summary, and under ``settings`` the configuration of its run as far as it may change a result."""
+    config = file.with_name(CONFIG)
+    try:
+        summary = {"num_groups": 1} | json.loads(file.read_text())
+        known = yaml.safe_load(config.read_text()) if config.is_file() else {}
+    except json.JSONDecodeError as fault:
+        raise RunError(f"{file} is damaged ({fault}). Run that run again.") from fault
+    except yaml.YAMLError as fault:
+        raise RunError(f"{config} is damaged. Run that run again.") from fault
+    parts = {part: known.get(part) for part in ("model", "data")}
+    settings = {name: value for name, value in _flat(parts) if name.split(".")[-1] not in _NO_SETTINGS}
+    return summary | {"settings": settings}
+
+
+_NO_SETTINGS = ("seed", "root", "download", "num_workers", "num_blocks", "num_groups")
+"""What changes no result, or has a column of its own."""
+
+
+def _flat(tree: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Leaves of nested dicts as (dotted path, text)."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from _flat(value, f"{path}.{key}" if path else key)
+    else:
+        yield path, str(tree)
+
+
+class _Setting(NamedTuple):
+    """What runs of one row have in common."""
+
+    problem: tuple[Any, ...]
+    method: str
+    nodes: tuple[int, int]
+    options: frozenset[tuple[str, str]]
+
+    @classmethod
+    def of(cls, summary: Mapping[str, Any]) -> Self:
+        problem = tuple(summary[name] for name in ("network", "dataset", "batch_size", "epochs"))
+        nodes = summary["num_blocks"], summary["num_groups"]
+        return cls(problem, summary["method"], nodes, frozenset(summary["settings"].items()))
+
+
+def group(summaries: Sequence[dict[str, Any]]) -> list[Row]:
+    """One row per setting, seeds together, Backprop first, then by method, G and K."""
+    settings: dict[_Setting, list[dict[str, Any]]] = {}
+    for summary in summaries:
+        settings.setdefault(_Setting.of(summary), []).append(summary)
+    # One block without groups is backpropagation whatever the method is called; Backprop itself is preferred.
+    whole = [(key, runs) for key, runs in settings.items() if key.nodes == (1, 1)]
+    bases = {key.problem: Row(runs) for key, runs in sorted(whole, key=lambda pair: pair[0].method == "Backprop")}
+    rows = []
+    for key, runs in settings.items():
+        alike = [dict(one.options) for one in settings if (one.problem, one.method) == (key.problem, key.method)]
+        rows.append(Row(runs, bases.get(key.problem), _variant(dict(key.options), alike)))
+    return sorted(rows, key=lambda r: (r.first["network"], r.first["dataset"], r.method, *reversed(r.nodes)))
+
+
+def _variant(settings: Mapping[str, str], alike: Sequence[Mapping[str, str]]) -> str:
+    """Those settings that differ between configurations, named by the last part of their path."""
+    varied = {name for other in alike for name in other if len({one.get(name) for one in alike}) > 1}
+    return ", ".join(f"{name.split('.')[-1]} {settings[name]}" for name in sorted(varied) if name in settings)
+
+
+def _percent(row: Row, key: str) -> str:
+    values = [100 * value for value in row.values(key)]
+    if not values:
+        return "–"
+    spread = f" ± {100 * row.spread(key):.2f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.2f}{spread}"
+
+
+def _quantity(row: Row, key: str, unit: float) -> str:
+    value, ratio = row.mean(key), row.ratio(key)
+    if value is None:
+        return "–"
+    return f"{value / unit:,.{1 if value < 1000 * unit else 0}f}" + (f" (×{ratio:.2f})" if ratio is not None else "")
+
+
+_SETTINGS: Mapping[str, Callable[[Row], str]] = {
+    "network": lambda row: row.first["network"],
+    "data": lambda row: row.first["dataset"],
+    "epochs": lambda row: str(row.first["epochs"]),
+    "batch": lambda row: str(row.first["batch_size"]),
+    "seeds": lambda row: str(len(row.summaries)),
+}
+"""Columns that are left out of the table, and named in its title, where all rows agree."""
+
+FIGURES: Mapping[str, Callable[[Row], str]] = {
+    "each block, %": lambda row: " ".join(f"{value:.1f}" for value in row.blocks()),
+    "test top-1, %": lambda row: _percent(row, "test/top1"),
+    "ensemble, %": lambda row: _percent(row, "test/ensemble/top1"),
+    "one group, %": lambda row: _percent(row, f"test/block{row.first['num_blocks']}/group1/top1"),
+    "slowest node, M MACs": lambda row: _quantity(row, "slowest_node_macs", 1e6),
+    "images/s": lambda row: _quantity(row, "images_per_second", 1),
+    "peak MiB": lambda row: _quantity(row, "peak_activation_bytes", 2**20),
+}
+"""Columns of figures: heading → cell of a row."""
+
+COSTS = ("slowest node, M MACs", "images/s", "peak MiB")
+"""The columns of figures that are costs, not accuracies."""
+
+
+def columns(rows: Sequence[Row]) -> tuple[str, dict[str, list[str]]]:
+    """What the rows share, as one line, and the table as heading → cells; (×…) is the ratio to Backprop."""
+    settings = {heading: [text(row) for row in rows] for heading, text in _SETTINGS.items()}
+    shared = {heading: cells[0] for heading, cells in settings.items() if len(set(cells)) == 1}
+    table = {"method": [row.method for row in rows], "K": [str(row.nodes[0]) for row in rows]}
+    table |= {"G": [str(row.nodes[1]) for row in rows]} if any(row.nodes[1] > 1 for row in rows) else {}
+    table |= {heading: cells for heading, cells in settings.items() if heading not in shared}
+    figures = {heading: [text(row) for row in rows] for heading, text in FIGURES.items()}
+    table |= {heading: cells for heading, cells in figures.items() if any(cell != "–" for cell in cells)}
+    return ", ".join(f"{heading} {value}" for heading, value in shared.items()), table
