@@ -71,10 +71,17 @@ class SimCLRViews(SimCLRTransform):
         strength: factor of the jitter .8, .8, .8, .2 of brightness, contrast, saturation, hue.
         blur: probability of Gaussian blur.
         gray: probability of taking the colour away.
+        flip: probability of mirroring; 0 for digits and letters.
     """
 
     def __init__(
-        self, input_size: int, min_scale: float = 0.08, strength: float = 1.0, blur: float = 0.5, gray: float = 0.2
+        self,
+        input_size: int,
+        min_scale: float = 0.08,
+        strength: float = 1.0,
+        blur: float = 0.5,
+        gray: float = 0.2,
+        flip: float = 0.5,
     ) -> None:
         super().__init__(
             input_size,
@@ -82,6 +89,7 @@ class SimCLRViews(SimCLRTransform):
             min_scale=min_scale,
             gaussian_blur=blur,
             random_gray_scale=gray,
+            hf_prob=flip,
             normalize=None,
         )
 
@@ -99,6 +107,7 @@ class BarlowTwinsViews(BYOLTransform):
         solarize: probability of solarization of view a and view b.
         strength: factor of the jitter.
         gray: probability of taking the colour away.
+        flip: probability of mirroring; 0 for digits and letters.
     """
 
     def __init__(
@@ -109,6 +118,7 @@ class BarlowTwinsViews(BYOLTransform):
         solarize: tuple[float, float] = (0.0, 0.2),
         strength: float = 1.0,
         gray: float = 0.2,
+        flip: float = 0.5,
     ) -> None:
         super().__init__(
             *(
@@ -119,6 +129,7 @@ class BarlowTwinsViews(BYOLTransform):
                     gaussian_blur=blur[side],
                     solarization_prob=solarize[side],
                     random_gray_scale=gray,
+                    hf_prob=flip,
                     normalize=None,
                 )
                 for side, view in enumerate((BYOLView1Transform, BYOLView2Transform))
@@ -139,6 +150,7 @@ class VICRegViews(VICRegTransform):
         solarize: probability of solarization.
         strength: factor of the jitter.
         gray: probability of taking the colour away.
+        flip: probability of mirroring; 0 for digits and letters.
     """
 
     def __init__(
@@ -149,6 +161,7 @@ class VICRegViews(VICRegTransform):
         solarize: float = 0.1,
         strength: float = 1.0,
         gray: float = 0.2,
+        flip: float = 0.5,
     ) -> None:
         # lightly states the jitter as half of .8, .8, .4, .2.
         super().__init__(
@@ -158,5 +171,6 @@ class VICRegViews(VICRegTransform):
             gaussian_blur=blur,
             solarize_prob=solarize,
             random_gray_scale=gray,
+            hf_prob=flip,
             normalize=None,
         )

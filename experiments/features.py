@@ -6,6 +6,7 @@ from itertools import chain
 
 import lightning.pytorch as L
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
@@ -74,7 +75,7 @@ class Splits:
 
     def images(self, batch: Batch, device: torch.device) -> Tensor:
         """Normalised float32 ``(B, C, H, W)`` on the device."""
-        on_device = Batch(*(tensor.to(device, non_blocking=True) for tensor in batch))
+        on_device = move_data_to_device(batch, device)
         return self.data.on_after_batch_transfer(on_device, 0).images
 
 
