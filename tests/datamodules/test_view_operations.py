@@ -58,7 +58,8 @@ def jittered(image, drawn, i, strength=1.0):
         return image
     figures = [*(1 + strength * (drawn.factors[i] - 1)).tolist(), strength * float(drawn.hue[i])]
     for change in drawn.slots[i].argsort().tolist():
-        image = ADJUST[change](image, figures[change])
+        if change < 3 or figures[3]:  # torchvision leaves out a hue that is None; Pillow's is never without rounding
+            image = ADJUST[change](image, figures[change])
     return image
 
 
