@@ -16,8 +16,8 @@ from datamodules.files import DataError
 from datamodules.view_operations import Blur, Crop, Gray, Jitter, JitterDraw, Operation, Solarize
 
 Chain = tuple[Any, ...]
-_CHUNK = {"cpu": 128}  # images worked on at a time: they stay in a core's cache (measured: benchmarks/views.py)
-_CHUNK_ELSEWHERE = 1024
+# Images that a CPU works on at a time: 128 of 32×32 pixels stay in a core's cache: experiments/benchmarks/views.py.
+CHUNK = 128
 _BILINEAR = (InterpolationMode.BILINEAR, InterpolationMode.BILINEAR.value)  # torchvision takes both
 
 
@@ -56,7 +56,7 @@ class BatchedView:
             images: uint8 ``(B, H, W, C)``.
             chain: what :meth:`draw` gave for them.
             strength: 0 … 1.
-            chunk: images worked on at a time.
+            chunk: images worked on at a time; by default few on a CPU, all elsewhere.
 
         Returns:
             Normalised float32 ``(B, C, size, size)`` in channels-last memory.
@@ -73,7 +73,7 @@ class BatchedView:
         result = torch.empty(batch, height, width, channels, device=images.device)
         # One figure per pixel and channel of a row, as in augment.normalise.
         scale, shift = (t.expand(channels).repeat(width).to(images.device) for t in (self._scale, self._shift))
-        for chosen in order.split(chunk or _CHUNK.get(images.device.type, _CHUNK_ELSEWHERE)):
+        for chosen in order.split(chunk or (CHUNK if images.device.type == "cpu" else batch)):
             view = self._changed(images, chosen, chain, strength).permute(0, 2, 3, 1).contiguous()
             rows = view.flatten(2)
             torch.addcmul(shift, rows, scale, out=rows)

@@ -20,7 +20,8 @@ class Views:
         transform: image side in pixels → lightly's transform that makes two views of a PIL image, not
             normalised: :class:`SimCLRViews`, :class:`BarlowTwinsViews`, :class:`VICRegViews` or another.
         batched: carry the transform out on whole batches on the device, for images held in memory; otherwise
-            it runs on one image after the other while they are loaded, as lightly does it.
+            it runs on one image after the other while they are loaded, as lightly does it. Images that
+            are read from disk need that: they are cropped from their full size.
         levels: strengths at which each pair is rendered, rising to 1. Weaker views of an image
             are nested: their crop contains the stronger one, their colours change the same way but less.
 

@@ -131,7 +131,7 @@ def test_one_block_is_an_ordinary_training_loop_bit_for_bit(tmp_path):
 
     optimizer = make_sgd(network.parameters())
     schedule = CosineAnnealingLR(optimizer, T_max=2)
-    for step, (images, labels) in enumerate(recorder.batches):
+    for step, (images, labels, _) in enumerate(recorder.batches):
         optimizer.zero_grad()
         F.cross_entropy(network(images), labels).backward()
         optimizer.step()
@@ -158,7 +158,7 @@ def test_blocks_equal_late_backward_with_separate_optimizers(tmp_path):
     train(model, tmp_path, callbacks=[recorder])
 
     optimizers = [make_sgd(reference.block_parameters(k)) for k in range(3)]
-    for images, labels in recorder.batches:
+    for images, labels, _ in recorder.batches:
         x, losses = images, []
         for block, head in zip(reference.blocks, reference.heads, strict=True):
             features = block(x)
@@ -314,7 +314,7 @@ def test_three_predictions_are_evaluated(tmp_path):
     model.eval()
     with torch.no_grad():
         for raw in data.val_dataloader():
-            images, targets = data.on_after_batch_transfer(raw, 0)
+            images, targets, _ = data.on_after_batch_transfer(raw, 0)
             probabilities.append(torch.stack([z.softmax(1) for z in model.block_logits(images).values()]))
             labels.append(targets)
     p, y = torch.cat(probabilities, dim=1), torch.cat(labels)
