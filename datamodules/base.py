@@ -1,6 +1,6 @@
 """The face that every data set shows: loaders, held-out validation, augmentation on the device."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import ClassVar, Protocol, Self
 
@@ -14,6 +14,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, Sequent
 
 from datamodules.augment import Augment, augment_batch, cutout, normalise
 from datamodules.batch import Batch
+from datamodules.epoch_batches import EpochBatches, SeededBatches, count_batches, mix
 from datamodules.files import DataError
 from datamodules.paired_images import BatchedPairs, PairedImages, normalised
 from datamodules.views import Views
@@ -81,68 +82,6 @@ class MemoryImages(Dataset):
     def collate(batch: Batch) -> Batch:
         """A batch comes out of :meth:`__getitems__` complete."""
         return batch
-
-
-class EpochBatches(Sampler[Tensor]):
-    """Batches of indices in an order that is a function of (seed, epoch) and nothing else.
-
-    Resuming therefore meets the same batches in the same order, also in the middle of an epoch. The
-    generator, shared with the loader, is reseeded at each epoch, so that the workers' seeds are a
-    function of (seed, epoch) too.
-
-    Args:
-        length: number of samples.
-        batch_size: samples per batch.
-        seed: seed of the run.
-        position: tells the number of the epoch that begins, and which of its batches it still has.
-        generator: random generator that the loader uses as well.
-        drop_last: leave a last, smaller batch out; by default it is kept.
-    """
-
-    def __init__(
-        self,
-        length: int,
-        batch_size: int,
-        seed: int,
-        position: Callable[[], tuple[int, slice]],
-        generator: torch.Generator,
-        drop_last: bool = False,
-    ) -> None:
-        self._length, self._batch_size, self._seed = length, batch_size, seed
-        self._position, self._generator = position, generator
-        self._count = count_batches(length, batch_size, drop_last)
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __iter__(self) -> Iterator[Tensor]:
-        epoch, left = self._position()
-        self._generator.manual_seed(_mix(self._seed, epoch))
-        batches = torch.randperm(self._length, generator=self._generator).split(self._batch_size)
-        return iter(batches[: self._count][left])
-
-
-class SeededBatches(EpochBatches):
-    """The same batches, each with a seed of its own: a function of (seed, epoch, place in the epoch).
-
-    For data sets that draw random numbers while they load: what they draw then depends neither on
-    the worker nor on where a run was resumed.
-    """
-
-    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
-        epoch, left = self._position()
-        first = epoch * len(self) + (left.start or 0)
-        return ((indices, _mix(self._seed, first + i)) for i, indices in enumerate(super().__iter__()))
-
-
-def count_batches(length: int, batch_size: int, drop_last: bool) -> int:
-    """Batches per epoch, with or without a last one that is not full."""
-    return length // batch_size if drop_last else -(-length // batch_size)
-
-
-def _mix(seed: int, count: int) -> int:
-    """One seed out of (seed of the run, counter)."""
-    return (seed * 1_000_003 + count) % 2**63
 
 
 class ImageDataModule(L.LightningDataModule):
@@ -327,7 +266,7 @@ class ImageDataModule(L.LightningDataModule):
         """
         if not self.trainer.training:
             return Batch(normalise(batch.images, self.mean, self.std), batch.labels)
-        torch.manual_seed(_mix(self.seed, self.trainer.global_step))
+        torch.manual_seed(mix(self.seed, self.trainer.global_step))
         return self.training_batch(batch)
 
     def training_batch(self, batch: Batch) -> Batch:

@@ -5,7 +5,8 @@ import torch
 
 from datamodules import Augment, Batch, DataError, ImageDataModule
 from datamodules.augment import augment_batch, cutout, normalise
-from datamodules.base import EpochBatches, MemoryImages
+from datamodules.base import MemoryImages
+from datamodules.epoch_batches import EpochBatches
 
 TRAIN, TEST, CLASSES = 103, 30, 4
 

@@ -9,7 +9,7 @@ import torch
 from lightly.transforms import BYOLTransform, SimCLRTransform, VICRegTransform
 from lightly.transforms.gaussian_blur import GaussianBlur
 from PIL import Image, ImageFilter, ImageOps
-from scipy.stats import kstest
+from scipy.stats import ks_2samp, kstest
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as tv
 
@@ -283,6 +283,32 @@ def test_every_image_draws_its_own(name):
         shown = view.render(images, view.draw(images)).flatten(1)
         apart = (shown.unsqueeze(0) - shown.unsqueeze(1)).abs().amax(2)
         assert (apart < 1e-3).sum() == 64  # each equals itself only
+
+
+def figures_of(views):
+    """Brightness, contrast, colourfulness and sharpness of each view ``(B, 3, H, W)`` in 0 … 1."""
+    return {
+        "brightness": views.mean((1, 2, 3)),
+        "contrast": views.std((1, 2, 3)),
+        "colour": (views.amax(1) - views.amin(1)).mean((1, 2)),
+        "warmth": (views[:, 0] - views[:, 2]).mean((1, 2)),
+        "sharpness": views.diff(dim=3).abs().mean((1, 2, 3)),
+        "slope": (views[..., 8:] - views[..., :8]).mean((1, 2, 3)),
+    }
+
+
+@pytest.mark.parametrize(
+    ("recipe", "side"), [(SimCLRViews, 0), (BarlowTwinsViews, 0), (BarlowTwinsViews, 1), (VICRegViews, 1)]
+)
+def test_views_of_an_image_are_distributed_as_lightlys(recipe, side):
+    image, transform = smooth(1, 16), recipe(16).transforms[side]
+    torch.manual_seed(5)
+    np.random.seed(5)
+    theirs = figures_of(torch.stack([transform(picture(image[0])) for _ in range(600)]))
+    view, images = BatchedView(transform), image.expand(6000, -1, -1, -1)
+    ours = figures_of(view.render(images, view.draw(images)))
+    for name, values in ours.items():
+        assert ks_2samp(values.numpy(), theirs[name].numpy()).pvalue > 1e-3, name
 
 
 # Nested strengths
