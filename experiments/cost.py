@@ -177,8 +177,9 @@ def show_cost(model: LocalLearning, batch_size: int, convention: Convention, jso
     nodes = f"{model.num_blocks} block{'s' if model.num_blocks > 1 else ''}"
     if model.num_groups > 1:
         nodes += f" × {model.num_groups} groups, figures of one group"
+    views = "" if model.views_per_image == 1 else f" in {model.views_per_image} views"
     table = Table(
-        title=f"{model.network_title}, {nodes}\nMACs of one image, MiB of a batch of {batch_size}",
+        title=f"{model.network_title}, {nodes}\nMACs of one image{views}, MiB of a batch of {batch_size}",
         title_justify="left",
         box=box.SIMPLE_HEAD,
     )

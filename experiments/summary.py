@@ -100,15 +100,22 @@ def show_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     """Print each block's accuracy, the model's, and where to look further."""
     metrics = summary["metrics"]
     table = Table(title=f"{summary['method']}, {summary['network']}, {summary['dataset']}", title_justify="left")
-    for heading in ("top-1 %", "validation", "test"):
-        table.add_column(heading, justify="left" if heading == "top-1 %" else "right")
-    rows = [(f"block {k}", f"block{k}/top1") for k in range(1, summary["num_blocks"] + 1)]
-    rows += [(f"block {k}, group 1", f"block{k}/group1/top1") for k in (summary["num_blocks"],)]
+    blocks = range(1, summary["num_blocks"] + 1)
     last = "final head" if "test/final/top1" in metrics else "last block"
-    for title, key in [*rows, ("ensemble", "ensemble/top1"), (f"model ({last})", "top1")]:
-        if f"test/{key}" not in metrics:
-            continue
-        table.add_row(title, *(f"{100 * metrics[f'{split}/{key}']:.2f}" for split in ("val", "test")))
+    rows = {f"block {k}": f"block{k}/top1" for k in blocks}
+    rows |= {f"block {blocks[-1]}, group 1": f"block{blocks[-1]}/group1/top1"}
+    rows |= {"ensemble": "ensemble/top1", f"model ({last})": "top1"}
+    columns = {"validation": "val/", "test": "test/"}
+    if "test/top1" not in metrics:  # trained without labels
+        rows, columns = (
+            {f"block {k}": f"block{k}/gap/top1" for k in blocks},
+            {"online probe, validation": "probe_online/"},
+        )
+    for heading in ("top-1 %", *columns):
+        table.add_column(heading, justify="left" if heading == "top-1 %" else "right")
+    for title, key in rows.items():
+        if all(split + key in metrics for split in columns.values()):
+            table.add_row(title, *(f"{100 * metrics[split + key]:.2f}" for split in columns.values()))
     Console().print(table)
     speed, memory = summary["images_per_second"], summary["peak_activation_bytes"]
     figures = [
@@ -119,3 +126,5 @@ def show_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     figures += [f"{speed:,.0f} images/s in training alone"] if speed else []
     figures += [f"{memory / 2**20:.1f} MiB of activations at most"] if memory else []
     print(f"{', '.join(figures)}\nRun folder: {folder}\nTo watch:   tensorboard --logdir {folder}")
+    if "test/top1" not in metrics:
+        print(f"To judge:   python -m experiments probe --checkpoint {folder}")

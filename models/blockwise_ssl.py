@@ -275,9 +275,9 @@ class BlockwiseSSL(LocalLearning):
         return whole
 
     @property
-    def monitor(self) -> str:
-        """The online probe of the last block."""
-        return f"probe_online/{self.block_names[-1]}/gap/top1"
+    def monitor(self) -> str | None:
+        """The online probe of the last block; nothing in sequential training, where that comes into being at last."""
+        return None if self.epochs_per_block else f"probe_online/{self.block_names[-1]}/gap/top1"
 
     @property
     def views_per_image(self) -> int:

@@ -8,6 +8,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid
 
+from datamodules import ImageDataModule
 from experiments.cost import markdown_table
 
 _SPLITS = {"val": ("top1",), "train": ("top1", "loss", "grad_norm", "lr")}
@@ -36,16 +37,23 @@ class TensorBoardPage(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """The first training batch as the network sees it, colours as in the file."""
+        """The first training batch as the network sees it, colours as in the file; both views of each image in turn."""
         if trainer.global_step == 0 and (page := _writer(trainer)):
             data = trainer.datamodule
-            mean, std = (torch.tensor(v, device=batch.images.device).view(-1, 1, 1) for v in (data.mean, data.std))
-            images = (batch.images[:64].float() * std + mean).clamp(0, 1)
-            scale = max(1, 64 // images.shape[-1])  # TensorBoard shows pixels as they are: enlarge small images
-            images = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-            page.add_image(
-                "train/augmented_batch", make_grid(images, nrow=8, padding=4, pad_value=0.5), trainer.global_step
-            )
+            for strength, *pair in batch.views:
+                name = "train/views" if strength == 1 else f"train/views_of_strength_{strength:g}"
+                page.add_image(name, _grid(torch.stack(pair, dim=1).flatten(0, 1)[:64], data), trainer.global_step)
+            if not batch.views:
+                page.add_image("train/augmented_batch", _grid(batch.images[:64], data), trainer.global_step)
+
+
+def _grid(images: torch.Tensor, data: ImageDataModule) -> torch.Tensor:
+    """Normalised images ``(B, C, H, W)`` as one picture, eight a row."""
+    mean, std = (torch.tensor(v, device=images.device).view(-1, 1, 1) for v in (data.mean, data.std))
+    images = (images.float() * std + mean).clamp(0, 1)
+    scale = max(1, 64 // images.shape[-1])  # TensorBoard shows pixels as they are: enlarge small images
+    images = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    return make_grid(images, nrow=8, padding=4, pad_value=0.5)
 
 
 def _writer(trainer: L.Trainer) -> SummaryWriter | None:
