@@ -66,6 +66,8 @@ class Splits:
             DataError: a file is missing or damaged.
         """
         data.trainer, data.validate_on_test = trainer, False
+        if hasattr(data, "views"):  # several views of an image are for training without labels
+            data.views = None
         data.prepare_data()
         data.setup("fit")
         data.setup("test")
@@ -93,7 +95,7 @@ def _in_order(loader: DataLoader, batch_size: int) -> DataLoader:
 
 @torch.no_grad()
 def extract(model: LocalLearning, splits: Splits, loaders: Sequence[DataLoader], blocks: Sequence[int]) -> Features:
-    """Features of some blocks in evaluation mode; blocks behind the last of them are not computed.
+    """Features of some blocks in evaluation mode and float32; blocks behind the last of them are not computed.
 
     They stay in memory: 4 bytes × images × Σ d, for ImageNet and all four blocks of a ResNet-50
     (d = 256 + 512 + 1024 + 2048) 20 GB.

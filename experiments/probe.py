@@ -143,8 +143,6 @@ def supervised_top1(model: LocalLearning, data: ImageDataModule, trainer: L.Trai
         epochs: of training.
         seed: of the first weights.
     """
-    if hasattr(data, "views"):
-        data.views = None
     torch.manual_seed(seed)
     sgd = partial(SGD, lr=0.1 * data.batch_size / 128, momentum=0.9, nesterov=True, weight_decay=5e-4)
     cosine = partial(CosineAnnealingLR, T_max=epochs)

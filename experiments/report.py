@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.report_pictures import draw, draw_cost
-from experiments.report_rows import COSTS, FIGURES, columns, find_summaries, group
+from experiments.report_rows import COSTS, columns, figure_columns, find_summaries, group
 
 
 def report(paths: Sequence[Path], output: Path) -> None:
@@ -26,8 +26,10 @@ def report(paths: Sequence[Path], output: Path) -> None:
     shared, cells = columns(rows)
     note = "Test split; speed as it was on the machine at that time."
     if any(row.base for row in rows):
-        note += " (×…) is the ratio to Backprop of the same network, data, epochs and batch size."
-    _print(cells, shared, note)
+        note += " (×…) is the ratio to Backprop of the same network, data, epochs and batch size"
+        labelled = all(row.values("test/top1") for row in rows if row.base)
+        note += "." if labelled else "; of a method without labels, to its own run with one block."
+    _print(cells, list(figure_columns(rows)), shared, note)
     output.mkdir(parents=True, exist_ok=True)
     lines = list(zip(*cells.values(), strict=True))
     markdown = [list(cells), ["---"] * len(cells), *lines]
@@ -42,11 +44,11 @@ def report(paths: Sequence[Path], output: Path) -> None:
     print(f"To watch:   tensorboard --logdir {output}")
 
 
-def _print(cells: Mapping[str, Sequence[str]], title: str, note: str) -> None:
+def _print(cells: Mapping[str, Sequence[str]], figures: Sequence[str], title: str, note: str) -> None:
     """The accuracies, then what they cost: side by side they would not fit a terminal."""
-    who = [heading for heading in cells if heading not in FIGURES]
+    who = [heading for heading in cells if heading not in figures]
     costs = [heading for heading in COSTS if heading in cells]
-    accuracies = [heading for heading in FIGURES if heading in cells and heading not in COSTS]
+    accuracies = [heading for heading in figures if heading in cells and heading not in COSTS]
     for headings, above, below in ((accuracies, title, None), (costs, None, note)):
         table = Table(title=above, title_justify="left", caption=below, caption_justify="left", box=box.SIMPLE_HEAD)
         for heading in [*who, *headings]:

@@ -1,9 +1,11 @@
 """What ``report`` compares: finished runs, read, grouped into rows, and written out as cells."""
 
 import json
+import re
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -12,6 +14,8 @@ import yaml
 from experiments.errors import RunError
 from experiments.run_folder import CONFIG, SUMMARY
 
+_PROBE = re.compile(r"(probe_lin\d+|knn_k\d+_t[^/]+)/block\d+/gap/top1")
+
 
 @dataclass(frozen=True)
 class Row:
@@ -19,8 +23,8 @@ class Row:
 
     Attributes:
         summaries: their ``summary.json`` files.
-        base: the row of Backprop (or of one block without groups) with the same network, data and batch size, if
-            there is one.
+        base: the row of Backprop (or of one block without groups; of a method that predicts no class, its own of
+            one block) with the same network, data and batch size, if there is one.
         variant: settings in which it differs from other rows of the same method and problem.
     """
 
@@ -59,7 +63,7 @@ class Row:
         return statistics.stdev(values) if len(values) > 1 else 0.0
 
     def ratio(self, key: str) -> float | None:
-        """Mean over Backprop's mean."""
+        """Mean over the base's mean."""
         own, base = self.mean(key), self.base.mean(key) if self.base else None
         return own / base if own is not None and base else None
 
@@ -67,6 +71,20 @@ class Row:
         """Mean test top-1 of each block, in %."""
         names = (f"test/block{k}/top1" for k in range(1, self.first["num_blocks"] + 1))
         return [100 * value for value in map(self.mean, names) if value is not None]
+
+    def probes(self) -> set[str]:
+        """Protocols by which the blocks' features were probed: ``probe_lin100``, ``knn_k200_t0.1``."""
+        return {found[1] for summary in self.summaries for name in summary["metrics"] if (found := _PROBE.match(name))}
+
+    def probed(self, protocol: str) -> dict[int, float]:
+        """Mean test top-1, in %, of each block that was probed so."""
+        figures = {k: self.mean(f"{protocol}/block{k}/gap/top1") for k in range(1, self.first["num_blocks"] + 1)}
+        return {k: 100 * value for k, value in figures.items() if value is not None}
+
+    def linear_probe(self) -> dict[int, float]:
+        """:meth:`probed` of the longest linear probe; empty if there is none."""
+        linear = [name for name in self.probes() if name.startswith("probe_lin")]
+        return self.probed(max(linear, key=lambda name: int(name.removeprefix("probe_lin")))) if linear else {}
 
 
 def find_summaries(paths: Sequence[Path]) -> list[dict[str, Any]]:
@@ -129,14 +147,20 @@ def group(summaries: Sequence[dict[str, Any]]) -> list[Row]:
     settings: dict[_Setting, list[dict[str, Any]]] = {}
     for summary in summaries:
         settings.setdefault(_Setting.of(summary), []).append(summary)
-    # One block without groups is backpropagation whatever the method is called; Backprop itself is preferred.
-    whole = [(key, runs) for key, runs in settings.items() if key.nodes == (1, 1)]
-    bases = {key.problem: Row(runs) for key, runs in sorted(whole, key=lambda pair: pair[0].method == "Backprop")}
     rows = []
     for key, runs in settings.items():
         alike = [dict(one.options) for one in settings if (one.problem, one.method) == (key.problem, key.method)]
-        rows.append(Row(runs, bases.get(key.problem), _variant(dict(key.options), alike)))
+        rows.append(Row(runs, _base(key, settings), _variant(dict(key.options), alike)))
     return sorted(rows, key=lambda r: (r.first["network"], r.first["dataset"], r.method, *reversed(r.nodes)))
+
+
+def _base(key: _Setting, settings: Mapping[_Setting, Sequence[dict[str, Any]]]) -> Row | None:
+    """What a row is compared with; one block without groups is backpropagation whatever the method is called."""
+    whole = [other for other in settings if (other.problem, other.nodes) == (key.problem, (1, 1))]
+    if not any("test/top1" in summary["metrics"] for summary in settings[key]):
+        whole = [other for other in whole if other.method == key.method]  # learns no labels: another task
+    base = max(whole, key=lambda other: other.method == "Backprop", default=None)
+    return Row(settings[base]) if base else None
 
 
 def _variant(settings: Mapping[str, str], alike: Sequence[Mapping[str, str]]) -> str:
@@ -184,13 +208,31 @@ COSTS = ("slowest node, M MACs", "images/s", "peak MiB")
 """The columns of figures that are costs, not accuracies."""
 
 
+def figure_columns(rows: Sequence[Row]) -> dict[str, Callable[[Row], str]]:
+    """Columns of figures: those of every report, and one for each way in which features were probed."""
+    protocols = sorted({name for row in rows for name in row.probes()}, key=lambda name: (name[0] == "k", name))
+    return {_probe_heading(protocol): partial(_probe_cell, protocol) for protocol in protocols} | FIGURES
+
+
+def _probe_heading(protocol: str) -> str:
+    if protocol.startswith("probe_lin"):
+        return f"linear probe ({protocol.removeprefix('probe_lin')} epochs), each block, %"
+    return f"kNN ({protocol.removeprefix('knn_').replace('_', ', ')}), each block, %"
+
+
+def _probe_cell(protocol: str, row: Row) -> str:
+    probed = row.probed(protocol)
+    blocks = range(1, row.nodes[0] + 1)
+    return " ".join(f"{probed[k]:.1f}" if k in probed else "–" for k in blocks) if probed else "–"
+
+
 def columns(rows: Sequence[Row]) -> tuple[str, dict[str, list[str]]]:
-    """What the rows share, as one line, and the table as heading → cells; (×…) is the ratio to Backprop."""
+    """What the rows share, as one line, and the table as heading → cells; (×…) is the ratio to the base."""
     settings = {heading: [text(row) for row in rows] for heading, text in _SETTINGS.items()}
     shared = {heading: cells[0] for heading, cells in settings.items() if len(set(cells)) == 1}
     table = {"method": [row.method for row in rows], "K": [str(row.nodes[0]) for row in rows]}
     table |= {"G": [str(row.nodes[1]) for row in rows]} if any(row.nodes[1] > 1 for row in rows) else {}
     table |= {heading: cells for heading, cells in settings.items() if heading not in shared}
-    figures = {heading: [text(row) for row in rows] for heading, text in FIGURES.items()}
+    figures = {heading: [text(row) for row in rows] for heading, text in figure_columns(rows).items()}
     table |= {heading: cells for heading, cells in figures.items() if any(cell != "–" for cell in cells)}
     return ", ".join(f"{heading} {value}" for heading, value in shared.items()), table

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 import yaml
 from fake_data import write_data_set
-from helpers import CONFIGS
+from helpers import CONFIGS, fit, summary
 
 from experiments.cli import main
 from experiments.suite import read_suite
 
-EXPERIMENTS = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "suites")
+EXPERIMENTS = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name not in ("suites", "probe"))
+PROBES = sorted((CONFIGS / "probe").glob("*.yaml"))
 SUITES = sorted((CONFIGS / "suites").glob("*.yaml"))
 
 
@@ -47,8 +48,30 @@ def test_config_states_command_source_time_and_figure(config):
     assert re.search(r"not run|reached: .*\d", head)
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return fit(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.mark.parametrize("config", PROBES, ids=name_of)
+def test_probe_config_runs(config, finished):
+    main(["probe", "--config", str(config), f"--checkpoint={finished}", "--epochs=1", "--blocks=[4]"])
+    metrics = summary(finished)["metrics"]
+    assert {"probe_lin1/block4/gap/top1", "knn_k200_t0.1/block4/gap/top1"} <= set(metrics)
+
+
+@pytest.mark.parametrize("config", PROBES, ids=name_of)
+def test_probe_config_states_command_source_time_and_figure(config):
+    head = config.read_text().partition("epochs:")[0]
+    assert all(line.startswith("#") for line in head.splitlines())
+    assert f"python -m experiments probe --config experiments/configs/{name_of(config)}.yaml --checkpoint" in head
+    assert "Reproduces:" in head
+    assert re.search(r"not run|reached: .*\d", head)
+
+
 @pytest.mark.parametrize("suite", SUITES, ids=name_of)
 def test_suite_names_configs_that_exist(suite):
     runs = read_suite(suite)
     assert runs
     assert all(run.config.is_file() for run in runs)
+    assert all(run.probe.is_file() for run in runs if run.probe)

@@ -9,6 +9,7 @@ from helpers import CONFIGS, DIGITS, SMALL, fit
 
 from experiments.cli import main
 from experiments.errors import RunError
+from experiments.report_pictures import _depth_line
 from experiments.report_rows import find_summaries, group
 from experiments.suite import read_suite, suite
 
@@ -119,6 +120,45 @@ def test_one_block_of_groups_is_no_base(runs):
     (runs / "backprop" / "summary.json").unlink()
     finished(runs, "thin", method="NeuronGroups", num_groups=4)
     assert all(row.base is None for row in group(find_summaries([runs])))
+
+
+def probed(folder, name, num_blocks, seed=0, linear=0.5, **changes):
+    """A run of a method that predicts no class, probed."""
+    blocks = range(1, num_blocks + 1)
+    metrics = {f"probe_lin100/block{k}/gap/top1": linear + k / 10 for k in blocks}
+    metrics |= {f"probe_lin10/block{k}/gap/top1": 0.1 for k in blocks} | {"probe_lin100/block1/gap/lr": 0.3}
+    metrics |= {f"knn_k200_t0.1/block{k}/gap/top1": 0.4 for k in blocks if k > 1}
+    finished(folder, name, method="SimCLR", num_blocks=num_blocks, seed=seed, metrics=metrics, **changes)
+
+
+def test_report_shows_probes_of_each_block(runs):
+    probed(runs, "simclr 1", 2, seed=0, linear=0.5)
+    probed(runs, "simclr 2", 2, seed=1, linear=0.6)
+    main(["report", str(runs)])
+    with (runs / "report.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert table[2]["linear probe (100 epochs), each block, %"] == "65.0 75.0"
+    assert table[2]["kNN (k200, t0.1), each block, %"] == "– 40.0"
+    assert table[0]["linear probe (100 epochs), each block, %"] == "–"
+    row = group(find_summaries([runs]))[2]
+    assert _depth_line(row) == ([0.5, 1.0], pytest.approx([65.0, 75.0]), "o--")
+
+
+def test_a_method_without_labels_is_compared_with_its_own_single_block(runs, capsys):
+    probed(runs, "simclr", 2, images_per_second=300.0)
+    assert group(find_summaries([runs]))[2].base is None
+    probed(runs, "simclr whole", 1, images_per_second=600.0)
+    rows = {(row.method, row.nodes[0]): row for row in group(find_summaries([runs]))}
+    assert rows["SimCLR", 2].ratio("images_per_second") == pytest.approx(0.5)
+    assert rows["DecoupledGreedy", 2].base.method == "Backprop"
+    main(["report", str(runs)])
+    assert "of a method without labels, to its own run with one block" in (runs / "report.md").read_text()
+
+
+def test_a_report_of_methods_without_labels_alone_is_drawn(tmp_path):
+    probed(tmp_path, "simclr", 2)
+    main(["report", str(tmp_path)])
+    assert (tmp_path / "cost.png").is_file()
 
 
 def test_runs_of_other_epochs_are_rows_of_their_own(runs):
