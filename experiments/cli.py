@@ -53,6 +53,7 @@ from models import (
     NonFiniteLossError,
     UnsupportedError,
 )
+from models.classification import LocalClassification
 from models.local_learning import require_one_process
 from models.networks import CutError, NetworkError
 from models.networks.profile import Convention
@@ -236,9 +237,9 @@ class LocalLearningCLI(LightningCLI):
         if self.subcommand == "fit":
             self.meter = Meter()
             callbacks += [CutTable(), self.meter]
-            monitor = self._get(self.config_init, "model").monitor or ""
+            model = self._get(self.config_init, "model")
             given = options.callbacks if isinstance(options.callbacks, list) else [options.callbacks]
-            if monitor.startswith("probe_online") and not any(isinstance(one, OnlineProbe) for one in given):
+            if not isinstance(model, LocalClassification) and not any(isinstance(one, OnlineProbe) for one in given):
                 callbacks.append(OnlineProbe())
             if not options.fast_dev_run:
                 step = self.checkpoint.get("global_step", 0)
@@ -246,8 +247,8 @@ class LocalLearningCLI(LightningCLI):
                 callbacks.append(TensorBoardPage())
                 if options.enable_checkpointing is not False:
                     callbacks.append(LastCheckpoint(self.folder))
-                    if monitor:
-                        callbacks.append(BestCheckpoint(self.folder, monitor))
+                    if model.monitor:
+                        callbacks.append(BestCheckpoint(self.folder, model.monitor))
         elif self.subcommand == "predict":
             callbacks.append(PredictionsFile(self.folder / run_folder.PREDICTIONS))
         self.trainer_defaults["callbacks"] = callbacks
