@@ -115,7 +115,8 @@ def draw_cost(rows: Sequence[Row], title: str, path: Path) -> None:
     axes.set(xlabel="forward pass of the slowest node, M MACs per image", ylabel="test top-1, %")
     meaning = "area: cost of inference; full: the model's prediction, empty: the ensemble's; bars: ± sd over seeds"
     axes.set_title(f"{title}\n{meaning}", fontsize=9)
-    figure.legend(frameon=False, fontsize=8, loc="outside right center")
+    if series:
+        figure.legend(frameon=False, fontsize=8, loc="outside right center")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
     plt.close(figure)
