@@ -16,6 +16,7 @@ from lightly.models.modules.heads import ProjectionHead
 from torch import Tensor, nn
 
 from models.networks.chain import NetworkError
+from models.networks.heads import Head
 from models.networks.pooling import GlobalAveragePool
 
 
@@ -257,7 +258,7 @@ class EmbeddingHead(nn.Sequential):
         super().__init__(OrderedDict(pooling=head, projector=projector(head.out_features)))
 
 
-class ExpandedClassifier(nn.Sequential):
+class ExpandedClassifier(Head):
     """Head of the supervised counterpart: CbE + GSP, then one linear layer to the logits ``(B, num_classes)``.
 
     Args:

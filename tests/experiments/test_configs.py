@@ -35,6 +35,8 @@ def test_config_runs(config, tmp_path, monkeypatch):
         options += ["--data.image_size=64", "--data.validation=0.2"]
     if data == "Imagenet32":
         options += ["--data.validation=0.1"]
+    if config.stem == "imagenet_resnet50" and config.parent.name == "blockwise_ssl":
+        options += ["--model.projector.init_args.widths=[16,16,16]"]  # 600 M parameters otherwise
     main(["fit", "--config", str(config), f"--runs={tmp_path / 'runs'}", *options])
     assert not (tmp_path / "runs").exists()
 
@@ -75,3 +77,12 @@ def test_suite_names_configs_that_exist(suite):
     assert runs
     assert all(run.config.is_file() for run in runs)
     assert all(run.probe.is_file() for run in runs if run.probe)
+
+
+@pytest.mark.parametrize("suite", SUITES, ids=name_of)
+def test_suite_gives_options_that_exist(suite, capsys):
+    kinds = {(run.config, tuple(option.partition("=")[0] for option in run.options)): run for run in read_suite(suite)}
+    for run in kinds.values():
+        with pytest.raises(SystemExit) as stop:
+            main(["fit", "--config", str(run.config), *run.options, "--print_config"])
+        assert not stop.value.code, capsys.readouterr().err
