@@ -21,6 +21,7 @@ from experiments.features import Features, Splits, extract
 from experiments.knn import knn_top1
 from experiments.linear_probe import LinearProbe
 from experiments.probe_results import Figures, record, show
+from losses import effective_rank
 from models import Backprop, LocalLearning
 
 
@@ -91,6 +92,8 @@ def probe_network(
         known = extract(model, splits, [splits.train, splits.val], blocks).near(model.device)
         test = extract(model, splits, [splits.test], blocks).near(model.device)
     figures.images += len(known) + len(test)
+    with figures.timed("ranks"):
+        figures.metrics |= {f"{prefix}effective_rank/{kind}": effective_rank(z) for kind, z in test.kinds.items()}
     with figures.timed("kNN"):
         for kind in test.kinds:
             name = f"{prefix}{protocol.knn}/{kind}/top1"
@@ -203,5 +206,5 @@ def probe_run(
         with figures.timed("supervised training"):
             top1 = supervised_top1(model, data, trainer, supervised_epochs, protocol.seed)
         figures.metrics["supervised/test/top1"] = top1
-    show(figures, f"{path}, step {saved['global_step']}: {data.title}, test top-1 %")
+    show(figures, f"{path}, step {saved['global_step']}: {data.title}, test top-1 %, effective rank")
     record(figures, path, saved, data.title)

@@ -40,24 +40,24 @@ class Figures:
         self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
 
 
-_TOP1 = re.compile(r"(?P<control>random/)?(?P<protocol>probe_lin\d+|knn_[^/]+)/block(?P<block>\d+)/(?P<kind>\w+)/top1")
+_NAME = re.compile(r"(?P<control>random/)?(?P<protocol>[^/]+)/block(?P<block>\d+)/(?P<kind>\w+)(/top1)?")
+_JUDGES = {"probe_lin": "linear", "knn": "kNN", "effective_rank": "rank"}
+"""Beginning of a protocol's name → its column; in the table's order."""
 
 
 def table_of(figures: Figures) -> tuple[list[str], list[list[str]]]:
-    """Headings, and one row of cells per block: accuracies on the test split in %."""
-    cells: dict[int, dict[str, str]] = {}
+    """Headings, and one row per block and kind of features: accuracies on the test split in %, and effective rank."""
+    cells: dict[tuple[int, bool, str], dict[str, str]] = {}
     for name, value in figures.metrics.items():
-        if found := _TOP1.fullmatch(name):
-            judge = "kNN" if found["protocol"].startswith("knn") else "linear"
-            heading = f"{'random ' if found['control'] else ''}{found['kind']}, {judge}"
-            cells.setdefault(int(found["block"]), {})[heading] = f"{100 * value:.2f}"
-    headings = sorted({h for row in cells.values() for h in row}, key=_heading_order)
-    return ["block", *headings], [[str(k), *(cells[k].get(h, "–") for h in headings)] for k in sorted(cells)]
-
-
-def _heading_order(heading: str) -> tuple[bool, str, bool]:
-    kind, judge = heading.split(", ")
-    return kind.startswith("random"), {"gap": ""}.get(kind, kind), judge == "kNN"
+        if found := _NAME.fullmatch(name):
+            judge = next(title for start, title in _JUDGES.items() if found["protocol"].startswith(start))
+            text = f"{value:.1f}" if judge == "rank" else f"{100 * value:.2f}"
+            row = (int(found["block"]), found["kind"] != "gap", found["kind"])
+            cells.setdefault(row, {})[("random " if found["control"] else "") + judge] = text
+    known = {heading for row in cells.values() for heading in row}
+    columns = [c + judge for c in ("", "random ") for judge in _JUDGES.values() if c + judge in known]
+    rows = [[str(row[0]), row[2], *(cells[row].get(column, "–") for column in columns)] for row in sorted(cells)]
+    return ["block", "features", *columns], rows
 
 
 def markdown(figures: Figures) -> str:

@@ -45,15 +45,20 @@ def report(paths: Sequence[Path], output: Path) -> None:
 
 
 def _print(cells: Mapping[str, Sequence[str]], figures: Sequence[str], title: str, note: str) -> None:
-    """The accuracies, then what they cost: side by side they would not fit a terminal."""
+    """Predictions, probes, costs in a table each: side by side they would not fit a terminal."""
     who = [heading for heading in cells if heading not in figures]
-    costs = [heading for heading in COSTS if heading in cells]
-    accuracies = [heading for heading in figures if heading in cells and heading not in COSTS]
-    for headings, above, below in ((accuracies, title, None), (costs, None, note)):
-        table = Table(title=above, title_justify="left", caption=below, caption_justify="left", box=box.SIMPLE_HEAD)
+    probes = [heading for heading in figures if heading.startswith(("linear probe", "kNN"))]
+    predictions = [heading for heading in figures if heading not in (*probes, *COSTS)]
+    groups = [[heading for heading in group if heading in cells] for group in (predictions, probes, COSTS)]
+    print(title)
+    for headings in filter(None, groups):
+        table = Table(box=box.SIMPLE_HEAD)
         for heading in [*who, *headings]:
             words = heading in ("method", "network", "data")
-            table.add_column(heading, justify="left" if words else "right", no_wrap=words)
+            width = min(max(map(len, cells[heading])), 30)  # a heading may wrap, accuracies of up to six blocks not
+            table.add_column(heading, justify="left" if words else "right", no_wrap=words, min_width=width)
         for line in zip(*(cells[heading] for heading in [*who, *headings]), strict=True):
-            table.add_row(*line)
+            if any(cell not in ("–", "") for cell in line[len(who) :]):
+                table.add_row(*line)
         Console(width=max(130, Console().width)).print(table)
+    print(note)

@@ -1,4 +1,4 @@
-"""What pairs of embeddings are like: figures that mean the same for every self-supervised loss."""
+"""What embeddings are like: figures that mean the same for every self-supervised loss."""
 
 import torch
 from torch import Tensor
@@ -31,3 +31,16 @@ def correlation_parts(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 def largest_deviation(z: Tensor) -> Tensor:
     """Largest standard deviation over the batch of any dimension of ``(B, D)``; 0 means collapsed embeddings."""
     return z.std(dim=0, correction=0).max()
+
+
+def effective_rank(features: Tensor) -> float:
+    """How many directions the features ``(N, d)`` use: exp of the entropy of their normalised singular values.
+
+    Features are centred first. Between 1 (one direction) and d (all alike); 0 if all rows are the same.
+    Source: O. Roy, M. Vetterli, "The effective rank", EUSIPCO 2007.
+    """
+    values = torch.linalg.svdvals((features - features.mean(dim=0)).double())
+    if values.sum() == 0:
+        return 0.0
+    shares = values / values.sum()
+    return float(torch.special.entr(shares).sum().exp())

@@ -205,7 +205,7 @@ def test_figures_go_to_summary_tensorboard_and_screen(copied, capsys):
     before = summary(copied)
     probe(copied)
     printed = capsys.readouterr().out
-    assert "gap, linear" in printed
+    assert "features   linear" in printed
     assert "images/s through the frozen network" in printed
     after = summary(copied)
     added = {name: value for name, value in after["metrics"].items() if name not in before["metrics"]}
@@ -214,6 +214,7 @@ def test_figures_go_to_summary_tensorboard_and_screen(copied, capsys):
         *(f"probe_lin2/block{k}/gap/top1" for k in blocks),
         *(f"probe_lin2/block{k}/gap/lr" for k in blocks),
         *(f"knn_k5_t0.1/block{k}/gap/top1" for k in blocks),
+        *(f"effective_rank/block{k}/gap" for k in blocks),
     }
     assert all(added[f"probe_lin2/block{k}/gap/lr"] in (0.03, 0.1, 0.3, 1.0) for k in blocks)
     assert {**after, "metrics": before["metrics"]} == before
@@ -222,7 +223,7 @@ def test_figures_go_to_summary_tensorboard_and_screen(copied, capsys):
     for name, value in added.items():
         (event,) = page.Scalars(name)
         assert (event.step, event.value) == (8, pytest.approx(value))
-    assert "gap, kNN" in page.Tensors("probe/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert "| 4 | gap |" in page.Tensors("probe/text_summary")[0].tensor_proto.string_val[0].decode()
 
 
 def test_network_is_bit_identical_after_a_probe(copied, monkeypatch):
@@ -262,7 +263,7 @@ def test_random_and_supervised_controls(copied, capsys):
     assert "random/probe_lin2/block4/gap/top1" in metrics
     assert 0 < metrics["supervised/test/top1"] <= 1
     printed = capsys.readouterr().out
-    assert "random gap, linear" in printed
+    assert "random linear" in printed
     assert "supervised, end to end" in printed
 
 
@@ -301,8 +302,9 @@ def test_all_kinds_of_features_are_probed(copied, monkeypatch, capsys):
     monkeypatch.setattr("models.DecoupledGreedy", TwoKinds)
     probe(copied, "--blocks=[2]")
     assert {"probe_lin2/block2/cbe/top1", "knn_k5_t0.1/block2/cbe/top1"} <= set(summary(copied)["metrics"])
-    heading = next(line for line in capsys.readouterr().out.splitlines() if "gap, linear" in line)
-    assert heading.split() == ["block", "gap,", "linear", "gap,", "kNN", "cbe,", "linear", "cbe,", "kNN"]
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    start = lines.index(["block", "features", "linear", "kNN", "rank"])
+    assert [line[:2] for line in lines[start + 2 : start + 4]] == [["2", "gap"], ["2", "cbe"]]
 
 
 def test_help_needs_no_run(capsys):

@@ -256,11 +256,12 @@ def test_a_suite_probes_what_is_finished_and_not_probed_yet(tmp_path, capfd):
     assert "one: finished before" in capfd.readouterr().out
 
 
-def test_the_demo_compares_backprop_two_cuts_and_neuron_groups():
+def test_the_demo_shows_backprop_two_cuts_neuron_groups_and_a_probed_run_without_labels():
     planned = read_suite(CONFIGS / "suites" / "demo.yaml")
     assert [run.name for run in planned] == [
         "backprop-digits",
         "decoupled_greedy-digits-num_blocks2",
         "decoupled_greedy-digits-num_blocks4",
         "neuron_groups-digits",
+        "blockwise_ssl-digits",
     ]

@@ -9,7 +9,7 @@ import torch.multiprocessing as mp
 from lightly.loss import BarlowTwinsLoss, NTXentLoss, VICRegLoss
 from torch.nn import functional as F
 
-from losses import SubsampledNTXent, correlation_parts, largest_deviation, pretext_top1
+from losses import SubsampledNTXent, correlation_parts, effective_rank, largest_deviation, pretext_top1
 
 
 def pair(images=12, width=6, seed=0, noise=0.5):
@@ -118,6 +118,16 @@ def test_pretext_top1_and_deviation():
     assert pretext_top1(a, a[[1, 0, 2, 3]]) == 0.5
     assert largest_deviation(torch.ones(5, 3)) == 0
     assert largest_deviation(torch.tensor([[0.0, 1.0], [0.0, 3.0]])) == 1
+
+
+def test_effective_rank_counts_directions():
+    corners = torch.cat([torch.eye(4), -torch.eye(4)])
+    assert effective_rank(corners) == pytest.approx(4)
+    assert effective_rank(corners * torch.tensor([1.0, 1.0, 0.0, 0.0]) + 5) == pytest.approx(2)
+    shares = torch.tensor([3.0, 1.0]) / 4
+    expected = math.exp(-(shares * shares.log()).sum())
+    assert effective_rank(corners[[0, 1, 4, 5]] * torch.tensor([3.0, 1, 1, 1])) == pytest.approx(expected)
+    assert effective_rank(torch.ones(5, 3)) == 0
 
 
 # -- two processes ------------------------------------------------------------------------------------------
