@@ -110,7 +110,7 @@ class BlockwiseSSL(LocalLearning):
         super().__init__(network, chain, num_classes, blocks, heads, **training)
         self.losses = nn.ModuleList(loss() for _ in blocks)
         self.noise, self.concatenate_views, self.loss_scale = noise or FeatureNoise(), concatenate_views, loss_scale
-        self._make_loss, self._projector, self._expand_dim = loss, projector, expand_dim
+        self._make_loss, self._projector = loss, projector
         self.difficulty = difficulty
         self.difficulties = (difficulty or Difficulty("constant_full")).of_blocks(num_blocks)
         self.loss_weights = _temper(self.losses, self.difficulties, difficulty)
