@@ -86,7 +86,9 @@ def network_cost(model: LocalLearning, batch_size: int, convention: Convention =
             multiply-accumulates of convolutions and matrix products.
     """
     views = model.views_per_image
-    costs = profile(list(model.blocks), model.image_shape, views * batch_size, lambda k, _: model.heads[k], convention)
+    costs = profile(
+        model.training_blocks, model.image_shape, views * batch_size, lambda k, _: model.heads[k], convention
+    )
     nodes = [
         Node(
             block=k,

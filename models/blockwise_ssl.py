@@ -275,6 +275,11 @@ class BlockwiseSSL(LocalLearning):
         return whole
 
     @property
+    def training_blocks(self) -> list[nn.Module]:
+        """The blocks with the noise on their output."""
+        return [nn.Sequential(block, self.noise) for block in self.blocks]
+
+    @property
     def monitor(self) -> str | None:
         """The online probe of the last block; nothing in sequential training, where that comes into being at last."""
         return None if self.epochs_per_block else f"probe_online/{self.block_names[-1]}/gap/top1"

@@ -293,6 +293,11 @@ class LocalLearning(L.LightningModule):
         return None
 
     @property
+    def training_blocks(self) -> list[nn.Module]:
+        """What runs in a training step as the blocks: what ``cost`` counts."""
+        return list(self.blocks)
+
+    @property
     def held_together(self) -> list[range]:
         """Blocks (counted from 0) whose activations are kept at one time, and the last one's head with them."""
         return [range(k, k + 1) for k in range(len(self.blocks))]

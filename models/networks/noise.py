@@ -1,7 +1,7 @@
 """Noise on what a block hands on."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ class FeatureNoise(nn.Module):
     """x + σ · ε · s(x) in training mode, ε standard normal, s the features' own standard deviation.
 
     Siddiqui et al. (2024) add it to the output of every block, fresh for each view; best was ``all`` with σ = 0.25.
+    ε is drawn again in the backward pass instead of being kept: of the size of the features, only the sum is new.
 
     Args:
         kind: what s is taken over: ``all`` entries of the view's batch (one number), the positions ``hw`` of
@@ -31,9 +32,36 @@ class FeatureNoise(nn.Module):
         """Add noise to feature maps ``(B, C, H, W)``."""
         if self.kind == "none" or not self.training:
             return x
-        deviation = x.std(_DIMENSIONS[self.kind], correction=0, keepdim=True)  # tiny maps: no Bessel correction
-        return x + self.sigma * torch.randn_like(x) * deviation
+        return _AddNoise.apply(x, _DIMENSIONS[self.kind], self.sigma, int(torch.randint(2**62, (), device="cpu")))
 
     def extra_repr(self) -> str:
         """Settings, for printing."""
         return f"kind={self.kind!r}, sigma={self.sigma}"
+
+
+class _AddNoise(torch.autograd.Function):
+    """The sum; its gradient also goes through s."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dimensions: tuple[int, ...], sigma: float, seed: int) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.dimensions, ctx.sigma, ctx.seed = dimensions, sigma, seed
+        deviation = x.std(dimensions, correction=0, keepdim=True)  # tiny maps: no Bessel correction
+        return _normal(x, seed).mul_(sigma * deviation).add_(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        (x,) = ctx.saved_tensors
+        centred = x - x.mean(ctx.dimensions, keepdim=True)
+        variance = centred.square().mean(ctx.dimensions, keepdim=True)
+        # dL/ds = σ Σ ε dL/dy and ds/dx = (x − mean) / (n s); where all entries are the same, s has no gradient.
+        grad_deviation = ctx.sigma * (_normal(x, ctx.seed).mul_(grad)).sum(ctx.dimensions, keepdim=True)
+        count = x.numel() // variance.numel()
+        slope = torch.where(variance > 0, grad_deviation / (count * variance.sqrt()), 0)
+        return centred.mul_(slope).add_(grad), None, None, None
+
+
+def _normal(x: Tensor, seed: int) -> Tensor:
+    """Standard normal numbers of the shape and memory layout of x, a function of the seed."""
+    generator = None if x.is_meta else torch.Generator(x.device).manual_seed(seed)
+    return torch.empty_like(x).normal_(generator=generator)

@@ -49,7 +49,7 @@ class Recorder(L.Callback):
         self.batches.append(Batch(batch.images.clone(), batch.labels.clone()))
 
 
-def train(model, tmp_path, data=None, callbacks=(), **trainer_arguments):
+def train(model, tmp_path, data=None, callbacks=(), resume=None, **trainer_arguments):
     arguments = {"max_epochs": 2, "limit_train_batches": 4, "limit_val_batches": 1, "num_sanity_val_steps": 0}
     trainer = L.Trainer(
         accelerator="cpu",
@@ -62,7 +62,8 @@ def train(model, tmp_path, data=None, callbacks=(), **trainer_arguments):
         callbacks=list(callbacks),
         **(arguments | trainer_arguments),
     )
-    trainer.fit(model, datamodule=data or Digits(batch_size=32, augment=Augment(pad=1)))
+    data = data or Digits(batch_size=32, augment=Augment(pad=1))
+    trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=False if resume else None)
     return trainer
 
 
@@ -397,22 +398,9 @@ def test_sequential_training_resumes_exactly(epochs, tmp_path):
     whole = decoupled(3, epochs_per_block=2)
     train(whole, tmp_path, max_epochs=6)
     half = decoupled(3, epochs_per_block=2)
-    arguments = {"limit_val_batches": 0}
-    train(half, tmp_path, max_epochs=6, callbacks=[_SaveAfter(epochs, tmp_path / "half.ckpt")], **arguments)
+    train(half, tmp_path, max_epochs=6, callbacks=[_SaveAfter(epochs, tmp_path / "half.ckpt")])
     resumed = decoupled(3, epochs_per_block=2, seed=5)
-    trainer = L.Trainer(
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_train_batches=4,
-        limit_val_batches=0,
-        max_epochs=6,
-    )
-    data = Digits(batch_size=32, augment=Augment(pad=1))
-    trainer.fit(resumed, datamodule=data, ckpt_path=tmp_path / "half.ckpt", weights_only=False)
+    train(resumed, tmp_path, max_epochs=6, resume=tmp_path / "half.ckpt")
     assert_equal_weights(whole, resumed)
 
 

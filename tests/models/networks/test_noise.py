@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models.networks import FeatureNoise
+from models.networks import FeatureNoise, SavedTensorMeter
 
 
 def features(seed=0):
@@ -44,11 +44,27 @@ def test_noise_is_fresh_for_each_view_and_absent_in_evaluation():
     assert FeatureNoise("none")(x) is x
 
 
-def test_the_deviation_is_not_detached():
-    x = features().requires_grad_()
+@pytest.mark.parametrize(("kind", "dimensions"), [("all", (0, 1, 2, 3)), ("hw", (2, 3)), ("c", (1,))])
+def test_the_gradient_goes_through_the_deviation_too(kind, dimensions):
+    x = torch.randn(3, 4, 5, 2, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn_like(x)
     torch.manual_seed(1)
-    FeatureNoise("all", 0.25)(x).sum().backward()
-    assert (x.grad - 1).abs().max() > 0
+    y = FeatureNoise(kind, 0.3)(x)
+    (y * weight).sum().backward()
+    normal = ((y - x) / (0.3 * x.std(dimensions, correction=0, keepdim=True))).detach()
+    plain = x.detach().clone().requires_grad_()
+    plain_y = plain + 0.3 * normal * plain.std(dimensions, correction=0, keepdim=True)
+    (plain_y * weight).sum().backward()
+    assert torch.allclose(x.grad, plain.grad, rtol=1e-10, atol=1e-12)
+    assert (x.grad - weight).abs().max() > 0
+
+
+def test_noise_keeps_its_input_only_and_the_memory_layout():
+    x = features().contiguous(memory_format=torch.channels_last).requires_grad_()
+    with SavedTensorMeter([x]) as meter:
+        y = FeatureNoise("all")(x)
+    assert meter.peak == 0
+    assert y.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("kind", ["all", "hw", "c"])
