@@ -51,14 +51,17 @@ def _print(cells: Mapping[str, Sequence[str]], figures: Sequence[str], title: st
     predictions = [heading for heading in figures if heading not in (*probes, *COSTS)]
     groups = [[heading for heading in group if heading in cells] for group in (predictions, probes, COSTS)]
     print(title)
-    for headings in filter(None, groups):
+    for headings in groups:
+        lines = zip(*(cells[heading] for heading in [*who, *headings]), strict=True)
+        lines = [line for line in lines if any(cell not in ("–", "") for cell in line[len(who) :])]
+        if not lines:
+            continue
         table = Table(box=box.SIMPLE_HEAD)
         for heading in [*who, *headings]:
             words = heading in ("method", "network", "data")
             width = min(max(map(len, cells[heading])), 30)  # a heading may wrap, accuracies of up to six blocks not
             table.add_column(heading, justify="left" if words else "right", no_wrap=words, min_width=width)
-        for line in zip(*(cells[heading] for heading in [*who, *headings]), strict=True):
-            if any(cell not in ("–", "") for cell in line[len(who) :]):
-                table.add_row(*line)
+        for line in lines:
+            table.add_row(*line)
         Console(width=max(130, Console().width)).print(table)
     print(note)

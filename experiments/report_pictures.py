@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import matplotlib
@@ -23,8 +24,9 @@ def draw(rows: Sequence[Row], title: str, path: Path) -> None:
     """
     _, cells = columns(rows)
     problems = _problems(cells)
-    labels = [", ".join([row.method, _nodes(row), *problem]) for row, problem in zip(rows, problems, strict=True)]
-    height = max(4, 1.5 + 0.35 * len(rows))
+    names = [", ".join([row.method, _nodes(row), *problem]) for row, problem in zip(rows, problems, strict=True)]
+    labels = [fill(name, 45) for name in names]
+    height = max(4, 1.5 + 0.35 * len(rows), 1.5 + 0.2 * sum(label.count("\n") + 1 for label in labels))
     figure, axes = plt.subplots(1, 3, figsize=(14, height), width_ratios=(2, 1, 1), layout="constrained")
     figure.suptitle(title)
     colours = [plt.get_cmap("viridis")(0.9 * i / max(len(rows) - 1, 1)) for i in range(len(rows))]

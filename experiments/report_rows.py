@@ -149,8 +149,8 @@ def group(summaries: Sequence[dict[str, Any]]) -> list[Row]:
         settings.setdefault(_Setting.of(summary), []).append(summary)
     rows = []
     for key, runs in settings.items():
-        alike = [dict(one.options) for one in settings if (one.problem, one.method) == (key.problem, key.method)]
-        rows.append(Row(runs, _base(key, settings), _variant(dict(key.options), alike)))
+        alike = [one for one in settings if (one.problem, one.method) == (key.problem, key.method)]
+        rows.append(Row(runs, _base(key, settings), _variants(alike)[key]))
     return sorted(rows, key=lambda r: (r.first["network"], r.first["dataset"], r.method, *reversed(r.nodes)))
 
 
@@ -159,14 +159,34 @@ def _base(key: _Setting, settings: Mapping[_Setting, Sequence[dict[str, Any]]]) 
     whole = [other for other in settings if (other.problem, other.nodes) == (key.problem, (1, 1))]
     if not any("test/top1" in summary["metrics"] for summary in settings[key]):
         whole = [other for other in whole if other.method == key.method]  # learns no labels: another task
-    base = max(whole, key=lambda other: other.method == "Backprop", default=None)
+    # Of several the one that shares most settings: the same loss, say.
+    base = max(whole, key=lambda other: (other.method == "Backprop", len(other.options & key.options)), default=None)
     return Row(settings[base]) if base else None
 
 
-def _variant(settings: Mapping[str, str], alike: Sequence[Mapping[str, str]]) -> str:
-    """Those settings that differ between configurations, named by the last part of their path."""
-    varied = {name for other in alike for name in other if len({one.get(name) for one in alike}) > 1}
-    return ", ".join(f"{name.split('.')[-1]} {settings[name]}" for name in sorted(varied) if name in settings)
+def _variants(alike: Sequence[_Setting]) -> dict[_Setting, str]:
+    """What tells settings of one problem and method apart.
+
+    Named are the options in which those that have them differ: what only one class has (the temperature of one
+    loss among several) goes without saying. Where that leaves two alike, all that some lack is named too.
+    """
+    known = {one: dict(one.options) for one in alike}
+    names = {name for options in known.values() for name in options}
+    missing = object()
+
+    def label(one: _Setting, absent: tuple[object, ...]) -> str:
+        varied = {n for n in names if len({known[other].get(n, missing) for other in alike} - {*absent}) > 1}
+        return ", ".join(_said(name, known[one][name]) for name in sorted(varied) if name in known[one])
+
+    brief = {one: label(one, absent=(missing,)) for one in alike}
+    unclear = len({(one.nodes, text) for one, text in brief.items()}) < len(brief)
+    return {one: label(one, absent=()) for one in alike} if unclear else brief
+
+
+def _said(name: str, value: str) -> str:
+    """A setting by the last part of its path; a class by its own name alone."""
+    last = name.rpartition(".")[2]
+    return value.rpartition(".")[2] if last == "class_path" else f"{last} {value}"
 
 
 def _percent(row: Row, key: str) -> str:

@@ -265,3 +265,24 @@ def test_the_demo_shows_backprop_two_cuts_neuron_groups_and_a_probed_run_without
         "neuron_groups-digits",
         "blockwise_ssl-digits",
     ]
+
+
+def test_rows_are_named_by_what_tells_them_apart():
+    loss = "model.init_args.loss"
+    contrastive = {f"{loss}.class_path": "lightly.loss.NTXentLoss", f"{loss}.init_args.temperature": "0.5"}
+    barlow = {f"{loss}.class_path": "lightly.loss.BarlowTwinsLoss", f"{loss}.init_args.lambda_param": "0.005"}
+
+    def variants(*settings):
+        common = {"network": "VGG", "dataset": "Digits", "batch_size": 8, "epochs": 1, "method": "M"}
+        runs = [common | {"num_blocks": 2, "num_groups": 1, "metrics": {}, "settings": s} for s in settings]
+        return sorted(row.variant for row in group(runs))
+
+    assert variants(contrastive, barlow) == ["BarlowTwinsLoss", "NTXentLoss"]
+    colder = contrastive | {f"{loss}.init_args.temperature": "0.2"}
+    assert variants(contrastive, colder) == ["temperature 0.2", "temperature 0.5"]
+    # One has a part that the other lacks: told apart by that part's settings.
+    difficult = {"model.init_args.difficulty.mode": "rising"}
+    assert variants(contrastive | {"model.init_args.difficulty": "None"}, contrastive | difficult) == [
+        "difficulty None",
+        "mode rising",
+    ]
