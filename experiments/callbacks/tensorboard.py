@@ -10,18 +10,12 @@ from torchvision.utils import make_grid
 
 from datamodules import ImageDataModule
 from experiments.cost import markdown_table
+from models.classification import LocalClassification
 
-_SPLITS = {"val": ("top1",), "train": ("top1", "loss", "grad_norm", "lr")}
-_CHARTS = {
-    f"{split} {figure}": rf"{split}/(block\d+|final)/{figure}"
-    for split, figures in _SPLITS.items()
-    for figure in figures
-} | {
-    "probe_online top1": r"probe_online/(block\d+)/gap/top1",
-    "probe_lin top1": r"probe_lin\d+/(block\d+)/gap/top1",
-    "knn top1": r"knn_[^/]+/(block\d+)/gap/top1",
-}
-"""Charts with all blocks in one: title → pattern of the figures' names."""
+_EVERY = ("train/{}/loss", "train/{}/grad_norm", "train/{}/lr")
+_WITH_LABELS = ("val/{}/top1", "train/{}/top1", *_EVERY)
+_WITHOUT_LABELS = ("probe_online/{}/gap/top1", *_EVERY, "train/{}/pretext_top1", "train/{}/deviation")
+"""Figures that have a chart with all blocks in it."""
 
 
 class TensorBoardPage(L.Callback):
@@ -31,7 +25,8 @@ class TensorBoardPage(L.Callback):
         """The cut as a table, and the charts (tab "Custom scalars")."""
         if page := _writer(trainer):
             page.add_text("cut", markdown_table(pl_module, trainer.datamodule.batch_size), trainer.global_step)
-            charts = {name: ["Multiline", [pattern]] for name, pattern in _CHARTS.items()}
+            figures = _WITH_LABELS if isinstance(pl_module, LocalClassification) else _WITHOUT_LABELS
+            charts = {f.replace("/{}", ""): ["Multiline", [f.format(r"(block\d+|final)")]] for f in figures}
             page.add_custom_scalars({"All blocks": charts})
 
     def on_train_batch_start(
