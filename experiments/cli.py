@@ -274,6 +274,19 @@ class LocalLearningCLI(LightningCLI):
         if not self.trainer.fast_dev_run:
             run_folder.create(self.folder)
 
+    def before_validate(self) -> None:
+        """See that there are predictions to evaluate.
+
+        Raises:
+            UnsupportedError: the network is trained without labels.
+        """
+        if not isinstance(self.model, LocalClassification):
+            raise UnsupportedError(
+                f"A network trained without labels predicts no classes. Judge it with: probe --checkpoint {self.folder}"
+            )
+
+    before_test = before_predict = before_validate
+
     def fit(self, **arguments: Any) -> None:
         """Lightning's ``fit``; a new run that failed before its first step leaves no folder behind."""
         try:
@@ -291,7 +304,9 @@ class LocalLearningCLI(LightningCLI):
         if self.trainer.fast_dev_run:
             return
         figures |= self.trainer.callback_metrics
-        if not any(name.startswith("val/") for name in figures):  # cut off between the last epoch and here
+        if not any(
+            name.startswith(("val/", "probe_online/")) for name in figures
+        ):  # cut off between the last epoch and here
             figures |= self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)[0]
         seed = self._get(self.config, "seed_everything")
         summary = summarise(self.folder.name, seed, self.model, self.datamodule, self.trainer, self.meter, figures)
@@ -359,15 +374,21 @@ def _with_config_of_run(args: Sequence[str]) -> list[str]:
     """``probe --checkpoint RUN …``: the run's own config comes first, so that everything else overrides it.
 
     Raises:
-        RunError: no run is given, or there is none.
+        RunError: no run is given, or there is none, or a configuration of a training is given for the protocol.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--config", type=Path, action="append", default=[])
     known, others = parser.parse_known_args(args)
     if known.checkpoint is None:
         if not any(arg in ("-h", "--help") or re.match(r"--\w+\.help", arg) for arg in others):
             raise RunError("probe needs a finished run: give --checkpoint RUN, its folder.")
         return list(args)
+    for path in known.config:
+        if path.is_file() and "model" in (yaml.safe_load(path.read_text()) or {}):
+            raise RunError(
+                f"{path} trains a model; how to probe is said in, say, experiments/configs/probe/digits.yaml."
+            )
     config = run_folder.find_checkpoint(known.checkpoint).absolute().parents[1] / run_folder.CONFIG
     return ["probe", "--config", str(config), *args[1:]]
 

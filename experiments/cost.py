@@ -9,6 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from models.classification import LocalClassification
 from models.local_learning import LocalLearning
 from models.networks.profile import Convention, activation_bytes, profile
 
@@ -49,7 +50,8 @@ class NetworkCost:
         convention: how MACs are counted.
         slowest_node_macs: the largest ``forward_macs`` of a node.
         total_macs: forward pass of all blocks and heads: of a training step, and of the ensemble's prediction.
-        inference_macs: the model's own prediction: all blocks and the last head.
+        inference_macs: the model's own prediction: all blocks and the last head (which does not predict in a
+            method without labels: the blocks alone).
         backprop_macs: the uncut network with its classifier.
         peak_activation_bytes: the largest of any block, all its groups together: the peak of one device
             that trains the blocks one after the other (of overlapping blocks, the largest pair).
@@ -103,6 +105,11 @@ def network_cost(model: LocalLearning, batch_size: int, convention: Convention =
         for group in range(1, model.num_groups + 1)
     ]
     blocks, heads = (views * sum(cost.forward_macs for cost in part) for part in zip(*costs, strict=True))
+    # A backward pass is two forward passes' work: thirds of a step that goes forward and backward once.
+    steps = [
+        views * (block.forward_macs * (1 + 2 * passes) / 3 + head.forward_macs) / model.num_groups
+        for (block, head), passes in zip(costs, model.backward_passes, strict=True)
+    ]
     slowest = max(node.forward_macs for node in nodes)
     final = costs[-1][1]
     peak = max(
@@ -117,13 +124,13 @@ def network_cost(model: LocalLearning, batch_size: int, convention: Convention =
         convention=convention,
         slowest_node_macs=slowest,
         total_macs=blocks + heads,
-        inference_macs=blocks // views + final.forward_macs,
+        inference_macs=blocks // views + (final.forward_macs if isinstance(model, LocalClassification) else 0),
         backprop_macs=backprop_macs,
         peak_activation_bytes=peak,
         backprop_activation_bytes=backprop_bytes,
         predicted_memory_ratio=peak / backprop_bytes,
-        predicted_step_ratio=(blocks + heads) / backprop_macs,
-        predicted_speedup=backprop_macs / slowest,
+        predicted_step_ratio=sum(steps) * model.num_groups / backprop_macs,
+        predicted_speedup=backprop_macs / max(steps[: model.num_blocks]),
     )
 
 

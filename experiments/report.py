@@ -1,6 +1,7 @@
 """``report``: one table and two pictures over finished runs."""
 
 import csv
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def report(paths: Sequence[Path], output: Path) -> None:
     draw(rows, shared, picture)
     draw_cost(rows, shared, output / "cost.png")
     print(f"Table:      {output / 'report.md'}\nPictures:   {picture}, {output / 'cost.png'}")
-    print(f"To watch:   tensorboard --logdir {output}")
+    print(f"To watch:   tensorboard --logdir {os.path.commonpath(paths)}")
 
 
 def _print(cells: Mapping[str, Sequence[str]], figures: Sequence[str], title: str, note: str) -> None:
@@ -59,8 +60,8 @@ def _print(cells: Mapping[str, Sequence[str]], figures: Sequence[str], title: st
         table = Table(box=box.SIMPLE_HEAD)
         for heading in [*who, *headings]:
             words = heading in ("method", "network", "data")
-            width = min(max(map(len, cells[heading])), 30)  # a heading may wrap, accuracies of up to six blocks not
-            table.add_column(heading, justify="left" if words else "right", no_wrap=words, min_width=width)
+            width = min(max(map(len, cells[heading])), 60 if words else 30)  # headings wrap, cells only if they must
+            table.add_column(heading, justify="left" if words else "right", min_width=width, max_width=60)
         for line in lines:
             table.add_row(*line)
         Console(width=max(130, Console().width)).print(table)

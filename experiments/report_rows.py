@@ -14,7 +14,7 @@ import yaml
 from experiments.errors import RunError
 from experiments.run_folder import CONFIG, SUMMARY
 
-_PROBE = re.compile(r"(probe_lin\d+|knn_k\d+_t[^/]+)/block\d+/gap/top1")
+_PROBE = re.compile(r"((?:random/)?(?:probe_lin\d+|knn_[^/]+))/block\d+/gap/top1")
 
 
 @dataclass(frozen=True)
@@ -143,10 +143,11 @@ class _Setting(NamedTuple):
 
 
 def group(summaries: Sequence[dict[str, Any]]) -> list[Row]:
-    """One row per setting, seeds together, Backprop first, then by method, G and K."""
-    settings: dict[_Setting, list[dict[str, Any]]] = {}
-    for summary in summaries:
-        settings.setdefault(_Setting.of(summary), []).append(summary)
+    """One row per setting, its seeds together (each once), Backprop first, then by method, G and K."""
+    seeds: dict[_Setting, dict[int, dict[str, Any]]] = {}
+    for summary in summaries:  # of the same run twice, the last
+        seeds.setdefault(_Setting.of(summary), {})[summary["seed"]] = summary
+    settings = {key: list(runs.values()) for key, runs in seeds.items()}
     rows = []
     for key, runs in settings.items():
         alike = [one for one in settings if (one.problem, one.method) == (key.problem, key.method)]
@@ -164,11 +165,16 @@ def _base(key: _Setting, settings: Mapping[_Setting, Sequence[dict[str, Any]]]) 
     return Row(settings[base]) if base else None
 
 
+_MANY = 5
+"""More differing options than this do not fit a row's name."""
+
+
 def _variants(alike: Sequence[_Setting]) -> dict[_Setting, str]:
     """What tells settings of one problem and method apart.
 
     Named are the options in which those that have them differ: what only one class has (the temperature of one
-    loss among several) goes without saying. Where that leaves two alike, all that some lack is named too.
+    loss among several) goes without saying. Where that leaves two alike, all that some lack is named too; where
+    many options differ, the most common value of each goes without saying.
     """
     known = {one: dict(one.options) for one in alike}
     names = {name for options in known.values() for name in options}
@@ -176,6 +182,8 @@ def _variants(alike: Sequence[_Setting]) -> dict[_Setting, str]:
 
     def label(one: _Setting, absent: tuple[object, ...]) -> str:
         varied = {n for n in names if len({known[other].get(n, missing) for other in alike} - {*absent}) > 1}
+        if len(varied) > _MANY:
+            varied = {n for n in varied if known[one].get(n) != statistics.mode(known[other].get(n) for other in alike)}
         return ", ".join(_said(name, known[one][name]) for name in sorted(varied) if name in known[one])
 
     brief = {one: label(one, absent=(missing,)) for one in alike}
@@ -214,7 +222,7 @@ _SETTINGS: Mapping[str, Callable[[Row], str]] = {
 """Columns that are left out of the table, and named in its title, where all rows agree."""
 
 FIGURES: Mapping[str, Callable[[Row], str]] = {
-    "each block, %": lambda row: " ".join(f"{value:.1f}" for value in row.blocks()),
+    "each block, %": lambda row: " ".join(f"{value:.1f}" for value in row.blocks()) or "–",
     "test top-1, %": lambda row: _percent(row, "test/top1"),
     "ensemble, %": lambda row: _percent(row, "test/ensemble/top1"),
     "one group, %": lambda row: _percent(row, f"test/block{row.first['num_blocks']}/group1/top1"),
@@ -230,11 +238,13 @@ COSTS = ("slowest node, M MACs", "images/s", "peak MiB")
 
 def figure_columns(rows: Sequence[Row]) -> dict[str, Callable[[Row], str]]:
     """Columns of figures: those of every report, and one for each way in which features were probed."""
-    protocols = sorted({name for row in rows for name in row.probes()}, key=lambda name: (name[0] == "k", name))
+    protocols = sorted({name for row in rows for name in row.probes()}, key=lambda name: ("knn" in name, name))
     return {_probe_heading(protocol): partial(_probe_cell, protocol) for protocol in protocols} | FIGURES
 
 
 def _probe_heading(protocol: str) -> str:
+    if protocol.startswith("random/"):
+        return _probe_heading(protocol.removeprefix("random/")).replace(", each", ", before training, each")
     if protocol.startswith("probe_lin"):
         return f"linear probe ({protocol.removeprefix('probe_lin')} epochs), each block, %"
     return f"kNN ({protocol.removeprefix('knn_').replace('_', ', ')}), each block, %"
@@ -254,5 +264,5 @@ def columns(rows: Sequence[Row]) -> tuple[str, dict[str, list[str]]]:
     table |= {"G": [str(row.nodes[1]) for row in rows]} if any(row.nodes[1] > 1 for row in rows) else {}
     table |= {heading: cells for heading, cells in settings.items() if heading not in shared}
     figures = {heading: [text(row) for row in rows] for heading, text in figure_columns(rows).items()}
-    table |= {heading: cells for heading, cells in figures.items() if any(cell != "–" for cell in cells)}
+    table |= {heading: cells for heading, cells in figures.items() if any(cell not in ("–", "") for cell in cells)}
     return ", ".join(f"{heading} {value}" for heading, value in shared.items()), table

@@ -72,7 +72,8 @@ class BlockwiseSSL(LocalLearning):
         pooling: class of the pooling head: ``ConvExpansion`` (CbE + GSP), ``GlobalPooling``, ``LocalPooling``.
         expand_dim: E, what ConvExpansion and LocalPooling make of any block's channels.
         projector: class of the projector.
-        noise: on every block's output in training, read by its own head and by the next block; none by default.
+        noise: on every block's output in training, read by its own head and by the next block: ``FeatureNoise``;
+            none by default.
         concatenate_views: send both views through a block as one batch, so that BatchNorm sees them together;
             the published code sends them one after the other.
         difficulty: how hard each block's task is; the same for all by default.
@@ -109,7 +110,7 @@ class BlockwiseSSL(LocalLearning):
         heads = [make_head(shape) for shape in block_shapes(chain, blocks)]
         super().__init__(network, chain, num_classes, blocks, heads, **training)
         self.losses = nn.ModuleList(loss() for _ in blocks)
-        self.noise, self.concatenate_views, self.loss_scale = noise or FeatureNoise(), concatenate_views, loss_scale
+        self.noise, self.concatenate_views, self.loss_scale = noise or nn.Identity(), concatenate_views, loss_scale
         self._make_loss, self._projector = loss, projector
         self.difficulty = difficulty
         self.difficulties = (difficulty or Difficulty("constant_full")).of_blocks(num_blocks)
@@ -154,9 +155,17 @@ class BlockwiseSSL(LocalLearning):
             self._deviations[k] = largest_deviation(z_a.detach())
             if self.logs_this_step:
                 self._record_embeddings(k, z_a.detach(), z_b.detach())
-            return self.loss_scale * self.loss_weights[k] * self._contrast(k, z_a, z_b, a)
+            return self.loss_scale * self.loss_weights[k] * self.pair_loss(k, z_a, z_b, a)
 
-    def _contrast(self, k: int, z_a: Tensor, z_b: Tensor, features: Tensor) -> Tensor:
+    def pair_loss(self, k: int, z_a: Tensor, z_b: Tensor, features: Tensor) -> Tensor:
+        """Loss of block k (counted from 0); what a method of your own overrides.
+
+        Args:
+            k: the block.
+            z_a: embeddings ``(B, D)`` of view a, float32.
+            z_b: embeddings of view b.
+            features: what the block made of view a, ``(B, C, H, W)``.
+        """
         loss = self.losses[k]
         if not isinstance(loss, SubsampledNTXent):
             return loss(z_a, z_b)
@@ -214,10 +223,10 @@ class BlockwiseSSL(LocalLearning):
             CollapsedError: all images of the batch have the same embedding.
         """
         super().on_train_batch_end(outputs, batch, batch_idx)
-        blocks = list(self._deviations)
-        collapsed = torch.stack([self._deviations.pop(k) for k in blocks]) < _COLLAPSED
-        if collapsed.any():
-            k = blocks[int(collapsed.nonzero()[0])]
+        deviations, self._deviations = self._deviations, {}
+        collapsed = [k for k, deviation in deviations.items() if deviation < _COLLAPSED]
+        if collapsed:
+            k = collapsed[0]
             raise CollapsedError(
                 f"{self.block_names[k]} has collapsed at step {self.global_step}: all images of the batch have one "
                 "embedding. Lower the learning rate, or give it a loss that keeps variance; the checkpoints of earlier "
@@ -247,14 +256,6 @@ class BlockwiseSSL(LocalLearning):
     def _read(self, images: Tensor) -> None:
         for block in self.blocks:
             images = block(images)
-
-    def predict_step(self, batch: PairsOfViews, batch_idx: int) -> None:
-        """There is nothing to predict.
-
-        Raises:
-            UnsupportedError: always.
-        """
-        raise UnsupportedError("A network trained without labels predicts no classes. Judge it with: probe.")
 
     def end_to_end(self, checkpoint_segments: int = 0) -> "BlockwiseSSL":
         """One block with the same loss and projector on globally pooled features."""

@@ -261,7 +261,8 @@ class LocalLearning(L.LightningModule):
             k = list(self._losses)[int(finite.logical_not().nonzero()[0])]
             raise NonFiniteLossError(
                 f"The loss of {self.block_names[k]} is {self._losses[k].item()} at step {self.global_step}. Lower the "
-                "learning rate or set --model.clip 1.0; the checkpoints of earlier epochs are untouched."
+                "learning rate, set --model.clip 1.0, or see whether this loss suits the method; the checkpoints of "
+                "earlier epochs are untouched."
             )
 
     # -- beside training ------------------------------------------------------------------------
@@ -298,6 +299,11 @@ class LocalLearning(L.LightningModule):
         return list(self.blocks)
 
     @property
+    def backward_passes(self) -> list[int]:
+        """How often the loss of a step goes back through each block."""
+        return [1] * len(self.blocks)
+
+    @property
     def held_together(self) -> list[range]:
         """Blocks (counted from 0) whose activations are kept at one time, and the last one's head with them."""
         return [range(k, k + 1) for k in range(len(self.blocks))]
@@ -315,14 +321,14 @@ class LocalLearning(L.LightningModule):
         """Refuse what would train wrongly.
 
         Raises:
-            UnsupportedError: several processes, or too few epochs for all blocks.
+            UnsupportedError: several processes, or another number of epochs than all blocks take one by one.
         """
         require_one_process(self.trainer)
         epochs, needed = self.trainer.max_epochs, len(self.blocks) * (self.epochs_per_block or 0)
-        if stage == "fit" and not self.trainer.fast_dev_run and 0 <= (epochs or 0) < needed:
+        if stage == "fit" and needed and not self.trainer.fast_dev_run and epochs != needed:
             raise UnsupportedError(
                 f"{len(self.blocks)} blocks of {self.epochs_per_block} epochs each take {needed} epochs: set "
-                f"trainer.max_epochs to that, not {epochs}, or lower epochs_per_block."
+                f"trainer.max_epochs to that, not {epochs}, or change epochs_per_block."
             )
 
 

@@ -61,6 +61,11 @@ class LoCo(BlockwiseSSL):
         self.step_block(self.num_blocks - 1)
 
     @property
+    def backward_passes(self) -> list[int]:
+        """Two where two units overlap."""
+        return [1, *[2] * (self.num_blocks - 2), 1]
+
+    @property
     def held_together(self) -> list[range]:
         """The two blocks of each unit."""
         return [range(k, k + 2) for k in range(self.num_blocks - 1)]

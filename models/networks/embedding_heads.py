@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from lightly.models.modules.heads import ProjectionHead
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from models.networks.chain import NetworkError
 from models.networks.heads import Head
 from models.networks.pooling import GlobalAveragePool
+from models.networks.profile import on_meta
 
 
 class PoolingHead(nn.Module):
@@ -245,6 +247,9 @@ class EmbeddingHead(nn.Sequential):
         projector: makes the projector.
         feature_shape: ``(C, H, W)``.
         expand_dim: E.
+
+    Raises:
+        NetworkError: the projector does not make embeddings of vectors.
     """
 
     def __init__(
@@ -256,6 +261,23 @@ class EmbeddingHead(nn.Sequential):
     ) -> None:
         head = pooling(feature_shape, expand_dim)
         super().__init__(OrderedDict(pooling=head, projector=projector(head.out_features)))
+        _require_embeddings(self.projector, head.out_features)
+
+
+@torch.no_grad()
+def _require_embeddings(projector: nn.Module, width: int) -> None:
+    """Try the projector on two vectors."""
+    state = on_meta(projector)
+    vectors = torch.empty(2, width, device="meta")
+    try:
+        shape: object = tuple(functional_call(projector, state, (vectors,)).shape)
+    except Exception as fault:  # of whatever kind: the projector may be anybody's
+        shape = f"fails: {fault}"
+    if not (isinstance(shape, tuple) and len(shape) == 2 and shape[0] == 2 and shape[1] > 0):
+        raise NetworkError(
+            f"The projector {type(projector).__name__} must turn vectors (B, {width}) into embeddings (B, D); it gives "
+            f"{shape} for B = 2. Use models.networks.BiasFreeProjector or one of lightly's projection heads."
+        )
 
 
 class ExpandedClassifier(Head):

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-NoiseKind = Literal["none", "all", "hw", "c"]
+NoiseKind = Literal["all", "hw", "c"]
 
 _DIMENSIONS: Mapping[str, tuple[int, ...]] = {"all": (0, 1, 2, 3), "hw": (2, 3), "c": (1,)}
 
@@ -20,17 +20,17 @@ class FeatureNoise(nn.Module):
     Args:
         kind: what s is taken over: ``all`` entries of the view's batch (one number), the positions ``hw`` of
             each channel of each image (B × C × 1 × 1), the channels ``c`` of each position of each image
-            (B × 1 × H × W; the published code takes them over the height, which is a slip); or ``none``.
+            (B × 1 × H × W; the published code takes them over the height, which is a slip).
         sigma: σ.
     """
 
-    def __init__(self, kind: NoiseKind = "none", sigma: float = 0.25) -> None:
+    def __init__(self, kind: NoiseKind = "all", sigma: float = 0.25) -> None:
         super().__init__()
         self.kind, self.sigma = kind, sigma
 
     def forward(self, x: Tensor) -> Tensor:
         """Add noise to feature maps ``(B, C, H, W)``."""
-        if self.kind == "none" or not self.training:
+        if not self.training:
             return x
         return _AddNoise.apply(x, _DIMENSIONS[self.kind], self.sigma, int(torch.randint(2**62, (), device="cpu")))
 

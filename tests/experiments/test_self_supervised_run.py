@@ -161,7 +161,14 @@ class Constant(torch.nn.Linear):
 
 def test_prediction_is_refused(tmp_path, capsys):
     folder = run(tmp_path)
-    message = fault(
-        capsys, "predict", "--config", str(folder / "config.yaml"), f"--ckpt_path={folder}/checkpoints/last.ckpt"
-    )
-    assert "predicts no classes" in message
+    for command in ("predict", "validate", "test"):
+        message = fault(
+            capsys, command, "--config", str(folder / "config.yaml"), f"--ckpt_path={folder}/checkpoints/last.ckpt"
+        )
+        assert "predicts no classes" in message
+
+
+def test_a_training_config_is_no_protocol_of_a_probe(tmp_path, capsys):
+    folder = run(tmp_path)
+    message = fault(capsys, "probe", "--config", str(SSL), "--checkpoint", str(folder))
+    assert "trains a model" in message

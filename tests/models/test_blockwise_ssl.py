@@ -23,6 +23,7 @@ from models.networks import (
     FeatureNoise,
     GlobalPooling,
     LocalPooling,
+    NetworkError,
     SavedTensorMeter,
 )
 
@@ -318,6 +319,13 @@ class Forgetful(nn.Module):
         return self.layer(0 * x)
 
 
+class Forgetful3(Forgetful):
+    """A projector that gives no embeddings at all."""
+
+    def forward(self, x):
+        return super().forward(x).sum()
+
+
 @pytest.mark.parametrize("loss", [NTXentLoss, VICRegLoss, BarlowTwinsLoss])
 def test_collapsed_block_is_named(loss, monkeypatch):
     model = ssl(2, loss=loss)
@@ -334,9 +342,33 @@ def test_healthy_blocks_do_not_collapse(monkeypatch):
     model.on_train_batch_end(None, batch(), 0)
 
 
-def test_prediction_is_refused():
-    with pytest.raises(UnsupportedError, match="probe"):
-        ssl(2).predict_step(batch(), 0)
+class OwnLoss(BlockwiseSSL):
+    def local_loss(self, k, features, batch):
+        (pair,) = features.values()
+        return sum(self.heads[k](x).square().mean() for x in pair)
+
+
+class OwnPairLoss(BlockwiseSSL):
+    def pair_loss(self, k, z_a, z_b, features):
+        return (z_a - z_b).square().mean()
+
+
+@pytest.mark.parametrize("method", [OwnLoss, OwnPairLoss])
+def test_a_method_of_ones_own(method, monkeypatch):
+    model = ssl(2, method)
+    before = copy.deepcopy(model)
+    steps(model, batch(), 1)
+    monkeypatch.setattr(BlockwiseSSL.__mro__[1], "on_train_batch_end", lambda *_: None)
+    model.on_train_batch_end(None, batch(), 0)
+    assert not torch.equal(model.blocks[1][0][0].weight, before.blocks[1][0][0].weight)
+
+
+@pytest.mark.parametrize(
+    "wrong", [partial(nn.Conv2d, out_channels=3, kernel_size=3), partial(BiasFreeProjector, widths=(8, 0)), Forgetful3]
+)
+def test_what_is_no_projector_is_refused(wrong):
+    with pytest.raises(NetworkError, match="must turn vectors"):
+        ssl(2, projector=wrong)
 
 
 def test_end_to_end_counterpart_has_one_block_and_global_pooling():
@@ -370,6 +402,15 @@ def test_overlapping_blocks_learn_from_both_units():
         optimizer.step()
     for (name, ours), theirs in zip(model.named_parameters(), by_hand.parameters(), strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-6), name
+
+
+def test_shared_blocks_cost_two_backward_passes():
+    model = ssl(3, LoCo, pooling=GlobalPooling)
+    cost = network_cost(model, 8, "plain")
+    heads = [2 * sum(p.numel() for p in head.parameters() if p.ndim > 1) for head in model.heads]  # two views
+    first, middle, last = (node.forward_macs - head for node, head in zip(cost.nodes, heads, strict=True))
+    expected = first + middle * 5 / 3 + last + sum(heads)  # a backward pass is two forward passes' work
+    assert cost.predicted_step_ratio == pytest.approx(expected / cost.backprop_macs)
 
 
 def test_overlapping_blocks_hold_two_blocks_at_a_time():
