@@ -13,6 +13,7 @@ from typing import Any
 import lightning.pytorch as L
 import yaml
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
+from lightly.utils.scheduler import CosineWarmupScheduler
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -57,6 +58,8 @@ from models.classification import LocalClassification
 from models.local_learning import require_one_process
 from models.networks import CutError, NetworkError
 from models.networks.profile import Convention
+from models.optimizers import BlockLARS
+from models.schedules import WarmupCosine
 
 FAULTS = (
     RunError,
@@ -72,7 +75,8 @@ FAULTS = (
 
 
 METHODS = (Backprop, BlockwiseSSL, DecoupledGreedy, InfoPro, LoCo, NeuronGroups)
-"""Imported so that their short names do: ``--model NeuronGroups``, ``--model.help InfoPro``."""
+CHOICES = (BlockLARS, CosineWarmupScheduler, WarmupCosine)
+"""Imported so that their short names do: ``--model NeuronGroups``, ``--model.optimizer BlockLARS``."""
 
 DESCRIPTION = """Local learning: networks trained block by block.
 Besides the commands below: suite S.yaml runs a list or grid of configs, report RUNS... compares finished runs."""
