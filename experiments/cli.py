@@ -12,7 +12,6 @@ from typing import Any
 
 import lightning.pytorch as L
 import yaml
-from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from lightly.utils.scheduler import CosineWarmupScheduler
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
@@ -21,7 +20,6 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from datamodules import DataError, ImageDataModule
 from experiments import run_folder
 from experiments.allocator import keep_freed_memory
-from experiments.bench import bench, show_bench
 from experiments.callbacks import (
     BestCheckpoint,
     BlockProgressBar,
@@ -35,13 +33,12 @@ from experiments.callbacks import (
     RunTensorBoardLogger,
     TensorBoardPage,
 )
-from experiments.cost import show_cost
 from experiments.errors import RunError
 from experiments.parser import Parser
-from experiments.probe import Protocol, probe_run
 from experiments.report import report
 from experiments.suite import suite
 from experiments.summary import log_to_hparams, show_summary, summarise, write_summary
+from experiments.trainer import Trainer
 from models import (
     Backprop,
     BlockwiseSSL,
@@ -57,7 +54,6 @@ from models import (
 from models.classification import LocalClassification
 from models.local_learning import require_one_process
 from models.networks import CutError, NetworkError
-from models.networks.profile import Convention
 from models.optimizers import BlockLARS
 from models.schedules import WarmupCosine
 
@@ -80,79 +76,6 @@ CHOICES = (BlockLARS, CosineWarmupScheduler, WarmupCosine)
 
 DESCRIPTION = """Local learning: networks trained block by block.
 Besides the commands below: suite S.yaml runs a list or grid of configs, report RUNS... compares finished runs."""
-
-
-class Trainer(L.Trainer):
-    """Lightning's Trainer with three more things to do with a model: ``cost``, ``bench`` and ``probe``."""
-
-    def cost(
-        self,
-        model: LocalLearning,
-        datamodule: ImageDataModule,
-        json: bool = False,
-        convention: Convention = "published",
-    ) -> None:
-        """Show parameters, MACs, activation bytes and bytes handed on of every node, without training.
-
-        Args:
-            model: the method.
-            datamodule: the data set.
-            json: print JSON instead of a table.
-            convention: count MACs as the GN-DGL paper does (BatchNorm, ReLU, pooling and biases
-                included), or only those of convolutions and matrix products.
-        """
-        show_cost(model, datamodule.batch_size, convention, json)
-
-    def bench(
-        self,
-        model: LocalLearning,
-        datamodule: ImageDataModule,
-        json: bool = False,
-        steps: int = 10,
-        repetitions: int = 5,
-    ) -> None:
-        """Measure images/s, step time and peak activation memory against ordinary backprop.
-
-        Args:
-            model: the method.
-            datamodule: the data set; random images of its shape are used.
-            json: print JSON instead of a table.
-            steps: training steps per repetition.
-            repetitions: alternating repetitions of each contender; medians are reported.
-        """
-        show_bench(bench(model, datamodule, self, steps, repetitions), json)
-
-    def probe(
-        self,
-        model: LocalLearning,
-        datamodule: ImageDataModule,
-        checkpoint: str,
-        blocks: list[int] | None = None,
-        epochs: PositiveInt = 100,
-        learning_rates: list[PositiveFloat] = [0.03, 0.1, 0.3, 1.0],  # noqa: B006
-        batch_size: PositiveInt = 256,
-        k: PositiveInt = 200,
-        temperature: PositiveFloat = 0.1,
-        random: bool = False,
-        supervised_epochs: NonNegativeInt = 0,
-    ) -> None:
-        """Linear probe and kNN on the frozen features of every block of a run.
-
-        Args:
-            model: the method; that of the run by default.
-            datamodule: the data set; that of the run by default.
-            checkpoint: run folder, or a checkpoint file in one; a folder stands for its last.ckpt.
-            blocks: numbers of the blocks to probe; all by default.
-            epochs: of a linear classifier.
-            learning_rates: of which the best on the held-out validation images is taken for each classifier.
-            batch_size: images per step of a linear classifier.
-            k: number of neighbours.
-            temperature: of their votes.
-            random: also probe the network as it was before training.
-            supervised_epochs: also train the same network with labels, end to end, for so many epochs.
-        """
-        protocol = Protocol(epochs, learning_rates, batch_size, k, temperature, datamodule.seed)
-        probe_run(model, datamodule, self, Path(checkpoint), protocol, blocks, random, supervised_epochs)
 
 
 class _SavedConfig(SaveConfigCallback):
