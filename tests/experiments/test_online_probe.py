@@ -154,21 +154,6 @@ def test_any_run_may_have_it_and_a_resumed_one_goes_on_with_it(tmp_path):
     assert sum(bool(row["train/block3/probe_online/loss"]) for row in logged) == 6
 
 
-class Watched(DecoupledGreedy):
-    """Judged by its online probe, as methods without labels are."""
-
-    @property
-    def monitor(self):
-        return "probe_online/block4/gap/top1"
-
-
-def test_a_method_that_is_judged_by_it_gets_one(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("models.DecoupledGreedy", Watched)
-    folder = fit(tmp_path)
-    assert "probe_online/block4/gap/top1" in summary(folder)["metrics"]
-    assert (folder / "checkpoints" / "best.ckpt").is_file()
-
-
 def test_epoch_lines_show_it(capsys):
     train(network(), OnlineProbe(), EpochLines())
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch 2")]

@@ -273,7 +273,7 @@ def test_rows_are_named_by_what_tells_them_apart():
     barlow = {f"{loss}.class_path": "lightly.loss.BarlowTwinsLoss", f"{loss}.init_args.lambda_param": "0.005"}
 
     def variants(*settings):
-        common = {"network": "VGG", "dataset": "Digits", "batch_size": 8, "epochs": 1, "method": "M"}
+        common = {"network": "VGG", "dataset": "Digits", "batch_size": 8, "epochs": 1, "method": "M", "seed": 0}
         runs = [common | {"num_blocks": 2, "num_groups": 1, "metrics": {}, "settings": s} for s in settings]
         return sorted(row.variant for row in group(runs))
 
@@ -286,3 +286,10 @@ def test_rows_are_named_by_what_tells_them_apart():
         "difficulty None",
         "mode rising",
     ]
+
+
+def test_the_same_run_twice_counts_as_one_seed():
+    common = {"network": "VGG", "dataset": "Digits", "batch_size": 8, "epochs": 1, "method": "M", "settings": {}}
+    runs = [common | {"num_blocks": 2, "num_groups": 1, "metrics": {}, "seed": seed} for seed in (0, 1, 1)]
+    (row,) = group(runs)
+    assert [summary["seed"] for summary in row.summaries] == [0, 1]
