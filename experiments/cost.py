@@ -82,7 +82,7 @@ def network_cost(model: LocalLearning, batch_size: int, convention: Convention =
     """Cost of every node of a model, found on the meta device.
 
     Args:
-        model: any method whose heads classify.
+        model: any method.
         batch_size: images per batch, for the byte counts.
         convention: ``published`` also counts BatchNorm, ReLU, pooling and biases; ``plain`` only the
             multiply-accumulates of convolutions and matrix products.

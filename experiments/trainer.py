@@ -60,7 +60,7 @@ class Trainer(L.Trainer):
         checkpoint: str,
         blocks: list[int] | None = None,
         epochs: PositiveInt = 100,
-        learning_rates: list[PositiveFloat] = [0.03, 0.1, 0.3, 1.0],  # noqa: B006
+        learning_rates: list[PositiveFloat] = [0.03, 0.1, 0.3, 1.0],  # noqa: B006 (never changed; help shows it)
         batch_size: PositiveInt = 256,
         k: PositiveInt = 200,
         temperature: PositiveFloat = 0.1,

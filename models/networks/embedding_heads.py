@@ -271,7 +271,7 @@ def _require_embeddings(projector: nn.Module, width: int) -> None:
     vectors = torch.empty(2, width, device="meta")
     try:
         shape: object = tuple(functional_call(projector, state, (vectors,)).shape)
-    except Exception as fault:  # of whatever kind: the projector may be anybody's
+    except Exception as fault:  # of whatever kind: the projector may be anybody's, and is told in one sentence
         shape = f"fails: {fault}"
     if not (isinstance(shape, tuple) and len(shape) == 2 and shape[0] == 2 and shape[1] > 0):
         raise NetworkError(
