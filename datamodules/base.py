@@ -1,87 +1,24 @@
 """The face that every data set shows: loaders, held-out validation, augmentation on the device."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import ClassVar, Protocol, Self
+from typing import Any, ClassVar
 
 import lightning.pytorch as L
 import numpy as np
 import torch
-from PIL import Image
+from lightning.fabric.utilities import move_data_to_device
 from sklearn.model_selection import train_test_split
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from datamodules.augment import Augment, augment_batch, cutout, normalise
-from datamodules.batch import Batch
+from datamodules.batch import Batch, Selection
 from datamodules.epoch_batches import EpochBatches, SeededBatches, count_batches, mix
 from datamodules.files import DataError
+from datamodules.images import Images, MemoryImages, TrainingImages
 from datamodules.paired_images import BatchedPairs, PairedImages, normalised
 from datamodules.views import Views
-
-
-class Images(Protocol):
-    """What a split of a data set must be able to do."""
-
-    labels: Tensor
-
-    def __len__(self) -> int: ...
-
-    def subset(self, indices: Tensor) -> Self:
-        """Only these images; nothing is copied."""
-
-    def for_evaluation(self) -> Self:
-        """The same images without the random changes that loading for training makes."""
-
-    def picture(self, index: int) -> Image.Image:
-        """One image, grey or RGB, as it is before anything random."""
-
-    def collate(self, samples: object) -> Batch:
-        """What the data set returned for a list of indices, as a batch."""
-
-
-class MemoryImages(Dataset):
-    """Images held in memory as uint8; a batch is one gather.
-
-    Args:
-        images: uint8 ``(N, H, W, C)``.
-        labels: int64 ``(N,)``.
-        indices: which of them belong to this split; all by default.
-    """
-
-    def __init__(self, images: Tensor, labels: Tensor, indices: Tensor | None = None) -> None:
-        self._images, self._labels = images, labels
-        self._indices = torch.arange(len(labels)) if indices is None else indices
-
-    @property
-    def labels(self) -> Tensor:
-        """Labels of this split, int64 ``(N,)``."""
-        return self._labels[self._indices]
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitems__(self, indices: Tensor | Sequence[int]) -> Batch:
-        chosen = self._indices[indices]
-        return Batch(self._images.index_select(0, chosen), self._labels.index_select(0, chosen))
-
-    def picture(self, index: int) -> Image.Image:
-        """One image, grey or RGB."""
-        image = self._images[self._indices[index]].numpy()
-        return Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image)
-
-    def subset(self, indices: Tensor) -> "MemoryImages":
-        """Only these images; nothing is copied."""
-        return MemoryImages(self._images, self._labels, self._indices[indices])
-
-    def for_evaluation(self) -> "MemoryImages":
-        """The same: images in memory are augmented later."""
-        return self
-
-    @staticmethod
-    def collate(batch: Batch) -> Batch:
-        """A batch comes out of :meth:`__getitems__` complete."""
-        return batch
 
 
 class ImageDataModule(L.LightningDataModule):
@@ -102,6 +39,10 @@ class ImageDataModule(L.LightningDataModule):
         seed: seed of shuffling and augmentation; the command line links it to ``seed_everything``.
         views: show training images in pairs of random views, for self-supervised losses. These depend on
             the size of the batch, so a last, smaller one is left out then. Evaluation is not changed.
+        batch_sizes: epoch → images per batch of training from that epoch (counted from 0) on, for blocks
+            trained one after the other: what one block saves in memory can be spent on larger batches.
+
+    With several processes ``batch_size`` is that of each, and all evaluate the whole split.
 
     Raises:
         DataError: a share of validation or batch size that is none, or views in batches of one.
@@ -123,21 +64,26 @@ class ImageDataModule(L.LightningDataModule):
         num_workers: int = 0,
         seed: int = 0,
         views: Views | None = None,
+        batch_sizes: Mapping[int, int] = {},
     ) -> None:
         super().__init__()
         if not 0 < validation < 1:
             raise DataError(
                 f"validation is the share of the training split to hold out, between 0 and 1, not {validation}."
             )
-        if batch_size < 1:
-            raise DataError(f"batch_size must be at least 1, not {batch_size}.")
-        if views and batch_size < 2:
+        if (smallest := min([batch_size, *batch_sizes.values()])) < 1:
+            raise DataError(f"A batch has at least 1 image, not {smallest}: change batch_size or batch_sizes.")
+        if any(epoch < 0 for epoch in batch_sizes):
+            raise DataError(f"batch_sizes counts epochs from 0; there is no epoch {min(batch_sizes)}.")
+        if views and smallest < 2:
             raise DataError("Views are compared within a batch: batch_size must be at least 2 with views.")
         self.root, self.batch_size, self.augment = root, batch_size, augment
         self.validation, self.validate_on_test = validation, validate_on_test
         self.download, self.num_workers, self.seed = download, num_workers, seed
-        self.views = views
+        self.views, self.batch_sizes = views, batch_sizes
         self._splits: dict[str, Images] = {}
+        self._begun = (0, 0)
+        self._selection: Selection | None = None
 
     @property
     def title(self) -> str:
@@ -164,8 +110,12 @@ class ImageDataModule(L.LightningDataModule):
             else:
                 train, val = self._hold_out(full.labels)
                 self._splits |= {"train": full.subset(train), "val": full.subset(val).for_evaluation()}
-        if stage == "fit" and self.views:
-            self._check_views(self._splits["train"])
+        if stage == "fit":
+            self._begun, self._selection = (0, 0), None
+            if self.batch_sizes:
+                self.reload_every_epoch()
+            if self.views:
+                self._check_views(self._splits["train"])
 
     def _check_views(self, split: Images) -> None:
         """Say before training, not in its middle, what views cannot be made of."""
@@ -200,12 +150,25 @@ class ImageDataModule(L.LightningDataModule):
             ) from fault
         return torch.from_numpy(np.sort(train)), torch.from_numpy(np.sort(val))
 
+    @property
+    def training_images(self) -> Images:
+        """The training split, without what is held out."""
+        return self._splits["train"]
+
     def train_dataloader(self) -> DataLoader:
-        """Shuffled batches of the training split."""
-        return self.training_loader(self._splits["train"], self._position, self.num_workers)
+        """Shuffled batches of the training split, or of what is selected of it."""
+        epoch, _ = self._position()
+        return self.training_loader(
+            self.training_images, self._position, self.num_workers, self._batch_size(epoch), self._selection
+        )
 
     def training_loader(
-        self, images: Images, position: Callable[[], tuple[int, slice]], num_workers: int
+        self,
+        images: Images,
+        position: Callable[[], tuple[int, slice]],
+        num_workers: int,
+        batch_size: int | None = None,
+        selection: Selection | None = None,
     ) -> DataLoader:
         """Shuffled batches of any images, as in training.
 
@@ -213,20 +176,80 @@ class ImageDataModule(L.LightningDataModule):
             images: what to load.
             position: tells the number of the epoch that begins, and which of its batches it still has.
             num_workers: processes that load batches.
+            batch_size: images per batch; by default the data module's.
+            selection: which of the images; all by default.
         """
-        sampler, generator = EpochBatches, torch.Generator()
         if self.views and not self.views.batched:
             images, sampler = PairedImages(images, self.views.pair_transform(self._side)), SeededBatches
-        batches = sampler(len(images), self.batch_size, self.seed, position, generator, drop_last=bool(self.views))
+        else:
+            images, sampler = TrainingImages(images, selection), EpochBatches
+        generator, size = torch.Generator(), batch_size or self.batch_size
+        batches = sampler(len(images), size, self.seed, position, generator, bool(self.views), self._process)
         return self._loader(images, batches, generator, num_workers)
+
+    def training_pass(self, number: int | None, device: torch.device) -> Iterator[Batch]:
+        """All training images once, in order; torch is seeded for every batch.
+
+        Args:
+            number: augmented, what is drawn being a function of (seed, number); None: as in evaluation.
+            device: where to.
+        """
+        images = self.training_images if number is not None else self.training_images.for_evaluation()
+        seed = mix(self.seed, number or 0)
+        split, generator = TrainingImages(images), torch.Generator().manual_seed(seed)
+        order = torch.arange(len(split)).split(self.batch_size)
+        torch.manual_seed(seed)
+        for count, batch in enumerate(self._loader(split, order, generator, self.num_workers)):
+            torch.manual_seed(mix(seed, count))
+            batch = move_data_to_device(batch, device)
+            yield self.evaluation_batch(batch) if number is None else self.training_batch(batch)
+
+    # -- epochs: where a run stands, and which images and batches the next one has --------------------
+
+    def select(self, selection: Selection | None) -> None:
+        """Train on these images only from the epoch that begins next; to be called at the end of an epoch.
+
+        The selection is kept in checkpoints. Call :meth:`reload_every_epoch` once before training.
+        """
+        epoch, _ = self._begun
+        self._begun, self._selection = (epoch + 1, self.trainer.global_step), selection
+
+    def reload_every_epoch(self) -> None:
+        """Have Lightning ask for the training batches anew before every epoch: their number will change."""
+        self.trainer.reload_dataloaders_every_n_epochs = 1
+
+    @property
+    def _process(self) -> tuple[int, int]:
+        """Which process this is, of how many."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _position(self) -> tuple[int, slice]:
         # From the step count, which resumes exactly; trainer.current_epoch can be one too low then.
-        batches = count_batches(len(self._splits["train"]), self.batch_size, drop_last=bool(self.views))
+        epoch, first = self._begun
+        while self.trainer.global_step >= first + (batches := self._count_batches(epoch)):
+            epoch, first = epoch + 1, first + batches
+        self._begun = epoch, first
+        return epoch, slice(self.trainer.global_step - first, batches)
+
+    def _count_batches(self, epoch: int) -> int:
+        _, processes = self._process
+        images = len(self._selection.indices if self._selection else self.training_images)
+        batches = count_batches(images, self._batch_size(epoch), bool(self.views), processes)
         limit = self.trainer.limit_train_batches
-        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        epoch, done = divmod(self.trainer.global_step, max(batches, 1))
-        return epoch, slice(done, batches)
+        return max(min(batches, limit) if isinstance(limit, int) else int(batches * limit), 1)
+
+    def _batch_size(self, epoch: int) -> int:
+        begun = [first for first in self.batch_sizes if first <= epoch]
+        return self.batch_sizes[max(begun)] if begun else self.batch_size
+
+    def state_dict(self) -> dict[str, Any]:
+        """Epoch, the step it began at and its selection: epochs of different lengths resume exactly."""
+        return {"begun": self._begun, "selection": self._selection and tuple(self._selection)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where a checkpoint stood."""
+        self._begun = tuple(state_dict["begun"])
+        self._selection = state_dict["selection"] and Selection(*state_dict["selection"])
 
     def val_dataloader(self) -> DataLoader:
         """The held-out validation images in order."""
@@ -247,7 +270,7 @@ class ImageDataModule(L.LightningDataModule):
         )
 
     def _loader(
-        self, split: Images | PairedImages, batches: Sampler, generator: torch.Generator | None, num_workers: int
+        self, split: Images | PairedImages, batches: Iterable[Any], generator: torch.Generator | None, num_workers: int
     ) -> DataLoader:
         return DataLoader(
             split,
@@ -265,21 +288,30 @@ class ImageDataModule(L.LightningDataModule):
         after a resume, whatever was drawn before.
         """
         if not self.trainer.training:
-            return Batch(normalise(batch.images, self.mean, self.std), batch.labels)
-        torch.manual_seed(mix(self.seed, self.trainer.global_step))
+            return self.evaluation_batch(batch)
+        rank, processes = self._process
+        torch.manual_seed(mix(self.seed, self.trainer.global_step * processes + rank))
         return self.training_batch(batch)
+
+    def evaluation_batch(self, batch: Batch) -> Batch:
+        """What evaluation gets of a batch: normalised images."""
+        return batch._replace(images=self.normalised(batch.images))
 
     def training_batch(self, batch: Batch) -> Batch:
         """What the training step gets of a batch from the training loader: augmented images, or views."""
         if not self.views:
-            return Batch(self.augmented(batch.images), batch.labels)
+            return batch._replace(images=self.augmented(batch.images))
         if self.views.batched:
             pairs = self._batched_pairs(batch.images)
         else:
             pairs = tuple(normalised(pair, self.mean, self.std) for pair in batch.views)
-        return Batch(pairs[-1].a, batch.labels, pairs)
+        return batch._replace(images=pairs[-1].a, views=pairs)
 
     def augmented(self, images: Tensor) -> Tensor:
         """uint8 ``(B, H, W, C)`` → augmented, normalised float32 ``(B, C, H, W)``."""
-        images = normalise(augment_batch(images, self.augment), self.mean, self.std)
+        images = self.normalised(augment_batch(images, self.augment))
         return cutout(images, self.augment.cutout) if self.augment.cutout else images
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """uint8 ``(B, H, W, C)`` → normalised float32 ``(B, C, H, W)``."""
+        return normalise(images, self.mean, self.std)

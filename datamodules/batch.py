@@ -26,8 +26,26 @@ class Batch(NamedTuple):
     augmented, normalised float32 ``(B, C, H, W)`` in channels-last memory. Labels are int64 ``(B,)``.
     In training with views there is one pair per level, weakest first, and the images are the last
     pair's first views; views that are made while loading leave the loader in 0 … 1, not normalised.
+
+    In training ``indices``, int64 ``(B,)``, are the images' places in the training split; ``weights``,
+    float32 ``(B,)``, are those of their losses if an epoch has only some of the images (:class:`Selection`).
     """
 
     images: Tensor
     labels: Tensor
     views: tuple[ViewPair, ...] = ()
+    indices: Tensor | None = None
+    weights: Tensor | None = None
+
+
+class Selection(NamedTuple):
+    """Some images of a training split.
+
+    Attributes:
+        indices: their places in the split, int64 ``(M,)``.
+        weights: of the losses of all images of the split, float32 ``(N,)``; those of images that are left
+            out are not read.
+    """
+
+    indices: Tensor
+    weights: Tensor

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torchvision import datasets
 
-from datamodules.base import ImageDataModule, MemoryImages
+from datamodules.base import ImageDataModule
 from datamodules.files import DataError, read_pickle, require
+from datamodules.images import MemoryImages
 
 
 def images_from_rows(rows: np.ndarray, path: Path) -> Tensor:

@@ -5,7 +5,8 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from datamodules.base import ImageDataModule, MemoryImages
+from datamodules.base import ImageDataModule
+from datamodules.images import MemoryImages
 
 
 class Digits(ImageDataModule):

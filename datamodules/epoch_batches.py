@@ -20,7 +20,10 @@ class EpochBatches(Sampler[Tensor]):
         seed: seed of the run.
         position: tells the number of the epoch that begins, and which of its batches it still has.
         generator: random generator that the loader uses as well.
-        drop_last: leave a last, smaller batch out; by default it is kept.
+        drop_last: leave a last, smaller batch out; by default it is kept, unless it is a single image.
+        process: (which, of how many) that train side by side: each takes its part of every batch, whose
+            size is then ``batch_size`` times their number. Up to that many less one images are left out
+            of a last batch, so that all parts have one size.
     """
 
     def __init__(
@@ -31,10 +34,13 @@ class EpochBatches(Sampler[Tensor]):
         position: Callable[[], tuple[int, slice]],
         generator: torch.Generator,
         drop_last: bool = False,
+        process: tuple[int, int] = (0, 1),
     ) -> None:
-        self._length, self._batch_size, self._seed = length, batch_size, seed
+        self._rank, self._processes = process
+        self._length, self._seed = length, seed
+        self._batch_size = batch_size * self._processes
         self._position, self._generator = position, generator
-        self._count = count_batches(length, batch_size, drop_last)
+        self._count = count_batches(length, batch_size, drop_last, self._processes)
 
     def __len__(self) -> int:
         return self._count
@@ -42,8 +48,9 @@ class EpochBatches(Sampler[Tensor]):
     def __iter__(self) -> Iterator[Tensor]:
         epoch, left = self._position()
         self._generator.manual_seed(mix(self._seed, epoch))
-        batches = torch.randperm(self._length, generator=self._generator).split(self._batch_size)
-        return iter(batches[: self._count][left])
+        order = torch.randperm(self._length, generator=self._generator)
+        batches = order[: self._length - self._length % self._processes].split(self._batch_size)
+        return (batch[self._rank :: self._processes] for batch in batches[: self._count][left])
 
 
 class SeededBatches(EpochBatches):
@@ -56,12 +63,18 @@ class SeededBatches(EpochBatches):
     def __iter__(self) -> Iterator[tuple[Tensor, int]]:
         epoch, left = self._position()
         first = epoch * len(self) + (left.start or 0)
-        return ((indices, mix(self._seed, first + i)) for i, indices in enumerate(super().__iter__()))
+        batches = enumerate(super().__iter__(), start=first)
+        return ((indices, mix(self._seed, i * self._processes + self._rank)) for i, indices in batches)
 
 
-def count_batches(length: int, batch_size: int, drop_last: bool) -> int:
-    """Batches per epoch, with or without a last one that is not full."""
-    return length // batch_size if drop_last else -(-length // batch_size)
+def count_batches(length: int, batch_size: int, drop_last: bool, processes: int = 1) -> int:
+    """Batches per epoch, with or without a last one that is not full.
+
+    A last batch of a single image per process is left out in any case: BatchNorm has no statistics of it.
+    """
+    full, rest = divmod(length, batch_size * processes)
+    smallest = 2 * processes if full else processes
+    return full if drop_last or rest < smallest else full + 1
 
 
 def mix(seed: int, count: int) -> int:

@@ -14,9 +14,10 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 from torchvision.transforms import v2
 
 from datamodules.augment import Augment
-from datamodules.base import Batch, ImageDataModule, Images, MemoryImages
+from datamodules.base import Batch, ImageDataModule
 from datamodules.files import DataError, require_folder
 from datamodules.imagenet32 import IMAGENET_MEAN, IMAGENET_STD
+from datamodules.images import Images, MemoryImages
 
 Transform = Callable[[Image.Image], Image.Image]
 

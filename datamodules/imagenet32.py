@@ -7,9 +7,10 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from datamodules.base import ImageDataModule, MemoryImages
+from datamodules.base import ImageDataModule
 from datamodules.cifar import images_from_rows
 from datamodules.files import DataError, read_pickle, require
+from datamodules.images import MemoryImages
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

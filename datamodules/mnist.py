@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from torchvision import datasets
 
-from datamodules.base import ImageDataModule, MemoryImages
+from datamodules.base import ImageDataModule
 from datamodules.files import DataError, read_idx, require
+from datamodules.images import MemoryImages
 
 
 class MNIST(ImageDataModule):

@@ -24,11 +24,11 @@ from rich.table import Table
 from torch.utils.data import DataLoader
 
 from datamodules import Batch, ImageDataModule
-from datamodules.base import MemoryImages
+from datamodules.images import MemoryImages
 from experiments.allocator import keep_freed_memory
 from experiments.callbacks import RunCSVLogger, RunTensorBoardLogger
 from experiments.cost import network_cost
-from models import LocalLearning
+from models import LocalLearning, UnsupportedError
 from models.networks import SavedTensorMeter
 
 _WARM_UP = 2
@@ -127,7 +127,15 @@ def bench(model: LocalLearning, data: ImageDataModule, trainer: L.Trainer, steps
         trainer: gives device and precision.
         steps: training steps per repetition, above the warm-up.
         repetitions: alternating repetitions of each contender.
+
+    Raises:
+        UnsupportedError: the blocks learn one after the other.
     """
+    if model.epochs_per_block:
+        raise UnsupportedError(
+            "bench measures a step in which all blocks learn. For blocks that learn one after the other see cost, and "
+            "python -m experiments.benchmarks.layerwise"
+        )
     place = _Workbench(data, trainer, steps)
     segments = _leanest_segments(model, place)
     contenders = {"checkpointing": model.end_to_end(segments), "backprop": model.end_to_end(), "method": model}

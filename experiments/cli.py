@@ -1,4 +1,4 @@
-"""The command line: LightningCLI with a run folder around it, and five commands of our own."""
+"""The command line: LightningCLI with a run folder around it, and six commands of our own."""
 
 import argparse
 import logging
@@ -33,46 +33,68 @@ from experiments.callbacks import (
     RunTensorBoardLogger,
     TensorBoardPage,
 )
+from experiments.communication import (
+    CommunicationError,
+    CommunicationLog,
+    CompressedDDP,
+    EntropyCoded,
+    HalfPrecision,
+    PowerSGD,
+    Uncompressed,
+)
 from experiments.errors import RunError
-from experiments.parser import Parser
+from experiments.parser import Parser, swallowed
 from experiments.report import report
 from experiments.suite import suite
 from experiments.summary import log_to_hparams, show_summary, summarise, write_summary
 from experiments.trainer import Trainer
+from losses import OutputLossError
 from models import (
     Backprop,
     BlockwiseSSL,
+    ClosedFormMLP,
     CollapsedError,
     DecoupledGreedy,
+    FeatureStoreError,
     InfoPro,
-    LocalLearning,
+    Layerwise,
     LoCo,
+    Method,
     NeuronGroups,
     NonFiniteLossError,
+    PredSim,
     UnsupportedError,
 )
-from models.classification import LocalClassification
-from models.local_learning import require_one_process
+from models.local_learning import require_supported_processes
 from models.networks import CutError, NetworkError
 from models.optimizers import BlockLARS
 from models.schedules import WarmupCosine
 
 FAULTS = (
     RunError,
+    CommunicationError,
     DataError,
     CutError,
     NetworkError,
     NonFiniteLossError,
     CollapsedError,
     UnsupportedError,
+    FeatureStoreError,
+    OutputLossError,
     MisconfigurationException,  # Lightning's own, such as gradient_clip_val under manual optimization
 )
 """Faults of use: reported in one sentence, without a traceback."""
 
 
-METHODS = (Backprop, BlockwiseSSL, DecoupledGreedy, InfoPro, LoCo, NeuronGroups)
-CHOICES = (BlockLARS, CosineWarmupScheduler, WarmupCosine)
+METHODS = (Backprop, BlockwiseSSL, ClosedFormMLP, DecoupledGreedy, InfoPro, Layerwise, LoCo, NeuronGroups, PredSim)
+CHOICES = (
+    *(BlockLARS, CosineWarmupScheduler, WarmupCosine),
+    *(CompressedDDP, EntropyCoded, HalfPrecision, PowerSGD, Uncompressed),
+)
 """Imported so that their short names do: ``--model NeuronGroups``, ``--model.optimizer BlockLARS``."""
+
+OF_A_RUN = ("probe", "observe")
+"""Commands of a finished run, whose own config they take."""
 
 DESCRIPTION = """Local learning: networks trained block by block.
 Besides the commands below: suite S.yaml runs a list or grid of configs, report RUNS... compares finished runs."""
@@ -92,17 +114,18 @@ class _SavedConfig(SaveConfigCallback):
 
 
 class LocalLearningCLI(LightningCLI):
-    """``fit``, ``validate``, ``test``, ``predict``, ``cost``, ``bench`` and ``probe`` of a model on data."""
+    """Lightning's commands and ``cost``, ``bench``, ``probe`` and ``observe`` of a model on data."""
 
     def __init__(self, args: Sequence[str]) -> None:
         super().__init__(
-            LocalLearning,
+            Method,
             ImageDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
             trainer_class=Trainer,
             parser_class=Parser,
-            trainer_defaults={"devices": 1, "enable_model_summary": False},
+            # The data modules share batches out among processes themselves, exactly.
+            trainer_defaults={"devices": 1, "enable_model_summary": False, "use_distributed_sampler": False},
             save_config_callback=_SavedConfig,
             save_config_kwargs={"save_to_log_dir": False},
             seed_everything_default=0,
@@ -116,7 +139,7 @@ class LocalLearningCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """Lightning's commands and ours, with the arguments that are not options."""
         ours = {"model", "datamodule"}
-        return {**LightningCLI.subcommands(), "cost": ours, "bench": ours, "probe": ours}
+        return {**LightningCLI.subcommands(), "cost": ours, "bench": ours, "probe": ours, "observe": ours}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Options of the run folder; what the model and the data take from elsewhere."""
@@ -138,15 +161,20 @@ class LocalLearningCLI(LightningCLI):
         name = run_folder.default_name(options.as_dict())
         self.checkpoint: dict[str, Any] = {}
         self.reached = 0
-        if self.config.subcommand == "probe":
+        if self.config.subcommand in OF_A_RUN:
             self.folder = run_folder.find_checkpoint(Path(options.checkpoint)).absolute().parents[1]
         elif asked in ("last", "best"):
-            self.folder = run_folder.choose(Path(options.runs), options.name, name, resume=True)
+            self.folder = run_folder.inherited() or run_folder.choose(
+                Path(options.runs), options.name, name, resume=True
+            )
             options.ckpt_path = str(self.folder / (run_folder.LAST if asked == "last" else run_folder.BEST))
         elif asked and not options.name and Path(asked).absolute().parent.name == Path(run_folder.LAST).parent.name:
             self.folder = Path(asked).absolute().parents[1]
         else:
-            self.folder = run_folder.choose(Path(options.runs), options.name, name, resume=bool(asked))
+            self.folder = run_folder.inherited() or run_folder.choose(
+                Path(options.runs), options.name, name, resume=bool(asked)
+            )
+        run_folder.hand_down(self.folder)
         if asked:
             self.checkpoint = run_folder.load_checkpoint(Path(options.ckpt_path))
             self.reached = self.checkpoint.get("epoch", -1) + 1
@@ -164,9 +192,11 @@ class LocalLearningCLI(LightningCLI):
         if self.subcommand == "fit":
             self.meter = Meter()
             callbacks += [CutTable(), self.meter]
+            if isinstance(options.strategy, CompressedDDP):
+                callbacks.append(CommunicationLog(options.strategy.hook))
             model = self._get(self.config_init, "model")
             given = options.callbacks if isinstance(options.callbacks, list) else [options.callbacks]
-            if not isinstance(model, LocalClassification) and not any(isinstance(one, OnlineProbe) for one in given):
+            if not model.predicts_classes and not any(isinstance(one, OnlineProbe) for one in given):
                 callbacks.append(OnlineProbe())
             if not options.fast_dev_run:
                 step = self.checkpoint.get("global_step", 0)
@@ -183,8 +213,9 @@ class LocalLearningCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def after_instantiate_classes(self) -> None:
-        """See that one process is asked for, and that the checkpoint fits, before Lightning starts."""
-        require_one_process(self.trainer)
+        """See that the model trains in as many processes, and that the checkpoint fits, before Lightning starts."""
+        if self.subcommand in LightningCLI.subcommands():  # ours run in one process, whatever the run they look at
+            require_supported_processes(self.model, self.trainer)
         if self.checkpoint:
             path = Path(self._get(self.config, "ckpt_path"))
             run_folder.require_same_network(path, self.checkpoint["state_dict"], self.model)
@@ -198,7 +229,7 @@ class LocalLearningCLI(LightningCLI):
         """
         if self.reached and (self.folder / run_folder.SUMMARY).is_file() and self.trainer.max_epochs <= self.reached:
             raise RunError(f"{self.folder} is finished ({self.reached} epochs). To go on, raise --trainer.max_epochs.")
-        if not self.trainer.fast_dev_run:
+        if not self.trainer.fast_dev_run and self.trainer.is_global_zero:
             run_folder.create(self.folder)
 
     def before_validate(self) -> None:
@@ -207,7 +238,7 @@ class LocalLearningCLI(LightningCLI):
         Raises:
             UnsupportedError: the network is trained without labels.
         """
-        if not isinstance(self.model, LocalClassification):
+        if not self.model.predicts_classes:
             raise UnsupportedError(
                 f"A network trained without labels predicts no classes. Judge it with: probe --checkpoint {self.folder}"
             )
@@ -219,7 +250,7 @@ class LocalLearningCLI(LightningCLI):
         try:
             self.trainer.fit(**arguments)
         except FAULTS:
-            if self.trainer.global_step == 0:
+            if self.trainer.global_step == 0 and self.trainer.is_global_zero:
                 run_folder.discard_empty(self.folder)
             raise
 
@@ -235,6 +266,8 @@ class LocalLearningCLI(LightningCLI):
             name.startswith(("val/", "probe_online/")) for name in figures
         ):  # cut off between the last epoch and here
             figures |= self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)[0]
+        if not self.trainer.is_global_zero:
+            return
         seed = self._get(self.config, "seed_everything")
         summary = summarise(self.folder.name, seed, self.model, self.datamodule, self.trainer, self.meter, figures)
         write_summary(self.folder, summary | {"epochs": epochs, "global_step": step})
@@ -285,20 +318,21 @@ def main(args: Sequence[str] | None = None) -> None:
         if args and args[0] in COMMANDS:
             COMMANDS[args[0]](args[1:])
         else:
-            args = _with_config_of_run(args) if args[:1] == ["probe"] else args
+            args = _with_config_of_run(args) if args[:1] and args[0] in OF_A_RUN else args
             LocalLearningCLI(["--json=true" if arg == "--json" else arg for arg in args])
     except SIGTERMException as stop:
         raise SystemExit(128 + signal.SIGTERM) from stop
     except Exception as error:  # of any class: jsonargparse wraps what constructors raise; others go on up
-        fault = _fault_behind(error)
+        fault = _fault_behind(error) or swallowed(error)
         if fault is None:
             raise
-        print(f"error: {fault}", file=sys.stderr)
+        who = f"process {rank}: " if (rank := run_folder.process_rank()) else ""
+        print(f"{who}error: {fault}", file=sys.stderr)
         raise SystemExit(2) from error
 
 
 def _with_config_of_run(args: Sequence[str]) -> list[str]:
-    """``probe --checkpoint RUN …``: the run's own config comes first, so that everything else overrides it.
+    """``probe --checkpoint RUN …``, and ``observe``: the run's own config comes first, all else overrides it.
 
     Raises:
         RunError: no run is given, or there is none, or a configuration of a training is given for the protocol.
@@ -309,15 +343,15 @@ def _with_config_of_run(args: Sequence[str]) -> list[str]:
     known, others = parser.parse_known_args(args)
     if known.checkpoint is None:
         if not any(arg in ("-h", "--help") or re.match(r"--\w+\.help", arg) for arg in others):
-            raise RunError("probe needs a finished run: give --checkpoint RUN, its folder.")
+            raise RunError(f"{args[0]} needs a finished run: give --checkpoint RUN, its folder.")
         return list(args)
     for path in known.config:
         if path.is_file() and "model" in (yaml.safe_load(path.read_text()) or {}):
             raise RunError(
-                f"{path} trains a model; how to probe is said in, say, experiments/configs/probe/digits.yaml."
+                f"{path} trains a model; how to {args[0]} a run is said as in experiments/configs/probe/digits.yaml."
             )
     config = run_folder.find_checkpoint(known.checkpoint).absolute().parents[1] / run_folder.CONFIG
-    return ["probe", "--config", str(config), *args[1:]]
+    return [args[0], "--config", str(config), *args[1:]]
 
 
 def _fault_behind(error: BaseException | None) -> BaseException | None:
@@ -329,8 +363,10 @@ def _fault_behind(error: BaseException | None) -> BaseException | None:
 
 def _quiet() -> None:
     """Silence advice that does not apply here: data in memory needs no workers, batches no logger."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for logger in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.distributed"):
+        logging.getLogger(logger).setLevel(logging.WARNING)
     for message in (
+        ".*sync_dist=True.*",  # every process evaluates all images: there is nothing to add up
         ".*treespec.*is deprecated.*",
         ".*no `val_dataloader`.*",
         ".*callbacks used to create the checkpoint.*",

@@ -9,7 +9,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from models.classification import LocalClassification
 from models.local_learning import LocalLearning
 from models.networks.profile import Convention, activation_bytes, profile
 
@@ -57,9 +56,10 @@ class NetworkCost:
             that trains the blocks one after the other (of overlapping blocks, the largest pair).
         backprop_activation_bytes: the same for backpropagation.
         predicted_memory_ratio: the one over the other.
-        predicted_step_ratio: time of a step on one device over backpropagation's, as MACs predict.
+        predicted_step_ratio: time of a step on one device over backpropagation's, as MACs predict; of blocks
+            that learn one after the other, on average over all their epochs.
         predicted_speedup: over backpropagation, if every node had a device of its own:
-            Σ(f + b) / max(f + b + a), as MACs predict.
+            Σ(f + b) / max(f + b + a), as MACs predict; of blocks that learn one after the other, on one device.
     """
 
     nodes: list[Node]
@@ -87,10 +87,8 @@ def network_cost(model: LocalLearning, batch_size: int, convention: Convention =
         convention: ``published`` also counts BatchNorm, ReLU, pooling and biases; ``plain`` only the
             multiply-accumulates of convolutions and matrix products.
     """
-    views = model.views_per_image
-    costs = profile(
-        model.training_blocks, model.image_shape, views * batch_size, lambda k, _: model.heads[k], convention
-    )
+    views, heads = model.views_per_image, model.training_heads
+    costs = profile(model.training_blocks, model.image_shape, views * batch_size, lambda k, _: heads[k], convention)
     nodes = [
         Node(
             block=k,
@@ -107,8 +105,8 @@ def network_cost(model: LocalLearning, batch_size: int, convention: Convention =
     blocks, heads = (views * sum(cost.forward_macs for cost in part) for part in zip(*costs, strict=True))
     # A backward pass is two forward passes' work: thirds of a step that goes forward and backward once.
     steps = [
-        views * (block.forward_macs * (1 + 2 * passes) / 3 + head.forward_macs) / model.num_groups
-        for (block, head), passes in zip(costs, model.backward_passes, strict=True)
+        views * (block.forward_macs * (there + 2 * back) / 3 + head.forward_macs * min(back, 1)) / model.num_groups
+        for (block, head), there, back in zip(costs, model.forward_passes, model.backward_passes, strict=True)
     ]
     slowest = max(node.forward_macs for node in nodes)
     final = costs[-1][1]
@@ -124,13 +122,13 @@ def network_cost(model: LocalLearning, batch_size: int, convention: Convention =
         convention=convention,
         slowest_node_macs=slowest,
         total_macs=blocks + heads,
-        inference_macs=blocks // views + (final.forward_macs if isinstance(model, LocalClassification) else 0),
+        inference_macs=blocks // views + (final.forward_macs if model.predicts_classes else 0),
         backprop_macs=backprop_macs,
         peak_activation_bytes=peak,
         backprop_activation_bytes=backprop_bytes,
         predicted_memory_ratio=peak / backprop_bytes,
         predicted_step_ratio=sum(steps) * model.num_groups / backprop_macs,
-        predicted_speedup=backprop_macs / max(steps[: model.num_blocks]),
+        predicted_speedup=backprop_macs / (sum(steps) if model.epochs_per_block else max(steps[: model.num_blocks])),
     )
 
 
@@ -204,6 +202,16 @@ def show_cost(model: LocalLearning, batch_size: int, convention: Convention, jso
         f"Predicted, × backprop:\n"
         f"  peak memory  {cost.predicted_memory_ratio:.3f} of its "
         f"{cost.backprop_activation_bytes / 2**20:.1f} MiB of activations\n"
-        f"  one device   {cost.predicted_step_ratio:.2f} of its step time, by MACs (bench measures it)\n"
-        f"  one per node {cost.predicted_speedup:.1f} times as fast, by MACs, communication left out"
+        f"  one device   {cost.predicted_step_ratio:.2f} of its step time, by MACs"
     )
+    if model.epochs_per_block:
+        sizes = {k * model.epochs_per_block: size for k, size in enumerate(_batches_at_equal_memory(cost))}
+        print(f"With its memory, batches of block after block: --data.batch_sizes '{json_format.dumps(sizes)}'")
+    else:
+        print(f"  one per node {cost.predicted_speedup:.1f} times as fast, by MACs, communication left out")
+
+
+def _batches_at_equal_memory(cost: NetworkCost) -> list[int]:
+    """The largest batch of each block whose activations take no more than backpropagation's."""
+    ratios = [cost.backprop_activation_bytes / node.activation_bytes for node in cost.nodes if node.group == 1]
+    return [int(cost.batch_size * ratio) for ratio in ratios]

@@ -12,8 +12,15 @@ from lightning.pytorch.cli import LightningArgumentParser
 # jsonargparse reports a fault inside a class as a tree of everything that it tried.
 _NOISE = re.compile(
     r"Does not validate against any of the Union|Subtypes:|Errors:$|- Expected a <class 'NoneType'>"
-    r"|Given value|- Expected a path but"
+    r"|Given value|- Expected a path but|- Expected a <class 'str'>$"
 )
+
+_UNION = "Does not validate against any of the Union"
+
+
+def swallowed(error: BaseException) -> str | None:
+    """What a constructor said that jsonargparse tried for an argument of several types; it keeps the text only."""
+    return shorten(str(error)) if isinstance(error, ValueError) and str(error).startswith(_UNION) else None
 
 
 class Parser(LightningArgumentParser):
@@ -45,7 +52,9 @@ def shorten(message: str) -> str:
     """Keep the lines that say something, in one sentence."""
     lines = [line.strip().removeprefix("- ") for line in message.splitlines() if not _NOISE.search(line)]
     text = " ".join(line for line in lines if line)
-    return re.sub(r"\. Got value: Namespace\(.*", "", text).rstrip(".:") + "."
+    text = re.sub(r"\. Got value: Namespace\(.*", "", text)
+    text = re.sub(r"Expected a dot import path string: (\w+)", r"there is no class \1 here: give its path", text)
+    return re.sub(r"Problem with given class_path '[\w.]*?(\w+)': Parser key", r"\1:", text).rstrip(".:") + "."
 
 
 def _arguments(class_path: str) -> list[str]:

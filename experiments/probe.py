@@ -4,7 +4,7 @@ A linear classifier and a k-nearest-neighbour vote on the features of each block
 once, un-augmented, in evaluation mode. The test split is used for the final figures only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from experiments.knn import knn_top1
 from experiments.linear_probe import LinearProbe
 from experiments.probe_results import Figures, record, show
 from losses import effective_rank
-from models import Backprop, LocalLearning
+from models import Backprop, Method
 
 
 @dataclass(frozen=True)
@@ -63,20 +63,22 @@ class Protocol:
         return f"knn_k{self.k}_t{self.temperature:g}"
 
 
-def chosen_blocks(model: LocalLearning, asked: Sequence[int] | None) -> list[int]:
+def chosen_blocks(model: Method, asked: Sequence[int] | None) -> list[int]:
     """The numbers of the blocks to probe, from 1; all by default.
 
     Raises:
-        RunError: the network has no such block.
+        RunError: the network has no such block, or none at all.
     """
     known = list(range(1, model.num_blocks + 1))
+    if not known:
+        raise RunError(f"{model.network_title} has no block whose features could be probed.")
     if asked is not None and (not asked or not set(asked) <= set(known)):
         raise RunError(f"The run has blocks {known}, not {sorted(set(asked))}: choose --blocks from them.")
     return known if asked is None else sorted(set(asked))
 
 
 def probe_network(
-    model: LocalLearning, splits: Splits, blocks: Sequence[int], protocol: Protocol, figures: Figures, prefix: str = ""
+    model: Method, splits: Splits, blocks: Sequence[int], protocol: Protocol, figures: Figures, prefix: str = ""
 ) -> None:
     """Probe some blocks of one network; nothing in it changes.
 
@@ -107,33 +109,44 @@ def probe_network(
 def linear_probes(
     known: Features, held_out: int, test: Features, num_classes: int, protocol: Protocol, device: torch.device
 ) -> dict[str, float]:
-    """Choose a learning rate per kind of features, train with it, evaluate the last epoch.
+    """Test accuracies of the linear classifiers that :func:`fit_linear` trains.
+
+    Returns:
+        ``<kind>/top1`` → share of test images, 0 … 1; ``<kind>/lr`` → the chosen learning rate.
+    """
+    final, rates = fit_linear(known, held_out, num_classes, protocol, device)
+    top1 = {f"{kind}/top1": found[0] for kind, found in final.top1(test).items()}
+    return top1 | {f"{kind}/lr": rate for kind, rate in rates.items()}
+
+
+def fit_linear(
+    known: Features, held_out: int, num_classes: int, protocol: Protocol, device: torch.device
+) -> tuple[LinearProbe, dict[str, float]]:
+    """Choose a learning rate per kind of features, train with it.
 
     Args:
         known: what is learned from: training images, then those held out for validation.
         held_out: number of the latter. While a learning rate is chosen they are not learned from; after
             that they are.
-        test: what the final classifiers are evaluated on.
         num_classes: number of classes.
         protocol: learning rates, epochs, batch size.
         device: where to train.
 
     Returns:
-        ``<kind>/top1`` → share of test images, 0 … 1; ``<kind>/lr`` → the chosen learning rate.
+        The classifiers after their last epoch, and kind → the chosen learning rate.
     """
     widths = {kind: values.shape[1] for kind, values in known.kinds.items()}
 
-    def fit(features: Features, rates: dict[str, Sequence[float]]) -> LinearProbe:
+    def fit(features: Features, rates: Mapping[str, Sequence[float]]) -> LinearProbe:
         linear = LinearProbe(widths, rates, num_classes, device, protocol.seed)
         return linear.fit(features, protocol.epochs, protocol.batch_size)
 
     tried = fit(known[:-held_out], dict.fromkeys(widths, protocol.learning_rates)).top1(known[-held_out:])
     rates = {kind: protocol.learning_rates[top1.index(max(top1))] for kind, top1 in tried.items()}
-    final = fit(known, {kind: [rate] for kind, rate in rates.items()}).top1(test)
-    return {f"{kind}/top1": top1[0] for kind, top1 in final.items()} | {f"{k}/lr": r for k, r in rates.items()}
+    return fit(known, {kind: [rate] for kind, rate in rates.items()}), rates
 
 
-def supervised_top1(model: LocalLearning, data: ImageDataModule, trainer: L.Trainer, epochs: int, seed: int) -> float:
+def supervised_top1(model: Method, data: ImageDataModule, trainer: L.Trainer, epochs: int, seed: int) -> float:
     """Test top-1, 0 … 1, of the same network trained from scratch with labels, end to end.
 
     The recipe for labels of blockwise self-supervised studies: SGD, momentum 0.9, Nesterov, learning
@@ -166,7 +179,7 @@ def supervised_top1(model: LocalLearning, data: ImageDataModule, trainer: L.Trai
 
 
 def probe_run(
-    model: LocalLearning,
+    model: Method,
     data: ImageDataModule,
     trainer: L.Trainer,
     checkpoint: Path,

@@ -52,20 +52,28 @@ def _nodes(row: Row) -> str:
 def _draw_depth(axes: Axes, rows: Sequence[Row], colours: Sequence[Any]) -> None:
     for row, colour in zip(rows, colours, strict=True):
         axes.plot(*_depth_line(row), color=colour, markersize=7, clip_on=False, zorder=3)
+        if learned := row.blocks("train_set"):
+            axes.plot(_depths(len(learned)), learned, ".:", color=colour, clip_on=False, zorder=2)
         if (final := row.mean("test/final/top1")) is not None:
             axes.plot(1, 100 * final, "*", color=colour, markersize=13, clip_on=False, zorder=4)
     axes.set(xlabel="depth of the block's end, share of the blocks", ylabel="test top-1, %", xlim=(0, 1))
     dashed = any(row.linear_probe() and not row.blocks() for row in rows)
-    axes.set_title("Each block's own prediction; ★: final head" + ("; dashed: linear probe" if dashed else ""))
+    dotted = any(row.blocks("train_set") for row in rows)
+    kinds = ["★: final head", *["dashed: linear probe"] * dashed, *["dotted: training images"] * dotted]
+    axes.set_title("; ".join(["Each block's own prediction", *kinds]))
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def _depth_line(row: Row) -> tuple[list[float], list[float], str]:
     """Depths, accuracies and style: of the blocks' own predictions or, of blocks that make none, of linear probes."""
     if blocks := row.blocks():
-        return [(k + 1) / len(blocks) for k in range(len(blocks))], blocks, "o-"
+        return _depths(len(blocks)), blocks, "o-"
     probed = row.linear_probe()
     return [k / row.nodes[0] for k in probed], list(probed.values()), "o--"
+
+
+def _depths(count: int) -> list[float]:
+    return [(k + 1) / count for k in range(count)]
 
 
 def _draw_bars(

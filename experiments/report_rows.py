@@ -67,9 +67,9 @@ class Row:
         own, base = self.mean(key), self.base.mean(key) if self.base else None
         return own / base if own is not None and base else None
 
-    def blocks(self) -> list[float]:
-        """Mean test top-1 of each block, in %."""
-        names = (f"test/block{k}/top1" for k in range(1, self.first["num_blocks"] + 1))
+    def blocks(self, split: str = "test") -> list[float]:
+        """Mean top-1 of each block on a split, in %; of ``train_set`` if the runs measured it."""
+        names = (f"{split}/block{k}/top1" for k in range(1, self.first["num_blocks"] + 1))
         return [100 * value for value in map(self.mean, names) if value is not None]
 
     def probes(self) -> set[str]:
@@ -109,7 +109,9 @@ def _read(file: Path) -> dict[str, Any]:
         raise RunError(f"{file} is damaged ({fault}). Run that run again.") from fault
     except yaml.YAMLError as fault:
         raise RunError(f"{config} is damaged. Run that run again.") from fault
-    parts = {part: known.get(part) for part in ("model", "data")}
+    trainer = known.get("trainer") or {}
+    parts = {part: known.get(part) for part in ("model", "data")} | {"strategy": trainer.get("strategy")}
+    parts |= {one["class_path"]: one["init_args"] for one in trainer.get("callbacks") or () if one.get("init_args")}
     settings = {name: value for name, value in _flat(parts) if name.split(".")[-1] not in _NO_SETTINGS}
     return summary | {"settings": settings}
 
@@ -158,6 +160,8 @@ def group(summaries: Sequence[dict[str, Any]]) -> list[Row]:
 def _base(key: _Setting, settings: Mapping[_Setting, Sequence[dict[str, Any]]]) -> Row | None:
     """What a row is compared with; one block without groups is backpropagation whatever the method is called."""
     whole = [other for other in settings if (other.problem, other.nodes) == (key.problem, (1, 1))]
+    # What keeps no activations for a backward pass is no backpropagation.
+    whole = [other for other in whole if all(s.get("peak_activation_bytes") != 0 for s in settings[other])]
     if not any("test/top1" in summary["metrics"] for summary in settings[key]):
         whole = [other for other in whole if other.method == key.method]  # learns no labels: another task
     # Of several the one that shares most settings: the same loss, say.
@@ -184,17 +188,21 @@ def _variants(alike: Sequence[_Setting]) -> dict[_Setting, str]:
         varied = {n for n in names if len({known[other].get(n, missing) for other in alike} - {*absent}) > 1}
         if len(varied) > _MANY:
             varied = {n for n in varied if known[one].get(n) != statistics.mode(known[other].get(n) for other in alike)}
-        return ", ".join(_said(name, known[one][name]) for name in sorted(varied) if name in known[one])
+        own = [name for name in sorted(varied) if name in known[one]]
+        return ", ".join(_said(name, known[one][name], own) for name in own)
 
     brief = {one: label(one, absent=(missing,)) for one in alike}
     unclear = len({(one.nodes, text) for one, text in brief.items()}) < len(brief)
     return {one: label(one, absent=()) for one in alike} if unclear else brief
 
 
-def _said(name: str, value: str) -> str:
-    """A setting by the last part of its path; a class by its own name alone."""
-    last = name.rpartition(".")[2]
-    return value.rpartition(".")[2] if last == "class_path" else f"{last} {value}"
+def _said(name: str, value: str, beside: Sequence[str]) -> str:
+    """A setting by the last part of its path, or two if another setting ends alike; a class by its own name alone."""
+    path, _, last = name.replace(".init_args.", ".").rpartition(".")
+    if last == "class_path":
+        return value.rpartition(".")[2]
+    alike = sum(other.rpartition(".")[2] == last for other in beside) > 1
+    return f"{path.rpartition('.')[2]}.{last} {value}" if alike else f"{last} {value}"
 
 
 def _percent(row: Row, key: str) -> str:
@@ -203,6 +211,11 @@ def _percent(row: Row, key: str) -> str:
         return "–"
     spread = f" ± {100 * row.spread(key):.2f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.2f}{spread}"
+
+
+def _decimals(row: Row, key: str, digits: int) -> str:
+    value = row.mean(key)
+    return "–" if value is None else f"{value:,.{digits}f}"
 
 
 def _quantity(row: Row, key: str, unit: float) -> str:
@@ -223,16 +236,20 @@ _SETTINGS: Mapping[str, Callable[[Row], str]] = {
 
 FIGURES: Mapping[str, Callable[[Row], str]] = {
     "each block, %": lambda row: " ".join(f"{value:.1f}" for value in row.blocks()) or "–",
+    "each block, training images, %": lambda row: " ".join(f"{v:.1f}" for v in row.blocks("train_set")) or "–",
     "test top-1, %": lambda row: _percent(row, "test/top1"),
     "ensemble, %": lambda row: _percent(row, "test/ensemble/top1"),
     "one group, %": lambda row: _percent(row, f"test/block{row.first['num_blocks']}/group1/top1"),
+    "sent, bits/parameter": lambda row: _decimals(row, "communication/bits_per_parameter", 2),
+    "MB sent": lambda row: _decimals(row, "communication/megabytes", 1),
     "slowest node, M MACs": lambda row: _quantity(row, "slowest_node_macs", 1e6),
     "images/s": lambda row: _quantity(row, "images_per_second", 1),
+    "seconds": lambda row: _quantity(row, "seconds", 1),
     "peak MiB": lambda row: _quantity(row, "peak_activation_bytes", 2**20),
 }
 """Columns of figures: heading → cell of a row."""
 
-COSTS = ("slowest node, M MACs", "images/s", "peak MiB")
+COSTS = ("sent, bits/parameter", "MB sent", "slowest node, M MACs", "images/s", "seconds", "peak MiB")
 """The columns of figures that are costs, not accuracies."""
 
 

@@ -1,5 +1,6 @@
 """The run folder: its name, its checkpoints, and whether they can be trusted."""
 
+import os
 import pickle
 import re
 import shutil
@@ -12,10 +13,32 @@ import torch
 from torch import nn
 
 from experiments.errors import RunError
+from models import Method
 
 CONFIG, SUMMARY, METRICS, PREDICTIONS = "config.yaml", "summary.json", "metrics.csv", "predictions.csv"
-PROBE = "probe.json"
+PROBE, REGIONS = "probe.json", "decision_regions.png"
+OBSERVATIONS, OBSERVATIONS_PICTURE = "observations.json", "observations.png"
+OBSERVATIONS_OVER_TIME = "observations_over_time.png"
 LAST, PREVIOUS, BEST = "checkpoints/last.ckpt", "checkpoints/previous.ckpt", "checkpoints/best.ckpt"
+
+
+_INHERITED = "LOCAL_LEARNING_RUN_FOLDER"
+"""Environment variable that tells the other processes of a run its folder."""
+
+
+def process_rank() -> int:
+    """0 in the process that a person started, 1, 2, … in those that Lightning starts beside it."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def inherited() -> Path | None:
+    """The folder that the first process of this run chose; None in that process."""
+    return Path(os.environ[_INHERITED]) if process_rank() and _INHERITED in os.environ else None
+
+
+def hand_down(folder: Path) -> None:
+    """Tell the folder to the processes that this one will start: they run the same command line."""
+    os.environ[_INHERITED] = str(folder)
 
 
 def default_name(config: Mapping[str, Any]) -> str:
@@ -144,24 +167,32 @@ def _offer_previous(path: Path) -> str:
     return f" The one before it, of epoch {epoch + 1}, is good: go on from it with --ckpt_path {previous}"
 
 
-def require_same_network(path: Path, weights: Mapping[str, torch.Tensor], model: nn.Module) -> None:
-    """See that a checkpoint's weights are this model's.
+def require_same_network(path: Path, weights: Mapping[str, torch.Tensor], model: Method) -> None:
+    """See that a checkpoint's weights are this model's; parts that training dropped are dropped from the model.
 
     Raises:
         RunError: they are another network's, or another cut's.
     """
-    own = model.state_dict()
-    differences = [
-        *(f"it lacks {name}" for name in own.keys() - weights.keys()),
-        *(f"it has {name}, which the model has not" for name in weights.keys() - own.keys()),
-        *(
-            f"{name} is {tuple(weights[name].shape)} there and {tuple(own[name].shape)} here"
-            for name in own.keys() & weights.keys()
-            if own[name].shape != weights[name].shape
-        ),
-    ]
+    model.take_shape_of(weights)
+    differences = network_differences(weights, model)
     if differences:
         raise RunError(
-            f"The checkpoint {path} is of another network or another cut: {sorted(differences)[0]} "
+            f"The checkpoint {path} is of another network or another cut: {differences[0]} "
             f"({len(differences)} differences). Use the {CONFIG} of the run that wrote it."
         )
+
+
+def network_differences(weights: Mapping[str, torch.Tensor], model: nn.Module) -> list[str]:
+    """In what weights are not a model's: one phrase per parameter or buffer; none if they are."""
+    own = model.state_dict()
+    return sorted(
+        [
+            *(f"it lacks {name}" for name in own.keys() - weights.keys()),
+            *(f"it has {name}, which the model has not" for name in weights.keys() - own.keys()),
+            *(
+                f"{name} is {tuple(weights[name].shape)} there and {tuple(own[name].shape)} here"
+                for name in own.keys() & weights.keys()
+                if own[name].shape != weights[name].shape
+            ),
+        ]
+    )

@@ -18,7 +18,7 @@ from datamodules import ImageDataModule
 from experiments.callbacks import Meter
 from experiments.cost import network_cost
 from experiments.run_folder import SUMMARY
-from models import LocalLearning
+from models import LocalLearning, Method
 
 PACKAGES = ("torch", "torchvision", "lightning", "local-learning")
 
@@ -26,7 +26,7 @@ PACKAGES = ("torch", "torchvision", "lightning", "local-learning")
 def summarise(
     name: str,
     seed: int,
-    model: LocalLearning,
+    model: Method,
     data: ImageDataModule,
     trainer: L.Trainer,
     meter: Meter,
@@ -43,7 +43,7 @@ def summarise(
         meter: what measured its speed and memory.
         metrics: final figures under their logged names.
     """
-    device, cost = trainer.strategy.root_device, network_cost(model, data.batch_size)
+    device = trainer.strategy.root_device
     return {
         "name": name,
         "method": type(model).__name__,
@@ -58,9 +58,7 @@ def summarise(
         "seconds": meter.seconds,
         "images_per_second": meter.images_per_second,
         "peak_activation_bytes": meter.peak_activation_bytes,
-        "slowest_node_macs": cost.slowest_node_macs,
-        "inference_macs": cost.inference_macs,
-        "ensemble_macs": cost.total_macs,
+        **_macs(model, data.batch_size),
         "parameters": sum(p.numel() for p in model.parameters()),
         "precision": str(trainer.precision),
         "device": torch.cuda.get_device_name(device)
@@ -68,6 +66,18 @@ def summarise(
         else f"CPU, {torch.get_num_threads()} threads",
         "versions": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
         "metrics": {key: float(value) for key, value in sorted(metrics.items())},
+    }
+
+
+def _macs(model: Method, batch_size: int) -> dict[str, int]:
+    """What a forward pass costs; nothing of a method without backward passes, which ``cost`` does not know."""
+    if not isinstance(model, LocalLearning):
+        return {}
+    cost = network_cost(model, batch_size)
+    return {
+        "slowest_node_macs": cost.slowest_node_macs,
+        "inference_macs": cost.inference_macs,
+        "ensemble_macs": cost.total_macs,
     }
 
 
@@ -100,10 +110,11 @@ def show_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     """Print each block's accuracy, the model's, and where to look further."""
     metrics = summary["metrics"]
     table = Table(title=f"{summary['method']}, {summary['network']}, {summary['dataset']}", title_justify="left")
-    blocks = range(1, summary["num_blocks"] + 1)
+    count = summary["num_blocks"]
+    blocks = range(1, count + 1)
     last = "final head" if "test/final/top1" in metrics else "last block"
-    rows = {f"block {k}": f"block{k}/top1" for k in blocks}
-    rows |= {f"block {blocks[-1]}, group 1": f"block{blocks[-1]}/group1/top1"}
+    rows = {"input": "input/top1"} | {f"block {k}": f"block{k}/top1" for k in blocks}
+    rows |= {f"block {count}, group 1": f"block{count}/group1/top1"}
     rows |= {"ensemble": "ensemble/top1", f"model ({last})": "top1"}
     columns = {"validation": "val/", "test": "test/"}
     if "test/top1" not in metrics:  # trained without labels

@@ -8,17 +8,19 @@ from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from datamodules import ImageDataModule
 from experiments.bench import bench, show_bench
 from experiments.cost import show_cost
+from experiments.hidden_layers import Every
+from experiments.observe import observe_run
 from experiments.probe import Protocol, probe_run
-from models import LocalLearning
+from models import LocalLearning, Method, UnsupportedError
 from models.networks.profile import Convention
 
 
 class Trainer(L.Trainer):
-    """Lightning's Trainer with three more things to do with a model: ``cost``, ``bench`` and ``probe``."""
+    """Lightning's Trainer with four more things to do with a model: ``cost``, ``bench``, ``probe`` and ``observe``."""
 
     def cost(
         self,
-        model: LocalLearning,
+        model: Method,
         datamodule: ImageDataModule,
         json: bool = False,
         convention: Convention = "published",
@@ -32,11 +34,12 @@ class Trainer(L.Trainer):
             convention: count MACs as the GN-DGL paper does (BatchNorm, ReLU, pooling and biases
                 included), or only those of convolutions and matrix products.
         """
+        require_backward_passes(model)
         show_cost(model, datamodule.batch_size, convention, json)
 
     def bench(
         self,
-        model: LocalLearning,
+        model: Method,
         datamodule: ImageDataModule,
         json: bool = False,
         steps: int = 10,
@@ -51,11 +54,12 @@ class Trainer(L.Trainer):
             steps: training steps per repetition.
             repetitions: alternating repetitions of each contender; medians are reported.
         """
+        require_backward_passes(model)
         show_bench(bench(model, datamodule, self, steps, repetitions), json)
 
     def probe(
         self,
-        model: LocalLearning,
+        model: Method,
         datamodule: ImageDataModule,
         checkpoint: str,
         blocks: list[int] | None = None,
@@ -84,3 +88,52 @@ class Trainer(L.Trainer):
         """
         protocol = Protocol(epochs, learning_rates, batch_size, k, temperature, datamodule.seed)
         probe_run(model, datamodule, self, Path(checkpoint), protocol, blocks, random, supervised_epochs)
+
+    def observe(
+        self,
+        model: Method,
+        datamodule: ImageDataModule,
+        checkpoint: str,
+        reference: str | None = None,
+        every: Every = "unit",
+        images: PositiveInt = 2000,
+        epochs: PositiveInt = 100,
+        learning_rates: list[PositiveFloat] = [0.03, 0.1, 0.3, 1.0],  # noqa: B006 (never changed; help shows it)
+        batch_size: PositiveInt = 256,
+    ) -> None:
+        """Observe the hidden layers of a run: how well they separate the classes, beside those of another run.
+
+        Args:
+            model: the method; that of the run by default.
+            datamodule: the data set; that of the run by default.
+            checkpoint: run folder, or a checkpoint file in one; a folder stands for its last.ckpt.
+            reference: the same of another run of the same network, say trained end to end, to compare with.
+            every: observe the output of every unit of the network, or of every block.
+            images: at most so many of each split, drawn with the seed.
+            epochs: of a linear classifier.
+            learning_rates: of which the best on the held-out validation images is taken for each classifier.
+            batch_size: images per step of a linear classifier.
+
+        Raises:
+            UnsupportedError: the method's network is no chain of units.
+        """
+        if not isinstance(model, LocalLearning):
+            raise UnsupportedError(
+                f"observe reads the units of a network, and {type(model).__name__} has none: use probe."
+            )
+        protocol = Protocol(epochs, learning_rates, batch_size, seed=datamodule.seed)
+        other = Path(reference) if reference else None
+        observe_run(model, datamodule, self, Path(checkpoint), other, every, images, protocol)
+
+
+def require_backward_passes(model: Method) -> None:
+    """See that there is a backward pass whose time and memory can be told.
+
+    Raises:
+        UnsupportedError: the method has none.
+    """
+    if not isinstance(model, LocalLearning):
+        raise UnsupportedError(
+            f"cost and bench compare backward passes with backpropagation's, and {type(model).__name__} has none. "
+            "Its time is in the summary of a run: use fit."
+        )

@@ -3,20 +3,62 @@
 Barlow Twins, NT-Xent and VICReg come from lightly: ``lightly.loss``.
 """
 
-from losses.classification import ensemble, ensemble_weights, probabilities, top1
+from losses.classification import ensemble, ensemble_weights, probabilities, redundant_shares, top1
 from losses.contrastive import SubsampledNTXent
 from losses.diversity import diversity
-from losses.embeddings import correlation_parts, effective_rank, largest_deviation, pretext_top1
+from losses.embeddings import (
+    correlation_parts,
+    effective_rank,
+    largest_deviation,
+    linear_cka,
+    nearest_mean_top1,
+    pretext_top1,
+    separation_fuzziness,
+)
+from losses.outputs import (
+    CrossEntropy,
+    ErrExp,
+    ErrPow3,
+    ExpGB,
+    LinearOutput,
+    OutputLoss,
+    OutputLossCallable,
+    OutputLossError,
+    Pow3GB,
+    SigmoidMSE,
+    SoftmaxMSE,
+    UnnormalizedExponential,
+)
+from losses.similarity import channel_deviation, similarity_loss, similarity_matrix
 
 __all__ = [
+    "CrossEntropy",
+    "ErrExp",
+    "ErrPow3",
+    "ExpGB",
+    "LinearOutput",
+    "OutputLoss",
+    "OutputLossCallable",
+    "OutputLossError",
+    "Pow3GB",
+    "SigmoidMSE",
+    "SoftmaxMSE",
     "SubsampledNTXent",
+    "UnnormalizedExponential",
+    "channel_deviation",
     "correlation_parts",
     "diversity",
     "effective_rank",
     "ensemble",
     "ensemble_weights",
     "largest_deviation",
+    "linear_cka",
+    "nearest_mean_top1",
     "pretext_top1",
     "probabilities",
+    "redundant_shares",
+    "separation_fuzziness",
+    "similarity_loss",
+    "similarity_matrix",
     "top1",
 ]

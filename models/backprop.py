@@ -16,7 +16,7 @@ class Backprop(DecoupledGreedy):
         checkpoint_segments: gradient checkpointing: keep activations only at the borders of that
             many segments and recompute the rest in the backward pass (BatchNorm statistics are then
             updated twice per step, as in PyTorch's own); 0 keeps everything.
-        training: optimizer, scheduler and the other arguments of :class:`LocalLearning`.
+        training: output_loss, optimizer and the other arguments of :class:`LocalClassification` and its base.
 
     Raises:
         NetworkError: more checkpointing segments than units.

@@ -286,6 +286,13 @@ class BlockwiseSSL(LocalLearning):
         return None if self.epochs_per_block else f"probe_online/{self.block_names[-1]}/gap/top1"
 
     @property
+    def why_one_process(self) -> str | None:
+        """Its loss is no mean over single images."""
+        return super().why_one_process or (
+            "compares the images of a batch with each other, and each process would see its own only"
+        )
+
+    @property
     def views_per_image(self) -> int:
         """Two."""
         return 2

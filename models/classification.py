@@ -1,32 +1,74 @@
 """Local learning with labels: every block's head predicts the class."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
-from losses import ensemble, probabilities, top1
-from models.local_learning import LabelledImages, LocalLearning
+from losses import CrossEntropy, OutputLossCallable, ensemble, probabilities, top1
+from models.local_learning import LocalLearning
+from models.method import Classifier, LabelledImages
+from models.networks import Chain, NetworkCallable
 
 
-class LocalClassification(LocalLearning):
-    """Every head gives logits, every block's loss is their cross-entropy with the label.
+class LocalClassification(Classifier, LocalLearning):
+    """Every head gives logits, every block's loss is their output loss: cross-entropy, or another.
 
     Three predictions are evaluated: each block's own (``val/block<k>/top1``), the model's, which is
     the last one's (``val/top1``), and, if several predict, their ensemble (``val/ensemble/top1``).
-    Heads give logits ``(B, classes)``, or ``(B, G, classes)`` from G heads in one.
+    Heads give logits ``(B, classes)``, or ``(B, G, classes)`` from G heads in one. Whatever the output loss is, a
+    prediction is the largest logit, and what is averaged over groups and blocks is softmax(logits).
+
+    Args:
+        network: what makes the network, uncut.
+        chain: the network whose units the blocks are made of.
+        num_classes: number of classes.
+        blocks: the network, cut.
+        heads: one per block, giving logits.
+        output_loss: what the logits of every block are trained on, a class from ``losses``.
+        training: optimizer, scheduler and the other arguments of :class:`LocalLearning`.
+
+    Attributes:
+        logits_of: block, counted from 0 → its logits in this training step, detached: for callbacks, such as those
+            that choose samples by their loss (``model.sample_losses(model.logits_of[k], batch.labels)``).
     """
 
+    def __init__(
+        self,
+        network: NetworkCallable,
+        chain: Chain,
+        num_classes: int,
+        blocks: Sequence[nn.Module],
+        heads: Sequence[nn.Module],
+        output_loss: OutputLossCallable = CrossEntropy,
+        **training: Any,
+    ) -> None:
+        super().__init__(network, chain, num_classes, blocks, heads, **training)
+        self.make_output_loss, self.output_loss = output_loss, output_loss()
+        self.logits_of: dict[int, Tensor] = {}
+
     def local_loss(self, k: int, features: Tensor, batch: LabelledImages) -> Tensor:
-        """Loss of block k's own prediction."""
+        """Loss of block k's own prediction: the mean over the batch, of weighted losses if the batch has weights."""
         logits = self.heads[k](features)
+        self.logits_of[k] = logits.detach()
         if self.logs_this_step:
             self.record(k, "top1", top1(probabilities(logits), batch.labels))
-        return self.prediction_loss(logits, batch.labels)
+        if batch.weights is None:
+            return self.prediction_loss(logits, batch.labels)
+        return (batch.weights * self.sample_losses(logits, batch.labels)).mean()
+
+    def sample_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Loss of every sample, ``(B,)``: the output loss."""
+        return self.output_loss(logits, labels)
 
     def prediction_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """What training minimises and evaluation reports as ``…/loss``: cross-entropy."""
-        return F.cross_entropy(logits, labels)
+        """What training minimises and evaluation reports as ``…/loss``: the mean of the samples' losses."""
+        return self.sample_losses(logits, labels).mean()
+
+    def on_train_batch_start(self, batch: LabelledImages, batch_idx: int) -> None:
+        """Forget the last step's logits."""
+        super().on_train_batch_start(batch, batch_idx)
+        self.logits_of.clear()
 
     def forward(self, images: Tensor) -> Tensor:
         """The model's prediction: logits ``(B, classes)`` of the last block."""
@@ -46,38 +88,13 @@ class LocalClassification(LocalLearning):
         """The network under backpropagation, with its own classifier."""
         from models.backprop import Backprop  # a method itself
 
-        options = {"checkpoint_segments": checkpoint_segments, "optimizer": self.make_optimizer}
-        return Backprop(self.make_network, self.image_shape, self.num_classes, **options)
-
-    @property
-    def monitor(self) -> str:
-        """The model's prediction on the validation images."""
-        return "val/top1"
-
-    def validation_step(self, batch: LabelledImages, batch_idx: int) -> None:
-        """Log ``val/…``."""
-        self._evaluate("val", batch)
-
-    def test_step(self, batch: LabelledImages, batch_idx: int) -> None:
-        """Log ``test/…``."""
-        self._evaluate("test", batch)
-
-    def predict_step(self, batch: LabelledImages, batch_idx: int) -> Tensor:
-        """Class probabilities ``(B, classes)`` of the model's prediction."""
-        return self(batch.images).softmax(dim=1)
-
-    def _evaluate(self, split: str, batch: LabelledImages) -> None:
-        figures = self.figures(self.block_logits(batch.images), batch.labels)
-        self.log_dict({f"{split}/{name}": value for name, value in figures.items()}, batch_size=len(batch.labels))
+        options = {"optimizer": self.make_optimizer, "output_loss": self.make_output_loss}
+        return Backprop(self.make_network, self.image_shape, self.num_classes, checkpoint_segments, **options)
 
     def figures(self, logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
         """What is logged of the predictions that :meth:`block_logits` makes."""
-        figures = {}
-        for name, z in logits.items():
-            figures[f"{name}/loss"] = self.prediction_loss(z, labels)
-            figures[f"{name}/top1"] = top1(probabilities(z), labels)
-        last = list(logits)[-1]
-        figures |= {figure: figures[f"{last}/{figure}"] for figure in ("loss", "top1")}
+        losses = {f"{name}/loss": self.prediction_loss(z, labels) for name, z in logits.items()}
+        figures = super().figures(logits, labels) | losses | {"loss": losses[f"{list(logits)[-1]}/loss"]}
         if len(logits) > 1:
             figures["ensemble/top1"] = top1(ensemble(list(logits.values())), labels)
         return figures

@@ -22,7 +22,7 @@ class DecoupledGreedy(LocalClassification):
         cut: where to cut.
         head: auxiliary head of blocks 1 … K − 1, a class from ``models.networks``.
         last_head: head of block K; the network's own classifier by default.
-        training: optimizer, scheduler and the other arguments of :class:`LocalLearning`.
+        training: output_loss, optimizer and the other arguments of :class:`LocalClassification` and its base.
 
     Raises:
         CutError: the network cannot be cut as asked.

@@ -49,12 +49,12 @@ class InfoPro(LocalClassification):
         cut: where to cut.
         head: auxiliary head of blocks 1 … K − 1, a class from ``models.networks``.
         loss: what the auxiliary head is trained on: ``contrast`` (supervised, temperature 0.07) or
-            ``softmax`` (cross-entropy).
+            ``softmax`` (the output loss, cross-entropy by default).
         weights: [[λ₁, λ₂] of the first block, [λ₁, λ₂] of block K − 1], linear in between; the
             published ones if none are given.
         embedding: width of z in contrast mode.
         decoder_width: hidden channels of the decoder.
-        training: optimizer, scheduler and the other arguments of :class:`LocalLearning`.
+        training: output_loss, optimizer and the other arguments of :class:`LocalClassification` and its base.
 
     Raises:
         UnsupportedError: neuron groups, or no published weights for this K.
@@ -99,7 +99,7 @@ class InfoPro(LocalClassification):
         self.register_buffer("image_std", torch.tensor(image_std).view(-1, 1, 1), persistent=False)
 
     def local_loss(self, k: int, features: Tensor, batch: LabelledImages) -> Tensor:
-        """λ₁ times the reconstruction's loss plus λ₂ times the head's; of the last block, cross-entropy."""
+        """λ₁ times the reconstruction's loss plus λ₂ times the head's; of the last block, its output loss."""
         if k == len(self.blocks) - 1:
             return super().local_loss(k, features, batch)
         reconstruction, z = self.heads[k](features)
@@ -115,7 +115,7 @@ class InfoPro(LocalClassification):
         return first * rebuild + second * tell_apart
 
     def _head_loss(self, z: Tensor, labels: Tensor) -> Tensor:
-        return self._contrast(z.float(), labels) if self._contrast else F.cross_entropy(z, labels)
+        return self._contrast(z.float(), labels) if self._contrast else self.prediction_loss(z, labels)
 
     def block_logits(self, images: Tensor) -> dict[str, Tensor]:
         """Of the last block, and in softmax mode of all."""

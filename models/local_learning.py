@@ -13,21 +13,17 @@ from typing import Any, Literal, Protocol
 import lightning.pytorch as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from models import networks
+from models.method import LabelledImages, Method
 from models.networks import Chain, NetworkCallable
 from models.networks.pooling import GlobalAveragePool
 
 SchedulerCallable = Callable[[Optimizer], LRScheduler]
-
-
-class LabelledImages(Protocol):
-    """A batch: images ``(B, C, H, W)``, labels ``(B,)``."""
-
-    images: Tensor
-    labels: Tensor
 
 
 class PairsOfViews(LabelledImages, Protocol):
@@ -44,7 +40,7 @@ class UnsupportedError(RuntimeError):
     """A combination of settings that would train wrongly; the message says what to use instead."""
 
 
-class LocalLearning(L.LightningModule):
+class LocalLearning(Method):
     """K blocks trained side by side, no gradient going from one to another.
 
     Args:
@@ -60,6 +56,8 @@ class LocalLearning(L.LightningModule):
         epochs_per_block: train the blocks one after the other, each for that many epochs, then freeze it;
             by default all learn on every batch.
         compile: run each block and head through ``torch.compile``.
+        recompute: BatchNorm, activations and pooling behind a convolution are computed again in the backward pass,
+            piece by piece, instead of kept (:class:`models.networks.Recomputed`).
 
     Raises:
         UnsupportedError: fewer than one epoch per block.
@@ -78,6 +76,7 @@ class LocalLearning(L.LightningModule):
         clip: float | None = None,
         epochs_per_block: int | None = None,
         compile: bool = False,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         if epochs_per_block is not None and epochs_per_block < 1:
@@ -85,7 +84,8 @@ class LocalLearning(L.LightningModule):
         self.automatic_optimization = False
         self.make_network, self.network_title = network, chain.title
         self.image_shape, self.num_classes = chain.image_shape, num_classes
-        self.blocks, self.heads = nn.ModuleList(blocks), nn.ModuleList(heads)
+        parts = [nn.ModuleList(blocks), nn.ModuleList(heads)]
+        self.blocks, self.heads = map(networks.recompute, parts) if recompute else parts
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.scheduler_interval, self.clip, self.epochs_per_block = scheduler_interval, clip, epochs_per_block
         self.to(memory_format=torch.channels_last)
@@ -95,17 +95,11 @@ class LocalLearning(L.LightningModule):
         self._records: dict[str, Tensor | float] = {}
         self._log_now = False
         self._learned = range(len(self.blocks))
-        self.latest: dict[str, float] = {}
 
     @property
     def num_blocks(self) -> int:
         """K."""
         return len(self.blocks)
-
-    @property
-    def num_groups(self) -> int:
-        """G, neuron groups per block; 1 unless a method says otherwise."""
-        return 1
 
     @property
     def block_names(self) -> list[str]:
@@ -117,7 +111,7 @@ class LocalLearning(L.LightningModule):
     def training_step(self, batch: LabelledImages, batch_idx: int) -> None:
         """One batch: every block computes its features and its loss, and is updated at once."""
         x = self.network_input(batch)
-        for k in range(self.learners.stop):
+        for k in range(self.first_block, self.learners.stop):
             if k in self.learners:
                 features = self.block_output(k, x)
                 loss = self.local_loss(k, features, batch)  # the method
@@ -127,8 +121,13 @@ class LocalLearning(L.LightningModule):
                     features = self.block_output(k, x)
             x = self.hand_on(k, features)  # nothing else goes on
 
+    @property
+    def first_block(self) -> int:
+        """Block (counted from 0) with which a step begins: the first, unless a method stores features."""
+        return 0
+
     def network_input(self, batch: LabelledImages) -> Any:
-        """What the first block reads."""
+        """What that block reads."""
         return batch.images
 
     def block_output(self, k: int, x: Any) -> Any:
@@ -268,12 +267,7 @@ class LocalLearning(L.LightningModule):
     # -- beside training ------------------------------------------------------------------------
 
     def block_features(self, images: Tensor, last: int | None = None) -> dict[str, Tensor]:
-        """What probes read: ``block<k>/gap`` → features of block k, averaged over positions, ``(B, C_k)``.
-
-        Args:
-            images: ``(B, C, H, W)``.
-            last: number of the last block to compute, from 1; by default all K.
-        """
+        """What probes read of blocks 1 … ``last``."""
         features = {}
         for name, block in zip(self.block_names[: last or self.num_blocks], self.blocks, strict=False):
             images = block(images)
@@ -289,19 +283,34 @@ class LocalLearning(L.LightningModule):
         raise NotImplementedError(f"{type(self).__name__} does not say what its end-to-end counterpart is.")
 
     @property
-    def monitor(self) -> str | None:
-        """Logged figure whose best value ``best.ckpt`` keeps, larger is better; None for no such file."""
-        return None
-
-    @property
     def training_blocks(self) -> list[nn.Module]:
         """What runs in a training step as the blocks: what ``cost`` counts."""
         return list(self.blocks)
 
     @property
-    def backward_passes(self) -> list[int]:
-        """How often the loss of a step goes back through each block."""
-        return [1] * len(self.blocks)
+    def training_heads(self) -> list[nn.Module]:
+        """Their heads, likewise, and that of a block that is none."""
+        return list(self.heads)
+
+    @property
+    def forward_passes(self) -> list[float]:
+        """How often a step goes forward through each block, on average over the training."""
+        count = len(self.blocks)
+        return [1.0] * count if self.epochs_per_block is None else [(count - k) / count for k in range(count)]
+
+    @property
+    def backward_passes(self) -> list[float]:
+        """How often its loss goes back through each block, likewise."""
+        count = len(self.blocks)
+        return [1.0] * count if self.epochs_per_block is None else [1 / count] * count
+
+    @property
+    def why_one_process(self) -> str | None:
+        """Several blocks, each with a backward pass of its own."""
+        if len(self.blocks) == 1:
+            return None
+        several = f"trains {len(self.blocks)} blocks, each by a backward pass of its own"
+        return f"{several}, and Lightning's DDP would mix their gradients"
 
     @property
     def held_together(self) -> list[range]:
@@ -313,17 +322,14 @@ class LocalLearning(L.LightningModule):
         """How often an image goes through the network in a training step."""
         return 1
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note the image size, which convolutions do not know."""
-        checkpoint["image_shape"] = self.image_shape
-
     def setup(self, stage: str) -> None:
         """Refuse what would train wrongly.
 
         Raises:
-            UnsupportedError: several processes, or another number of epochs than all blocks take one by one.
+            UnsupportedError: several processes for several blocks, or another number of epochs than all blocks
+                take one by one.
         """
-        require_one_process(self.trainer)
+        require_supported_processes(self, self.trainer)
         epochs, needed = self.trainer.max_epochs, len(self.blocks) * (self.epochs_per_block or 0)
         if stage == "fit" and needed and not self.trainer.fast_dev_run and epochs != needed:
             raise UnsupportedError(
@@ -337,14 +343,22 @@ def pooled(features: Tensor) -> Tensor:
     return GlobalAveragePool()(features) if features.dim() == 4 else features
 
 
-def require_one_process(trainer: L.Trainer) -> None:
-    """Refuse a Trainer with several processes, which would need an exchange of gradients per block.
+def require_supported_processes(method: Method, trainer: L.Trainer) -> None:
+    """Refuse to train in several processes, or under DDP at all, what DDP would train wrongly.
 
     Raises:
-        UnsupportedError: there are several.
+        UnsupportedError: the method needs one process, or the strategy is another than DDP.
     """
-    if trainer.num_devices * trainer.num_nodes > 1:
+    ddp = isinstance(trainer.strategy, DDPStrategy)
+    if trainer.num_devices * trainer.num_nodes == 1 and not ddp:
+        return
+    if method.why_one_process:
         raise UnsupportedError(
-            "Training in several processes is not built yet: Lightning's DDP would mix the blocks' gradients. "
-            "Use --trainer.devices 1."
+            f"{type(method).__name__} {method.why_one_process}. Use --trainer.devices 1 and no --trainer.strategy; "
+            "networks of one block, such as Backprop, train in several processes."
+        )
+    if not ddp:
+        raise UnsupportedError(
+            f"{type(trainer.strategy).__name__} is not supported: several processes need --trainer.strategy ddp or "
+            "CompressedDDP."
         )

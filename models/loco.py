@@ -61,7 +61,7 @@ class LoCo(BlockwiseSSL):
         self.step_block(self.num_blocks - 1)
 
     @property
-    def backward_passes(self) -> list[int]:
+    def backward_passes(self) -> list[float]:
         """Two where two units overlap."""
         return [1, *[2] * (self.num_blocks - 2), 1]
 

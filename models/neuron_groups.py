@@ -7,7 +7,7 @@ K blocks of G groups are K·G nodes that learn at once, each with a head and a l
                  │ G heads, L₁                          │ G heads, L_K                    │ L
                  └ optimizer 1                          └ optimizer K                     └ optimizer
 
-    L_k = Σ_g CE(z_kg, y) + λ · diversity(z_k1 … z_kG)
+    L_k = Σ_g CE(z_kg, y) + λ · diversity(z_k1 … z_kG)        (or another output loss than CE)
 
 Groups of a block share what they computed (the next block and all heads read all channels) and what
 they predict (the diversity), but no gradient through activations.
@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from losses import diversity, top1
 from models.classification import LocalClassification
@@ -59,7 +58,7 @@ class NeuronGroups(LocalClassification):
             block; otherwise the groups never see each other, and heads have 1/G of their width.
         diversity: λ, weight of the diversity loss; without effect if G is 1.
         temperature: T of its softmax.
-        training: optimizer, scheduler and the other arguments of :class:`LocalLearning`.
+        training: output_loss, optimizer and the other arguments of :class:`LocalClassification` and its base.
 
     Raises:
         CutError: the network cannot be cut, or not be grouped, as asked.
@@ -127,13 +126,16 @@ class NeuronGroups(LocalClassification):
         names = super().block_names
         return names if len(names) == self.num_blocks else [*names[:-1], "final"]
 
-    def prediction_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Sum of the groups' cross-entropies plus λ times their diversity; of the final head, cross-entropy."""
+    def sample_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Sum of the groups' output losses plus λ times their diversity; of the final head, its output loss."""
         if logits.dim() == 2:
-            return super().prediction_loss(logits, labels)
+            return super().sample_losses(logits, labels)
         groups = logits.shape[1]
-        loss = groups * F.cross_entropy(logits.flatten(0, 1), labels.repeat_interleave(groups))
-        return loss + self.diversity * diversity(logits, labels, self.temperature) if self.diversity else loss
+        losses = super().sample_losses(logits.flatten(0, 1), labels.repeat_interleave(groups))
+        loss = losses.view(-1, groups).sum(dim=1)
+        if not self.diversity:
+            return loss
+        return loss + self.diversity * diversity(logits, labels, self.temperature, reduction="none")
 
     def figures(self, logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
         """Those of every block, and those of its groups."""

@@ -1,7 +1,9 @@
 """``last.ckpt`` and ``best.ckpt``, every epoch."""
 
 import os
+import signal
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as L
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
@@ -22,6 +24,24 @@ class LastCheckpoint(Checkpoint):
 
     def __init__(self, folder: Path) -> None:
         self._last, self._previous = folder / LAST, folder / PREVIOUS
+        self._told_to_stop = False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Of several processes, have a termination signal wait for the end of a batch.
+
+        Lightning 2.6 broadcasts within its signal handler, while other exchanges are under way, and hangs.
+        """
+        if trainer.world_size > 1:
+            signal.signal(signal.SIGTERM, self._note)
+
+    def _note(self, *_: Any) -> None:
+        self._told_to_stop = True
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """Stop, and the other processes with it: they may wait for this one already."""
+        if self._told_to_stop and trainer.is_global_zero:
+            trainer.strategy.launcher.kill(signal.SIGKILL)
+            raise SIGTERMException
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save; Lightning calls this after validation and after the schedules were stepped."""
@@ -62,3 +82,8 @@ class BestCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
             save_on_train_epoch_end=True,
         )
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save, if there is a figure to judge by: the last of blocks that learn one by one has none before its turn."""
+        if self.monitor in trainer.callback_metrics:
+            super().on_train_epoch_end(trainer, pl_module)

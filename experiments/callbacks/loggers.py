@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.loggers.logger import rank_zero_experiment
 
 from experiments.run_folder import METRICS
 
@@ -52,6 +53,7 @@ class RunCSVLogger(CSVLogger):
         self._resume_step = resume_step
 
     @property
+    @rank_zero_experiment
     def experiment(self) -> ExperimentWriter:
         """The writer, made at its first use (on rank 0, like Lightning's)."""
         if self._experiment is None:

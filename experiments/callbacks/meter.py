@@ -83,7 +83,8 @@ class Meter(L.Callback):
         now = time.perf_counter()
         self.seconds, self._tick = self.seconds + now - self._tick, now
         if self._start is not None and self._images:
-            self._rates.append(self._images / (self._stop - self._start))
+            # All processes together: each has as many images, and none can run ahead of the others.
+            self._rates.append(trainer.world_size * self._images / (self._stop - self._start))
             pl_module.log("train/images_per_second", self._rates[-1])
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:

@@ -31,6 +31,8 @@ class PredictionsFile(BasePredictionWriter):
         Raises:
             RunError: it cannot be written.
         """
+        if not trainer.is_global_zero:  # every process predicts all images
+            return
         probability, label = torch.cat(list(predictions)).max(dim=1)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)

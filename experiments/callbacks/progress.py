@@ -7,14 +7,15 @@ import lightning.pytorch as L
 from lightning.pytorch.callbacks import TQDMProgressBar
 
 from experiments.cost import show_cost
+from models import LocalLearning
 
 
 class CutTable(L.Callback):
-    """Prints the cost of every block before training begins."""
+    """Prints the cost of every block before training begins; of a method without backward passes nothing."""
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print; the data are there by now, or their fault was told already."""
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and isinstance(pl_module, LocalLearning):
             show_cost(pl_module, trainer.datamodule.batch_size, "published", json=False)
 
 

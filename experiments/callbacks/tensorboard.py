@@ -10,7 +10,7 @@ from torchvision.utils import make_grid
 
 from datamodules import ImageDataModule
 from experiments.cost import markdown_table
-from models.classification import LocalClassification
+from models import LocalLearning
 
 _EVERY = ("train/{}/loss", "train/{}/grad_norm", "train/{}/lr")
 _WITH_LABELS = ("val/{}/top1", "train/{}/top1", *_EVERY)
@@ -19,13 +19,17 @@ _WITHOUT_LABELS = ("probe_online/{}/gap/top1", *_EVERY, "train/{}/pretext_top1",
 
 
 class TensorBoardPage(L.Callback):
-    """Adds the cut as text, a grid of augmented training images, and one chart per figure with all blocks."""
+    """Adds a grid of augmented training images; of methods with backward passes also the cut as text, and charts.
+
+    A chart draws one figure of all blocks.
+    """
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The cut as a table, and the charts (tab "Custom scalars")."""
-        if page := _writer(trainer):
+        page = tensorboard_page(trainer)
+        if page and isinstance(pl_module, LocalLearning):
             page.add_text("cut", markdown_table(pl_module, trainer.datamodule.batch_size), trainer.global_step)
-            figures = _WITH_LABELS if isinstance(pl_module, LocalClassification) else _WITHOUT_LABELS
+            figures = _WITH_LABELS if pl_module.predicts_classes else _WITHOUT_LABELS
             charts = {f.replace("/{}", ""): ["Multiline", [f.format(r"(block\d+|final)")]] for f in figures}
             page.add_custom_scalars({"All blocks": charts})
 
@@ -33,8 +37,9 @@ class TensorBoardPage(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """The first training batch as the network sees it, colours as in the file; both views of each image in turn."""
-        if trainer.global_step == 0 and (page := _writer(trainer)):
-            data = trainer.datamodule
+        data = trainer.datamodule
+        pictures = data.image_shape[0] in (1, 3)  # grey or RGB; not the coordinates of toy tasks
+        if trainer.global_step == 0 and pictures and (page := tensorboard_page(trainer)):
             for strength, *pair in batch.views:
                 name = "train/views" if strength == 1 else f"train/views_of_strength_{strength:g}"
                 page.add_image(name, _grid(torch.stack(pair, dim=1).flatten(0, 1)[:64], data), trainer.global_step)
@@ -51,7 +56,7 @@ def _grid(images: torch.Tensor, data: ImageDataModule) -> torch.Tensor:
     return make_grid(images, nrow=8, padding=4, pad_value=0.5)
 
 
-def _writer(trainer: L.Trainer) -> SummaryWriter | None:
+def tensorboard_page(trainer: L.Trainer) -> SummaryWriter | None:
     """The open TensorBoard file, on the process that writes it."""
     loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
     return loggers[0].experiment if loggers and trainer.is_global_zero else None

@@ -15,10 +15,12 @@ from models.networks.embedding_heads import (
 )
 from models.networks.group_heads import GroupHeads
 from models.networks.groups import end_at_last_map, group_blocks
-from models.networks.heads import AuxHead, CNNHead, Head, HeadCallable, MLPSRHead
+from models.networks.heads import AuxHead, CNNHead, ConvHead, Head, HeadCallable, LinearHead, MLPSRHead
 from models.networks.mlp import MLP
 from models.networks.noise import FeatureNoise
+from models.networks.overparameterized import collapse, overparameterize
 from models.networks.profile import Cost, activation_bytes, profile
+from models.networks.recomputed import Recomputed, recompute
 from models.networks.resnet import CifarResNet, ResNet, from_torchvision
 from models.networks.saved_tensors import SavedTensorMeter
 from models.networks.vgg import VGG, VGG16, VGG6a, VGG8b, VGG11b
@@ -34,6 +36,7 @@ __all__ = [
     "Checkpointed",
     "CifarResNet",
     "ConvExpansion",
+    "ConvHead",
     "Cost",
     "Cut",
     "CutError",
@@ -44,12 +47,14 @@ __all__ = [
     "GroupHeads",
     "Head",
     "HeadCallable",
+    "LinearHead",
     "LocalPooling",
     "MLPSRHead",
     "NetworkCallable",
     "NetworkError",
     "PoolingCallable",
     "ProjectorCallable",
+    "Recomputed",
     "ResNet",
     "SavedTensorMeter",
     "VGG6a",
@@ -57,10 +62,13 @@ __all__ = [
     "VGG11b",
     "activation_bytes",
     "block_shapes",
+    "collapse",
     "cut_chain",
     "end_at_last_map",
     "feature_shapes",
     "from_torchvision",
     "group_blocks",
+    "overparameterize",
     "profile",
+    "recompute",
 ]

@@ -67,3 +67,8 @@ def initialise_convolutions(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+
+
+def rectifier(negative_slope: float = 0.0) -> nn.Module:
+    """ReLU, or leaky ReLU if the slope below zero is not 0; in place."""
+    return nn.LeakyReLU(negative_slope, inplace=True) if negative_slope else nn.ReLU(inplace=True)

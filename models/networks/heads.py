@@ -4,7 +4,9 @@ Every head is built as ``Head(feature_shape, num_classes, …)``, where ``featur
 of one sample's features: ``(C, H, W)`` after a convolution, ``(C,)`` after a linear layer.
 """
 
+import math
 from collections.abc import Callable
+from itertools import pairwise
 
 from torch import nn
 
@@ -32,7 +34,7 @@ def _require_maps(feature_shape: tuple[int, ...], head: str) -> None:
     if len(feature_shape) != 3:
         raise NetworkError(
             f"{head} convolves feature maps (C, H, W), but this block hands on vectors {tuple(feature_shape)}. "
-            "Use a head without convolutions: AuxHead with convs: 0."
+            "Use a head without convolutions: LinearHead, or AuxHead with convs: 0."
         )
 
 
@@ -128,4 +130,52 @@ class CNNHead(Head):
         layers = [*_conv(channels, channels, 3), *_conv(channels, channels, 3)]
         layers += [nn.AdaptiveAvgPool2d(2), nn.BatchNorm2d(channels), nn.Flatten()]
         super().__init__(*layers, nn.Linear(4 * channels, num_classes))
+        initialise_convolutions(self)
+
+
+class LinearHead(Head):
+    """Linear classifier on features averaged over a small grid of positions.
+
+    Source of the default: E. Belilovsky, M. Eickenberg, E. Oyallon, "Greedy Layerwise Learning Can Scale to
+    ImageNet", ICML 2019, k = 1: averaged to 2×2 positions (their code has a BatchNorm after the average, too).
+    Vectors are classified as they are.
+
+    Args:
+        feature_shape: ``(C, H, W)`` or ``(C,)``.
+        num_classes: width of the output.
+        grid: rows and columns that maps are averaged to; a map with fewer is not enlarged.
+    """
+
+    def __init__(self, feature_shape: tuple[int, ...], num_classes: int, grid: tuple[int, int] = (2, 2)) -> None:
+        size = tuple(min(side, limit) for side, limit in zip(feature_shape[1:], grid, strict=False))
+        layers = [nn.AdaptiveAvgPool2d(size)] if size != tuple(feature_shape[1:]) else []
+        layers += [nn.Flatten()] if size else []
+        super().__init__(*layers, nn.Linear(feature_shape[0] * math.prod(size), num_classes))
+
+
+class ConvHead(Head):
+    """Look-ahead head conv_k (Belilovsky et al., ICML 2019): k − 1 convolutions, then :class:`LinearHead`.
+
+    The convolutions are 3×3, at full resolution, each with BatchNorm and ReLU.
+
+    Args:
+        feature_shape: ``(C, H, W)``; also ``(C,)`` if ``layers`` is 1.
+        num_classes: width of the output.
+        layers: k, the layers of the head; 1 is ``LinearHead``, the paper goes up to 3.
+        width: channels of the convolutions; as many as the features have by default.
+
+    Raises:
+        NetworkError: no layer, or convolutions on features that are no maps.
+    """
+
+    def __init__(
+        self, feature_shape: tuple[int, ...], num_classes: int, layers: int = 2, width: int | None = None
+    ) -> None:
+        if layers < 1:
+            raise NetworkError(f"A look-ahead head ends in a linear layer: layers must be at least 1, not {layers}.")
+        if layers > 1:
+            _require_maps(feature_shape, f"A look-ahead head of {layers} layers")
+        widths = [feature_shape[0], *[width or feature_shape[0]] * (layers - 1)]
+        convolutions = [layer for pair in pairwise(widths) for layer in _conv(*pair, 3)]
+        super().__init__(*convolutions, *LinearHead((widths[-1], *feature_shape[1:]), num_classes))
         initialise_convolutions(self)

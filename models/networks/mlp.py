@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from models.networks.chain import Chain, NetworkError
+from models.networks.chain import Chain, NetworkError, rectifier
 
 
 class MLP(Chain):
@@ -18,6 +18,7 @@ class MLP(Chain):
         hidden: width of each hidden layer; one unit per entry.
         batch_norm: put a BatchNorm between the linear map and the ReLU.
         dropout: share of hidden activations dropped in training.
+        negative_slope: of the ReLUs; not 0 makes them leaky.
 
     Raises:
         NetworkError: no hidden layer is given.
@@ -30,6 +31,7 @@ class MLP(Chain):
         hidden: Sequence[int] = (256, 256, 256),
         batch_norm: bool = True,
         dropout: float = 0.0,
+        negative_slope: float = 0.0,
     ) -> None:
         if not hidden:
             raise NetworkError("An MLP needs at least one hidden layer; give hidden: [256, 256].")
@@ -39,7 +41,7 @@ class MLP(Chain):
             layers: list[nn.Module] = [nn.Flatten()] if i == 1 else []
             layers += [nn.Linear(fan_in, fan_out, bias=not batch_norm)]
             layers += [nn.BatchNorm1d(fan_out)] if batch_norm else []
-            layers += [nn.ReLU(inplace=True)]
+            layers += [rectifier(negative_slope)]
             layers += [nn.Dropout(dropout)] if dropout else []
             units[f"fc{i}"] = nn.Sequential(*layers)
         title = "MLP-" + "-".join(map(str, hidden))

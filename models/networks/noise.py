@@ -6,9 +6,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from models.networks.chain import NetworkError
+
 NoiseKind = Literal["all", "hw", "c"]
 
-_DIMENSIONS: Mapping[str, tuple[int, ...]] = {"all": (0, 1, 2, 3), "hw": (2, 3), "c": (1,)}
+_DIMENSIONS: Mapping[str, tuple[int, ...]] = {"hw": (2, 3), "c": (1,)}
 
 
 class FeatureNoise(nn.Module):
@@ -29,10 +31,17 @@ class FeatureNoise(nn.Module):
         self.kind, self.sigma = kind, sigma
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add noise to feature maps ``(B, C, H, W)``."""
+        """Add noise to feature maps ``(B, C, H, W)`` or, unless the kind is ``hw``, to vectors ``(B, C)``.
+
+        Raises:
+            NetworkError: the positions of vectors are asked for.
+        """
         if not self.training:
             return x
-        return _AddNoise.apply(x, _DIMENSIONS[self.kind], self.sigma, int(torch.randint(2**62, (), device="cpu")))
+        dimensions = _DIMENSIONS.get(self.kind, tuple(range(x.dim())))
+        if max(dimensions) >= x.dim():
+            raise NetworkError("Vectors have no positions: use FeatureNoise with kind all or c, not hw.")
+        return _AddNoise.apply(x, dimensions, self.sigma, int(torch.randint(2**62, (), device="cpu")))
 
     def extra_repr(self) -> str:
         """Settings, for printing."""

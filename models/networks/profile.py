@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.networks.group_layers import GroupLinear
 from models.networks.pooling import GlobalAveragePool
+from models.networks.recomputed import Recomputed
 from models.networks.saved_tensors import SavedTensorMeter
 
 Convention = Literal["published", "plain"]
@@ -37,6 +38,7 @@ class Cost:
         forward_macs: multiply-accumulates for one image.
         saved: storage → bytes that autograd keeps for the whole batch; storages are the same in
             costs that come from one :func:`profile` call, so unions do not count twice.
+        recomputed: bytes that its backward pass holds above those, where it computes some of them again.
         output_shape: shape of one sample's output (of the last one, if there are several).
         output_bytes: bytes of the output for the whole batch.
     """
@@ -44,16 +46,19 @@ class Cost:
     parameters: int
     forward_macs: int
     saved: Mapping[int, int]
+    recomputed: int
     output_shape: tuple[int, ...]
     output_bytes: int
 
 
 def activation_bytes(costs: Sequence[Cost]) -> int:
-    """Bytes saved for backward when these modules run one after the other."""
+    """The most bytes that are held for backward when these modules run one after the other, and back."""
     storages: dict[int, int] = {}
+    peak = 0
     for cost in costs:
         storages |= cost.saved
-    return sum(storages.values())
+        peak = max(peak, sum(storages.values()) + cost.recomputed)  # what comes later is freed by then
+    return peak
 
 
 def profile(
@@ -92,26 +97,39 @@ def profile(
     return costs
 
 
-def _run(module: nn.Module, x: Tensor, convention: Convention) -> tuple[Tensor, Cost]:
+def _run(module: nn.Module, x: Tensor, convention: Convention) -> tuple[Any, Cost]:
     state = on_meta(module)
     meter = SavedTensorMeter(exclude=state.values())
     with meter, FlopCounterMode(display=False) as flops, _count_elements(module) as elements:
-        y = functional_call(module, state, (x,))
-    y = y[-1] if isinstance(y, tuple) else y
+        outputs = functional_call(module, state, (x,))  # all of them stay alive, and with them what they keep
+    y = outputs[-1] if isinstance(outputs, tuple) else outputs
     operations = flops.get_total_flops() // 2 + (sum(elements) if convention == "published" else 0)
     cost = Cost(
         parameters=sum(p.numel() for p in module.parameters()),
         forward_macs=operations // x.shape[0],
         saved=dict(meter.alive),
+        recomputed=_recomputed_bytes(module, x),
         output_shape=tuple(y.shape[1:]),
         output_bytes=y.untyped_storage().nbytes(),
     )
-    return y, cost
+    return outputs, cost
+
+
+def _recomputed_bytes(module: nn.Module, x: Tensor) -> int:
+    if not any(isinstance(part, Recomputed) for part in module.modules()):
+        return 0
+    state = on_meta(module)
+    with SavedTensorMeter(exclude=state.values()) as meter:
+        outputs = functional_call(module, state, (x.detach().requires_grad_(x.requires_grad),))
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        saved = meter.current
+        torch.autograd.backward(outputs, [torch.empty_like(y) for y in outputs])
+    return meter.peak - saved
 
 
 def on_meta(module: nn.Module) -> dict[str, Tensor]:
-    """A module's parameters and buffers on the meta device, by name."""
-    parameters = {n: p.detach().to("meta").requires_grad_(p.requires_grad) for n, p in module.named_parameters()}
+    """A module's parameters and buffers on the meta device, by name; as they are when it learns, not frozen."""
+    parameters = {n: p.detach().to("meta").requires_grad_() for n, p in module.named_parameters()}
     return parameters | {n: b.to("meta") for n, b in module.named_buffers()}
 
 
@@ -123,7 +141,9 @@ def _count_elements(module: nn.Module) -> Iterator[list[int]]:
     def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if isinstance(layer, _BatchNorm):
             counts.append(2 * output.numel())
-        elif isinstance(layer, nn.ReLU) or (isinstance(layer, nn.Linear | GroupLinear) and layer.bias is not None):
+        elif isinstance(layer, nn.ReLU | nn.LeakyReLU) or (
+            isinstance(layer, nn.Linear | GroupLinear) and layer.bias is not None
+        ):
             counts.append(output.numel())
         elif isinstance(layer, _POOLING):
             counts.append(inputs[0].numel())

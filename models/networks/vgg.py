@@ -7,16 +7,16 @@ from typing import Any, Literal
 
 from torch import nn
 
-from models.networks.chain import Chain, NetworkError, initialise_convolutions
+from models.networks.chain import Chain, NetworkError, initialise_convolutions, rectifier
 
 Plan = Sequence[int | Literal["M"]]
 
 
-def _conv_unit(channels_in: int, channels_out: int, pool: bool, dropout: float) -> nn.Sequential:
+def _conv_unit(channels_in: int, channels_out: int, pool: bool, dropout: float, negative_slope: float) -> nn.Sequential:
     layers: list[nn.Module] = [
         nn.Conv2d(channels_in, channels_out, kernel_size=3, padding=1, bias=False),
         nn.BatchNorm2d(channels_out),
-        nn.ReLU(inplace=True),
+        rectifier(negative_slope),
     ]
     # The pooling belongs to the unit before it, so that a cut hands on a quarter of the bytes.
     layers += [nn.MaxPool2d(2)] if pool else []
@@ -37,6 +37,7 @@ class VGG(Chain):
             groups divide them: 128, 256, 512 become 126, 258, 510 for 6 groups. The rounding of the
             published VGG6a with 6 and 10 groups is not known.
         dropout: share of every unit's activations dropped in training.
+        negative_slope: of the ReLUs; not 0 makes them leaky.
         title: name shown in tables.
 
     Raises:
@@ -53,6 +54,7 @@ class VGG(Chain):
         width: float = 1.0,
         width_multiple: int = 1,
         dropout: float = 0.0,
+        negative_slope: float = 0.0,
         title: str = "VGG",
     ) -> None:
         channels, height, side = image_shape[0], image_shape[1], min(image_shape[1:])
@@ -69,14 +71,14 @@ class VGG(Chain):
         convolutions = [(w, i + 1 < len(plan) and plan[i + 1] == "M") for i, w in enumerate(plan) if w != "M"]
         for i, (out, pool) in enumerate(convolutions, start=1):
             out = width_multiple * max(1, math.floor(out * width / width_multiple + 0.5))
-            units[f"conv{i}"] = _conv_unit(channels, out, pool, dropout)
+            units[f"conv{i}"] = _conv_unit(channels, out, pool, dropout, negative_slope)
             channels = out
         halvings = list(plan).count("M")
         features = channels * (image_shape[1] >> halvings) * (image_shape[2] >> halvings)
         for i, out in enumerate(hidden, start=1):
             out = max(1, round(out * width))
             layers: list[nn.Module] = [nn.Flatten()] if i == 1 else []
-            layers += [nn.Linear(features, out, bias=False), nn.BatchNorm1d(out), nn.ReLU(inplace=True)]
+            layers += [nn.Linear(features, out, bias=False), nn.BatchNorm1d(out), rectifier(negative_slope)]
             layers += [nn.Dropout(dropout)] if dropout else []
             units[f"fc{i}"] = nn.Sequential(*layers)
             features = out

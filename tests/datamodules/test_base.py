@@ -5,8 +5,8 @@ import torch
 
 from datamodules import Augment, Batch, DataError, ImageDataModule
 from datamodules.augment import augment_batch, cutout, normalise
-from datamodules.base import MemoryImages
 from datamodules.epoch_batches import EpochBatches
+from datamodules.images import MemoryImages
 
 TRAIN, TEST, CLASSES = 103, 30, 4
 
@@ -165,7 +165,7 @@ def test_refuses_a_share_of_validation_that_is_none(share):
 
 @pytest.mark.parametrize("size", [0, -1])
 def test_refuses_batches_of_no_image(size):
-    with pytest.raises(DataError, match=f"batch_size must be at least 1, not {size}"):
+    with pytest.raises(DataError, match=f"at least 1 image, not {size}"):
         Numbered(batch_size=size)
 
 

@@ -10,8 +10,8 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from datamodules import DataError, ImageFolder, ImageNet
-from datamodules.base import MemoryImages
 from datamodules.folders import StreamedImages, decode
+from datamodules.images import MemoryImages
 
 CLASSES = FOLDER_CLASSES["ImageFolder"]
 

@@ -22,8 +22,8 @@ from datamodules import (
     Views,
 )
 from datamodules.augment import normalise
-from datamodules.base import MemoryImages
 from datamodules.epoch_batches import SeededBatches
+from datamodules.images import MemoryImages
 from datamodules.paired_images import BatchedPairs
 from experiments.bench import RandomImages
 

@@ -30,7 +30,10 @@ FIT = ("fit", "--config", str(DIGITS), *SMALL, "--trainer.max_epochs=2")
         (["--data=datamodules.MNIST", "--data.root=/nowhere"], ["/nowhere/MNIST/raw", "--data.download true"]),
         (["--data=datamodules.CIFAR10", "--data.root=/nowhere"], ["/nowhere/cifar-10-batches-py/data_batch_1"]),
         (["--ckpt_path=last"], ["no checkpoint", "last.ckpt"]),
-        (["--trainer.devices=2", "--trainer.strategy=ddp_spawn"], ["several processes", "--trainer.devices 1"]),
+        (
+            ["--trainer.devices=2", "--trainer.strategy=ddp_spawn"],
+            ["by a backward pass", "--trainer.devices 1"],
+        ),
     ],
     ids=lambda value: value[-1].lstrip("-") if value[-1].startswith("--") else "",
 )
@@ -42,6 +45,7 @@ def test_a_mistake_is_told_in_one_sentence(options, said, tmp_path, capsys):
 
 
 GROUPS = CONFIGS / "neuron_groups" / "digits.yaml"
+PREDSIM = CONFIGS / "predsim" / "digits.yaml"
 
 
 @pytest.mark.parametrize(
@@ -54,6 +58,8 @@ GROUPS = CONFIGS / "neuron_groups" / "digits.yaml"
             ['--model.network={"class_path": "models.networks.MLP"}'],
             ["MLP-256-256-256 has no feature maps", "CifarResNet or VGG"],
         ),
+        (PREDSIM, ["--model.beta=1.5"], ["beta", "from 0 to 1", "not 1.5"]),
+        (PREDSIM, ["--data.batch_size=1"], ["a batch has only one", "data.batch_size of at least 2"]),
         (
             CONFIGS / "infopro" / "digits.yaml",
             ["--model.num_groups=2"],
@@ -61,9 +67,9 @@ GROUPS = CONFIGS / "neuron_groups" / "digits.yaml"
         ),
         (CONFIGS / "infopro" / "digits.yaml", ["--model.num_blocks=3"], ["K = 2, 4, 8, 16, not 3", "--model.weights"]),
     ],
-    ids=["indivisible", "none", "no maps", "infopro groups", "infopro weights"],
+    ids=["indivisible", "none", "no maps", "beta", "one image", "infopro groups", "infopro weights"],
 )
-def test_impossible_groups_are_told_in_one_sentence(config, options, said, tmp_path, capsys):
+def test_what_a_method_cannot_do_is_told_in_one_sentence(config, options, said, tmp_path, capsys):
     message = fault(capsys, "fit", "--config", str(config), f"--runs={tmp_path / 'runs'}", *options)
     for part in said:
         assert part in message

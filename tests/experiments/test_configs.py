@@ -13,6 +13,7 @@ from experiments.suite import read_suite
 
 EXPERIMENTS = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name not in ("suites", "probe"))
 PROBES = sorted((CONFIGS / "probe").glob("*.yaml"))
+WITHOUT_FILES = ("Digits", "Checkerboard", "Rings", "Spirals", "NoisyProducts")
 SUITES = sorted((CONFIGS / "suites").glob("*.yaml"))
 
 
@@ -23,14 +24,10 @@ def name_of(path: Path) -> str:
 @pytest.mark.parametrize("config", EXPERIMENTS, ids=name_of)
 def test_config_runs(config, tmp_path, monkeypatch):
     data = yaml.safe_load(config.read_text())["data"]["class_path"].rpartition(".")[2]
-    options = [
-        "--trainer.fast_dev_run=true",
-        "--trainer.accelerator=cpu",
-        "--data.batch_size=8",
-        "--data.num_workers=0",
-    ]
-    if data != "Digits":
-        options += [f"--data.root={write_data_set(data, tmp_path, monkeypatch)}"]
+    # Several processes would be started by pytest's own command line.
+    options = ["--trainer.devices=1", "--trainer.fast_dev_run=true", "--trainer.accelerator=cpu", "--data.batch_size=8"]
+    if data not in WITHOUT_FILES:
+        options += [f"--data.root={write_data_set(data, tmp_path, monkeypatch)}", "--data.num_workers=0"]
     if data == "ImageNet":
         options += ["--data.image_size=64", "--data.validation=0.2"]
     if data == "Imagenet32":

@@ -71,6 +71,17 @@ def test_bench_measures_method_backprop_and_checkpointing(capsys):
     assert result["settings"]["repetitions"] == 2
 
 
+def test_predsim_is_measured_like_any_method(capsys):
+    config = ("--config", str(CONFIGS / "predsim" / "digits.yaml"), "--model.network.plan=[8,8,M,16]")
+    cost = run_json(capsys, "cost", *config, "--model.num_blocks=3", "--data.batch_size=64")
+    assert len(cost["nodes"]) == 3
+    assert cost["final_head"] == [16 * 4 * 4 * 10 + 10, 16 * 4 * 4 * 10 + 10]  # parameters, MACs with biases
+    small = ("--steps=1", "--repetitions=1", "--trainer.accelerator=cpu")
+    result = run_json(capsys, "bench", *config, "--model.num_blocks=3", *small)
+    # The loss keeps the similarity matrices besides.
+    assert cost["peak_activation_bytes"] < result["peak_activation_bytes"] < 1.5 * cost["peak_activation_bytes"]
+
+
 def test_bench_prints_a_table(capsys):
     main(["bench", "--config", str(DIGITS), *SMALL, "--steps=1", "--repetitions=1"])
     printed = capsys.readouterr().out

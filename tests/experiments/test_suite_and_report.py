@@ -256,13 +256,14 @@ def test_a_suite_probes_what_is_finished_and_not_probed_yet(tmp_path, capfd):
     assert "one: finished before" in capfd.readouterr().out
 
 
-def test_the_demo_shows_backprop_two_cuts_neuron_groups_and_a_probed_run_without_labels():
+def test_the_demo_shows_backprop_two_cuts_neuron_groups_layers_one_by_one_and_a_probed_run_without_labels():
     planned = read_suite(CONFIGS / "suites" / "demo.yaml")
     assert [run.name for run in planned] == [
         "backprop-digits",
         "decoupled_greedy-digits-num_blocks2",
         "decoupled_greedy-digits-num_blocks4",
         "neuron_groups-digits",
+        "layerwise-digits",
         "blockwise_ssl-digits",
     ]
 
@@ -285,6 +286,21 @@ def test_rows_are_named_by_what_tells_them_apart():
     assert variants(contrastive | {"model.init_args.difficulty": "None"}, contrastive | difficult) == [
         "difficulty None",
         "mode rising",
+    ]
+
+
+def test_settings_whose_names_end_alike_are_told_apart():
+    def run(optimizer, regularization):
+        settings = {
+            "model.init_args.optimizer.init_args.weight_decay": optimizer,
+            "model.init_args.regularization.init_args.weight_decay": regularization,
+        }
+        common = {"network": "VGG", "dataset": "Digits", "batch_size": 8, "epochs": 1, "method": "M", "seed": 0}
+        return common | {"num_blocks": 2, "num_groups": 1, "metrics": {}, "settings": settings}
+
+    assert sorted(row.variant for row in group([run("0.1", "1"), run("0.2", "2")])) == [
+        "optimizer.weight_decay 0.1, regularization.weight_decay 1",
+        "optimizer.weight_decay 0.2, regularization.weight_decay 2",
     ]
 
 

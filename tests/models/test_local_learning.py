@@ -11,8 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
+from training import assert_equal_weights, train
 
-from datamodules import Augment, Batch, Digits
+from datamodules import Batch, Digits
 from experiments.cost import network_cost
 from models import Backprop, DecoupledGreedy, NonFiniteLossError, UnsupportedError
 from models.networks import MLP, VGG, AuxHead, Cut, NetworkError, SavedTensorMeter
@@ -47,31 +48,6 @@ class Recorder(L.Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         self.batches.append(Batch(batch.images.clone(), batch.labels.clone()))
-
-
-def train(model, tmp_path, data=None, callbacks=(), resume=None, **trainer_arguments):
-    arguments = {"max_epochs": 2, "limit_train_batches": 4, "limit_val_batches": 1, "num_sanity_val_steps": 0}
-    trainer = L.Trainer(
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-        callbacks=list(callbacks),
-        **(arguments | trainer_arguments),
-    )
-    data = data or Digits(batch_size=32, augment=Augment(pad=1))
-    trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=False if resume else None)
-    return trainer
-
-
-def assert_equal_weights(one, other):
-    ours, theirs = one.state_dict(), other.state_dict()
-    assert list(ours) == list(theirs)
-    for name in ours:
-        assert torch.equal(ours[name], theirs[name]), name
 
 
 # -- isolation and memory -------------------------------------------------------------------------
@@ -132,7 +108,7 @@ def test_one_block_is_an_ordinary_training_loop_bit_for_bit(tmp_path):
 
     optimizer = make_sgd(network.parameters())
     schedule = CosineAnnealingLR(optimizer, T_max=2)
-    for step, (images, labels, _) in enumerate(recorder.batches):
+    for step, (images, labels, *_) in enumerate(recorder.batches):
         optimizer.zero_grad()
         F.cross_entropy(network(images), labels).backward()
         optimizer.step()
@@ -159,7 +135,7 @@ def test_blocks_equal_late_backward_with_separate_optimizers(tmp_path):
     train(model, tmp_path, callbacks=[recorder])
 
     optimizers = [make_sgd(reference.block_parameters(k)) for k in range(3)]
-    for images, labels, _ in recorder.batches:
+    for images, labels, *_ in recorder.batches:
         x, losses = images, []
         for block, head in zip(reference.blocks, reference.heads, strict=True):
             features = block(x)
@@ -315,7 +291,7 @@ def test_three_predictions_are_evaluated(tmp_path):
     model.eval()
     with torch.no_grad():
         for raw in data.val_dataloader():
-            images, targets, _ = data.on_after_batch_transfer(raw, 0)
+            images, targets, *_ = data.on_after_batch_transfer(raw, 0)
             probabilities.append(torch.stack([z.softmax(1) for z in model.block_logits(images).values()]))
             labels.append(targets)
     p, y = torch.cat(probabilities, dim=1), torch.cat(labels)

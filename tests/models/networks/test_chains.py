@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.networks import MLP, VGG, VGG16, CifarResNet, NetworkError, ResNet, VGG6a, VGG8b, VGG11b
+from models.networks import MLP, VGG, VGG16, CifarResNet, NetworkError, ResNet, VGG6a, VGG8b, VGG11b, profile
 from models.networks.chain import initialise_convolutions
 
 
@@ -174,6 +174,18 @@ def test_mlp_structure_with_and_without_batch_norm():
     normed = MLP((1, 2, 3), 4, hidden=(5, 5), dropout=0.1)
     assert [type(m) for m in normed.units.fc2] == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Dropout]
     assert count(normed) == 6 * 5 + 10 + 5 * 5 + 10 + (5 + 1) * 4
+
+
+@pytest.mark.parametrize("make", [VGG, MLP, VGG8b])
+def test_leaky_relus_by_their_slope(make):
+    image = (3, 16, 16)
+    plain, leaky = on_meta(make, image, 10), on_meta(make, image, 10, negative_slope=0.01)
+    kinds = [nn.LeakyReLU if isinstance(m, nn.ReLU) else type(m) for m in plain.modules()]
+    assert [type(m) for m in leaky.modules()] == kinds
+    assert nn.LeakyReLU in kinds
+    assert all(m.negative_slope == 0.01 and m.inplace for m in leaky.modules() if isinstance(m, nn.LeakyReLU))
+    macs = [[cost.forward_macs for cost, _ in profile(list(chain.units), image)] for chain in (plain, leaky)]
+    assert macs[0] == macs[1]
 
 
 @pytest.mark.parametrize(

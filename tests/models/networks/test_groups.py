@@ -13,9 +13,11 @@ from models.networks import (
     AuxHead,
     CifarResNet,
     CNNHead,
+    ConvHead,
     Cut,
     CutError,
     GroupHeads,
+    LinearHead,
     MLPSRHead,
     ResNet,
     block_shapes,
@@ -167,6 +169,10 @@ HEADS = {
     "0c2f": partial(AuxHead, convs=0, hidden=12),
     "MLP-SR": MLPSRHead,
     "CNN": CNNHead,
+    "linear": LinearHead,
+    "conv_1": partial(ConvHead, layers=1),
+    "conv_2": ConvHead,
+    "conv_3": partial(ConvHead, layers=3),
 }
 
 

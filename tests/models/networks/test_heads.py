@@ -6,7 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from models.networks import AuxHead, CifarResNet, CNNHead, MLPSRHead, NetworkError, feature_shapes
+from models.networks import (
+    AuxHead,
+    CifarResNet,
+    CNNHead,
+    ConvHead,
+    LinearHead,
+    MLPSRHead,
+    NetworkError,
+    feature_shapes,
+)
 from models.networks.pooling import GlobalAveragePool
 
 BOUNDARIES = {
@@ -125,7 +134,58 @@ def test_cnn_head(side):
     assert head(torch.randn(2, 5, side, side)).shape == (2, 4)
 
 
-@pytest.mark.parametrize("make", [AuxHead, MLPSRHead, CNNHead])
+@pytest.mark.parametrize(
+    ("shape", "options", "inputs"),
+    [
+        ((5, 8, 8), {}, 20),
+        ((5, 7, 9), {}, 20),
+        ((5, 2, 2), {}, 20),
+        ((5, 1, 3), {}, 10),  # not enlarged
+        ((5, 8, 8), {"grid": (1, 4)}, 20),
+        ((5,), {}, 5),
+    ],
+)
+def test_linear_head(shape, options, inputs):
+    head = LinearHead(shape, 4, **options)
+    assert linear_sizes(head) == [(inputs, 4)]
+    assert head(torch.randn(2, *shape)).shape == (2, 4)
+
+
+def test_linear_head_averages_quarters_of_the_map():
+    head, x = LinearHead((3, 8, 6), 4), torch.randn(2, 3, 8, 6)
+    quarters = x.unflatten(2, (2, 4)).unflatten(4, (2, 3)).mean((3, 5))  # (B, C, 2, 2)
+    torch.testing.assert_close(head(x), head[-1](quarters.flatten(1)))
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("width", [None, 7])
+def test_look_ahead_head_counts_its_layers(layers, width):
+    head = ConvHead((6, 8, 8), 4, layers=layers, width=width)
+    out = width or 6
+    assert conv_sizes(head) == [(6, out, 1, 1), (out, out, 1, 1)][: layers - 1]
+    assert all(m.kernel_size == (3, 3) and m.bias is None for m in head if isinstance(m, nn.Conv2d))
+    kinds = [nn.Conv2d, nn.BatchNorm2d, nn.ReLU] * (layers - 1) + [nn.AdaptiveAvgPool2d, nn.Flatten, nn.Linear]
+    assert [type(m) for m in head] == kinds
+    assert linear_sizes(head) == [(4 * (out if layers > 1 else 6), 4)]
+    assert head(torch.randn(2, 6, 8, 8)).shape == (2, 4)
+
+
+def test_look_ahead_head_of_one_layer_is_the_linear_head():
+    torch.manual_seed(0)
+    linear = LinearHead((6, 8, 8), 4)
+    torch.manual_seed(0)
+    head = ConvHead((6, 8, 8), 4, layers=1)
+    x = torch.randn(2, 6, 8, 8)
+    assert torch.equal(head(x), linear(x))
+    assert linear_sizes(ConvHead((6,), 4, layers=1)) == [(6, 4)]  # of vectors, too
+
+
+def test_look_ahead_head_refuses_to_have_no_layer():
+    with pytest.raises(NetworkError, match="layers must be at least 1, not 0"):
+        ConvHead((6, 8, 8), 4, layers=0)
+
+
+@pytest.mark.parametrize("make", [AuxHead, MLPSRHead, CNNHead, ConvHead])
 def test_heads_initialise_their_convolutions(make):
     torch.manual_seed(0)
     for conv in (m for m in make((64, 4, 4), 10) if isinstance(m, nn.Conv2d)):
@@ -135,7 +195,13 @@ def test_heads_initialise_their_convolutions(make):
 
 @pytest.mark.parametrize(
     ("make", "name"),
-    [(AuxHead, "1c2f"), (lambda *a: AuxHead(*a, convs=2, fcs=1), "2c1f"), (MLPSRHead, "MLPSR"), (CNNHead, "CNNHead")],
+    [
+        (AuxHead, "1c2f"),
+        (lambda *a: AuxHead(*a, convs=2, fcs=1), "2c1f"),
+        (MLPSRHead, "MLPSR"),
+        (CNNHead, "CNNHead"),
+        (ConvHead, "look-ahead head of 2 layers"),
+    ],
 )
 def test_heads_with_convolutions_refuse_vectors(make, name):
     with pytest.raises(NetworkError, match=rf"{name}.*vectors \(16,\).*convs: 0"):

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
 
-from models.networks import FeatureNoise, SavedTensorMeter
+from models.networks import FeatureNoise, NetworkError, SavedTensorMeter
 
 
 def features(seed=0):
@@ -74,3 +75,25 @@ def test_single_positions_and_constant_maps_stay_finite(kind):
         assert out.isfinite().all()
         out.sum().backward()
         assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(("kind", "dimensions"), [("all", (0, 1)), ("c", (1,))])
+def test_vectors_get_noise_too(kind, dimensions):
+    torch.manual_seed(0)
+    x = torch.linspace(0.5, 3, 400).view(-1, 1) * torch.randn(400, 300)
+    noise = (FeatureNoise(kind, 0.3)(x) - x) / (0.3 * x.std(dimensions, correction=0, keepdim=True))
+    assert abs(noise.mean()) < 4 / noise.numel() ** 0.5
+    assert abs(noise.std() - 1) < 4 / (2 * noise.numel()) ** 0.5
+
+
+def test_positions_of_vectors_are_refused():
+    with pytest.raises(NetworkError, match="kind all or c, not hw"):
+        FeatureNoise("hw")(torch.randn(4, 6))
+
+
+@pytest.mark.parametrize("disturb", [FeatureNoise("all", 0.3), nn.Dropout(0.2)])
+def test_on_a_detached_input_nothing_is_kept(disturb):
+    with SavedTensorMeter() as meter:
+        y = disturb(features().detach())
+    assert not y.requires_grad
+    assert meter.peak == 0

@@ -110,6 +110,20 @@ def test_heads_are_made_for_the_features_of_their_unit():
     assert asked == [(0, (4, 4, 4)), (1, (6, 4, 4)), (2, (5,))]
 
 
+def test_everything_that_a_head_of_several_outputs_keeps_is_counted():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.wide, self.narrow = nn.Conv2d(4, 32, 1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x):
+            return self.wide(x).square(), self.narrow(x)  # the square keeps what it reads
+
+    ((_, head),) = profile([nn.Identity()], (4, 5, 5), 3, lambda index, shape: Two())
+    assert head.output_shape == (2, 5, 5)
+    assert sum(head.saved.values()) == 3 * 25 * 4 * (4 + 32)
+
+
 def test_what_two_units_share_counts_once():
     units = [nn.Sequential(nn.Linear(6, 6), nn.ReLU()), nn.Linear(6, 6)]
     first, second = (cost for cost, _ in profile(units, (6,), batch_size=4))

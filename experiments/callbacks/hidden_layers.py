@@ -1,0 +1,89 @@
+"""Hidden layers watched while they learn."""
+
+from pathlib import Path
+
+import lightning.pytorch as L
+import numpy as np
+from jsonargparse.typing import PositiveInt
+from lightning.pytorch.utilities.seed import isolate_rng
+from PIL import Image
+
+from datamodules import Batch, ImageDataModule
+from experiments.callbacks.loggers import RunCSVLogger
+from experiments.callbacks.tensorboard import tensorboard_page
+from experiments.features import Compute, Features, draw, evaluating, in_order, read
+from experiments.hidden_layers import Every, Figures, flat, layer_figures, layers_of, reader, redundancy
+from experiments.observe_pictures import draw_over_time
+from models import LocalLearning, UnsupportedError
+from models.classification import LocalClassification
+
+
+class HiddenLayers(L.Callback):
+    """Logs after epochs what the hidden layers are worth, on training and validation images as they are.
+
+    Per layer, under ``observe/block<k>/<unit>/``: ``ncm_train``, ``ncm_val``, ``ncm_gap`` (accuracy of the nearest
+    class mean, whose means are the training images'), ``fuzziness_…`` (separation fuzziness D), ``rank_…`` (effective
+    rank); per block whose head classifies, under ``observe/block<k>/``: ``confident_train`` and ``small_loss_train``,
+    the shares of redundant training images (heads that layer-wise training drops: while they learn). At the end
+    ``observations_over_time.png`` is drawn into the run folder. What is learned is bit for bit what it is without the
+    callback; the images/s leave it out.
+
+    Args:
+        every_n_epochs: observe after every n-th epoch.
+        images: at most so many of each split, drawn once with the data's seed; they are kept in memory.
+        every: observe the output of every unit of the network, or of every block.
+    """
+
+    def __init__(self, every_n_epochs: PositiveInt = 1, images: PositiveInt = 1000, every: Every = "unit") -> None:
+        self.every_n_epochs, self.count, self.every = every_n_epochs, images, every
+        self._images: dict[str, list[Batch]] = {}
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forget the images of an earlier run.
+
+        Raises:
+            UnsupportedError: the network is no chain of units.
+        """
+        if not isinstance(pl_module, LocalLearning):
+            raise UnsupportedError(
+                f"HiddenLayers reads the units of a network, and {type(pl_module).__name__} has none: leave it out."
+            )
+        self._images = {}
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: LocalLearning) -> None:
+        """Observe."""
+        if (trainer.current_epoch + 1) % self.every_n_epochs:
+            return
+        with isolate_rng(), evaluating(pl_module):
+            figures = self._figures(pl_module, trainer.datamodule)
+        pl_module.log_dict(flat(figures))
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: LocalLearning) -> None:
+        """Draw."""
+        places = dict.fromkeys([*layers_of(pl_module, self.every), *pl_module.block_names])
+        for logger in trainer.loggers:
+            if isinstance(logger, RunCSVLogger) and trainer.is_global_zero:
+                logger.save()
+                picture = draw_over_time(Path(logger.save_dir), list(places))
+                if picture and (page := tensorboard_page(trainer)):
+                    image = np.asarray(Image.open(picture).convert("RGB"))
+                    page.add_image("observe/over_time", image, trainer.global_step, dataformats="HWC")
+
+    def _figures(self, model: LocalLearning, data: ImageDataModule) -> Figures:
+        if not self._images:
+            splits = {"train": data.training_images.for_evaluation(), "val": data.val_dataloader().dataset}
+            drawn = {name: draw(split, self.count, data.seed) for name, split in splits.items()}
+            self._images = {name: list(in_order(split, data.batch_size)) for name, split in drawn.items()}
+        compute = reader(layers_of(model, self.every))
+        figures = layer_figures(*(self._read(split, model, data, compute) for split in ("train", "val")), "val")
+        if isinstance(model, LocalClassification):
+            logits = self._read("train", model, data, model.block_logits)
+            for head, found in redundancy(logits, model.sample_losses).items():
+                figures.setdefault(head, {}).update(found)
+        return figures
+
+    def _read(self, split: str, model: LocalLearning, data: ImageDataModule, compute: Compute) -> Features:
+        batches = self._images[split]
+        # Not by the data module's own hook: that augments while the Trainer is training.
+        ready = ((data.evaluation_batch(batch).images.to(model.device), batch.labels) for batch in batches)
+        return read(ready, sum(len(batch.labels) for batch in batches), compute)

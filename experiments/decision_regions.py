@@ -1,0 +1,41 @@
+"""Pictures of what a classifier of points in the plane decides where."""
+
+from collections.abc import Callable
+
+import matplotlib
+import torch
+from torch import Tensor
+
+matplotlib.use("Agg")  # files only: no screen is needed
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+_SIDE = 300
+_MARGIN = 0.1
+
+
+@torch.no_grad()
+def draw_regions(
+    axes: Axes, classify: Callable[[Tensor], Tensor], points: Tensor, labels: Tensor, size: float = 12
+) -> None:
+    """Colour the plane by the predicted class, and put points with their true one on it.
+
+    Args:
+        axes: where to draw.
+        classify: points ``(N, 2)`` → logits ``(N, classes)``.
+        points: ``(N, 2)``.
+        labels: ``(N,)``.
+        size: area of a point, in square points of print.
+    """
+    low, high = points.amin(dim=0), points.amax(dim=0)
+    low, high = low - _MARGIN * (high - low), high + _MARGIN * (high - low)
+    across, up = (torch.linspace(float(a), float(b), _SIDE) for a, b in zip(low, high, strict=True))
+    plane = torch.cartesian_prod(across, up).split(10_000)  # in parts: 90,000 points of 500 units are 360 MB
+    decided = torch.cat([classify(part).argmax(dim=1) for part in plane]).view(_SIDE, _SIDE).T
+    colours = plt.get_cmap("tab10")
+    extent = (float(low[0]), float(high[0]), float(low[1]), float(high[1]))
+    regions = colours(decided.cpu().numpy())
+    axes.imshow(regions, origin="lower", extent=extent, alpha=0.35, interpolation="nearest")
+    axes.scatter(*points.T.cpu(), c=colours(labels.cpu().numpy()), s=size, edgecolors="white", linewidths=0.3)
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)

@@ -1,0 +1,164 @@
+"""Features that frozen blocks hand on, computed once and read back in every epoch of the block that learns."""
+
+import os
+import shutil
+import tempfile
+import weakref
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class FeatureStoreError(RuntimeError):
+    """Features cannot be stored, or are not what was stored; the message says what to do."""
+
+
+class FeatureStore:
+    """How to store features: in memory, or in a file that every reading of is checked.
+
+    With random augmentation a block sees the images in ``passes`` augmented versions, one after the
+    other and then again, instead of in new ones in every epoch. A store takes passes × training
+    images × size of an image's features, while it is exchanged for the next block's twice that.
+
+    Args:
+        passes: number of augmented versions; 1 if the data are not augmented.
+        folder: folder for the file, which is removed at the end; in memory by default.
+        dtype: what features are rounded to, for all blocks behind alike.
+
+    Raises:
+        FeatureStoreError: fewer than one pass.
+    """
+
+    def __init__(
+        self, passes: int = 1, folder: str | None = None, dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    ) -> None:
+        if passes < 1:
+            raise FeatureStoreError(f"A feature store holds at least 1 pass over the data, not {passes}.")
+        self.passes, self.folder, self._dtype = passes, folder, getattr(torch, dtype)
+
+    def require_folder(self) -> None:
+        """See that the folder, if there is one, can be written.
+
+        Raises:
+            FeatureStoreError: it cannot.
+        """
+        if self.folder is not None:
+            _reserve(Path(self.folder), 1).unlink()
+
+    def rounded(self, features: Tensor) -> Tensor:
+        """Features as they will be read back, float32."""
+        return features.to(self._dtype).float()
+
+    def new(self, images: int, shape: Sequence[int]) -> "StoredFeatures":
+        """Room for the features of all images.
+
+        Args:
+            images: N.
+            shape: of one image's features.
+
+        Raises:
+            FeatureStoreError: there is not enough memory, or room on the disk.
+        """
+        size = self.passes * images * int(np.prod(shape)) * self._dtype.itemsize
+        if self.folder is None:
+            return StoredFeatures(_in_memory(size, self._dtype), self.passes, images, shape)
+        path = _reserve(Path(self.folder), size)
+        flat = torch.from_file(str(path), shared=True, size=size // self._dtype.itemsize, dtype=self._dtype)
+        return StoredFeatures(flat, self.passes, images, shape, path)
+
+
+class StoredFeatures:
+    """Features of all training images in a number of passes.
+
+    Args:
+        flat: where they are kept, 1-D.
+        passes: number of passes.
+        images: N.
+        shape: of one image's features.
+        path: the file they are in, if any.
+    """
+
+    def __init__(self, flat: Tensor, passes: int, images: int, shape: Sequence[int], path: Path | None = None) -> None:
+        *rest, last = [shape[0]] if len(shape) == 1 else [*shape[1:], shape[0]]  # channels last, as networks run
+        self._rows, self._path = flat.view(passes, images, *rest, last), path
+        self._checksums = np.zeros((passes, images), np.uint32)
+        # Also after an exception, and at the end of the process.
+        self._remove = weakref.finalize(self, path.unlink, missing_ok=True) if path else lambda: None
+
+    def __len__(self) -> int:
+        return self._rows.shape[1]
+
+    def write(self, number: int, indices: Tensor, features: Tensor) -> None:
+        """Keep features ``(B, …)`` of the images with these indices ``(B,)`` as those of pass ``number``."""
+        rows = features.movedim(1, -1).to("cpu", self._rows.dtype)
+        self._rows[number, indices] = rows
+        if self._path:
+            self._checksums[number, indices] = _checksums(rows)
+
+    def read(self, number: int, indices: Tensor) -> Tensor:
+        """Features ``(B, …)`` of these images in pass ``number``, float32.
+
+        Raises:
+            FeatureStoreError: the file was altered.
+        """
+        rows = self._rows[number, indices]
+        if self._path and (self._checksums[number, indices] != _checksums(rows)).any():
+            raise FeatureStoreError(
+                f"The feature store {self._path} was altered on the disk. Go on from the last checkpoint with "
+                "--ckpt_path last: the features are then computed anew."
+            )
+        return rows.float().movedim(-1, 1)
+
+    def close(self) -> None:
+        """Free the memory, or remove the file."""
+        del self._rows
+        self._remove()
+
+
+def _checksums(rows: Tensor) -> np.ndarray:
+    """CRC-32 of each row."""
+    flat = rows.contiguous().flatten(1).view(torch.uint8).numpy()
+    return np.fromiter((zlib.crc32(row) for row in flat), np.uint32, len(flat))
+
+
+def _in_memory(size: int, dtype: torch.dtype) -> Tensor:
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > there:
+        raise _too_large(size, there, "memory is there", "give it a folder on a disk")
+    return torch.empty(size // dtype.itemsize, dtype=dtype)
+
+
+def _reserve(folder: Path, size: int) -> Path:
+    """A new file of this size whose room on the disk is taken: writing to a mapped file could not report a full one."""
+    path = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+        if size > free:
+            raise _too_large(size, free, f"is free in {folder}", "choose another folder")
+        handle, name = tempfile.mkstemp(".features", "block-", folder)
+        path = Path(name)
+        with os.fdopen(handle, "wb") as file:
+            file.truncate(size)
+            if hasattr(os, "posix_fallocate") and size:
+                os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as fault:
+        if path:
+            path.unlink(missing_ok=True)
+        raise FeatureStoreError(
+            f"The feature store ({size / 2**30:.2f} GiB) cannot be written to {folder} ({fault.strerror}). Choose "
+            "another folder, fewer passes, or a smaller dtype; then go on with --ckpt_path last."
+        ) from fault
+    return path
+
+
+def _too_large(size: int, there: int, where: str, instead: str) -> FeatureStoreError:
+    return FeatureStoreError(
+        f"The feature store needs {size / 2**30:.2f} GiB, but only {there / 2**30:.2f} GiB {where}. Take fewer passes "
+        f"or a smaller dtype, or {instead}; then go on with --ckpt_path last."
+    )

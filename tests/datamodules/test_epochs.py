@@ -1,0 +1,160 @@
+"""Epochs that differ: selections of the images, sizes of batches, several processes."""
+
+import io
+
+import pytest
+import torch
+from fake_data import write_data_set
+
+from datamodules import DataError, Digits, ImageFolder, Selection
+from datamodules.epoch_batches import EpochBatches, count_batches
+
+
+def training(data):
+    return list(data.train_dataloader())
+
+
+def met(batches):
+    return torch.cat([batch.indices for batch in batches]).sort().values
+
+
+@pytest.fixture
+def odd():
+    """Every other image, weight 2."""
+    return Selection(torch.arange(1, 1293, 2), torch.full((1293,), 2.0))
+
+
+def test_batches_say_which_images_they_hold(ready):
+    data = ready(Digits(batch_size=100))
+    images = data.training_images.__getitems__(torch.arange(1293))
+    batches = training(data)
+    assert torch.equal(met(batches), torch.arange(1293))
+    for batch in batches:
+        assert torch.equal(batch.images, images.images[batch.indices])
+        assert torch.equal(batch.labels, images.labels[batch.indices])
+        assert batch.weights is None
+
+
+def test_batches_of_files_do_too(ready, tmp_path, monkeypatch):
+    folder = write_data_set("ImageFolder", tmp_path / "insects", monkeypatch)
+    data = ready(ImageFolder(root=str(folder), memory_gib=0, batch_size=4, validation=0.3))
+    for batch in training(data):
+        assert torch.equal(batch.labels, data.training_images.labels[batch.indices])
+
+
+def test_evaluation_has_no_indices(ready):
+    assert next(iter(ready(Digits()).val_dataloader())).indices is None
+
+
+def test_an_epoch_has_only_what_is_selected_with_its_weights(ready, odd):
+    data = ready(Digits(batch_size=100))
+    data.select(odd)
+    batches = training(data)
+    assert torch.equal(met(batches), odd.indices)
+    assert len(batches) == 7
+    assert all((batch.weights == 2).all() for batch in batches)
+
+
+def test_epochs_of_different_lengths_follow_each_other(ready, odd):
+    data = ready(Digits(batch_size=100))
+    data.trainer.global_step = 13  # the end of the first epoch
+    data.select(odd)
+    assert data._position() == (1, slice(0, 7))
+    data.trainer.global_step = 16
+    assert data._position() == (1, slice(3, 7))
+    data.trainer.global_step = 20
+    data.select(None)
+    assert data._position() == (2, slice(0, 13))
+
+
+def test_a_selection_resumes_in_the_middle_of_its_epoch(ready, odd):
+    data = ready(Digits(batch_size=100))
+    data.trainer.global_step = 13
+    data.select(odd)
+    whole = training(data)
+    state = torch.load(_saved(data.state_dict()), weights_only=True)
+    resumed = ready(Digits(batch_size=100), step=17)
+    resumed.load_state_dict(state)
+    rest = training(resumed)
+    assert [batch.indices.tolist() for batch in rest] == [batch.indices.tolist() for batch in whole[4:]]
+
+
+def _saved(state):
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return file
+
+
+def test_a_new_fit_begins_anew(ready, odd):
+    data = ready(Digits(batch_size=100))
+    data.trainer.global_step = 13
+    data.select(odd)
+    data.trainer.global_step = 0
+    data.setup("fit")
+    assert data._position() == (0, slice(0, 13))
+    assert len(met(training(data))) == 1293
+
+
+def test_batches_grow_with_the_epoch(ready):
+    data = ready(Digits(batch_size=100, batch_sizes={2: 200, 3: 400}))
+    assert data.trainer.reload_dataloaders_every_n_epochs == 1
+    sizes = []
+    for step in (0, 13, 26, 33, 37, 41):
+        data.trainer.global_step = step
+        batches = training(data)
+        sizes.append((data._position()[0], len(batches), len(batches[0].labels)))
+    assert sizes == [(0, 13, 100), (1, 13, 100), (2, 7, 200), (3, 4, 400), (4, 4, 400), (5, 4, 400)]
+
+
+@pytest.mark.parametrize("sizes", [{0: 0}, {-1: 10}])
+def test_refuses_sizes_and_epochs_that_are_none(sizes):
+    with pytest.raises(DataError, match=r"batch_sizes"):
+        Digits(batch_sizes=sizes)
+
+
+@pytest.mark.parametrize(("images", "per_process"), [(103, 52), (104, 52), (101, 51), (81, 40), (80, 40)])
+def test_processes_share_every_batch(images, per_process):
+    def part(rank):
+        batches = EpochBatches(images, 10, 0, lambda: (0, slice(None)), torch.Generator(), process=(rank, 2))
+        assert len(list(batches)) == len(batches)
+        return [batch.tolist() for batch in batches]
+
+    first, second = part(0), part(1)
+    assert [len(batch) for batch in first] == [len(batch) for batch in second]
+    seen = [index for batch in [*first, *second] for index in batch]
+    rest = images % 20 // 2 * 2
+    assert len(seen) == len(set(seen)) == images // 20 * 20 + (rest if rest > 2 else 0)
+    assert all(len(batch) == 10 for batch in first[:-1])
+
+
+def test_no_image_is_always_left_out():
+    def seen(epoch):
+        batches = EpochBatches(11, 5, 0, lambda: (epoch, slice(None)), torch.Generator())
+        assert [len(batch) for batch in batches] == [5, 5]
+        return {int(index) for batch in batches for index in batch}
+
+    assert set.union(*map(seen, range(20))) == set(range(11))
+
+
+@pytest.mark.parametrize(
+    ("length", "batch_size", "processes", "count"),
+    [(101, 10, 1, 10), (102, 10, 1, 11), (1, 10, 1, 1), (5, 1, 1, 5), (1, 1, 1, 1), (102, 10, 5, 2), (110, 10, 5, 3)],
+)
+def test_a_last_batch_of_a_single_image_per_process_is_left_out(length, batch_size, processes, count):
+    assert count_batches(length, batch_size, False, processes) == count
+
+
+def test_the_place_in_an_epoch_is_that_of_all_processes(ready):
+    data = ready(Digits(batch_size=100), step=7, process=(1, 2))
+    assert data._position() == (1, slice(0, 7))
+    assert len(training(data)) == 7
+
+
+def test_processes_draw_different_random_numbers(ready):
+    def draw(process):
+        data = ready(Digits(batch_size=10), step=3, process=process)
+        data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
+        return torch.rand(()).item()
+
+    assert len({draw((0, 2)), draw((1, 2)), draw((0, 1))}) == 3

@@ -1,0 +1,143 @@
+"""InfoBatch: which images an epoch drops, how the others are weighed, what a run saves."""
+
+from functools import partial
+
+import lightning.pytorch as L
+import pytest
+import torch
+import training
+from helpers import DIGITS, fault, fit, summary
+from torch.optim import SGD
+
+from datamodules import Digits
+from experiments.callbacks import InfoBatch
+from experiments.callbacks.info_batch import infobatch
+from models import DecoupledGreedy, Layerwise, UnsupportedError
+from models.networks import VGG, AuxHead
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_equal_losses_drop_nothing():
+    selection = infobatch(torch.zeros(50), 0.5, generator())
+    assert torch.equal(selection.indices, torch.arange(50))
+    assert (selection.weights == 1).all()
+
+
+def test_a_share_of_the_images_below_the_mean_is_dropped():
+    losses = torch.cat([torch.linspace(0, 1, 60), torch.full((20,), 10.0)])  # mean 2.9: 60 are below
+    selection = infobatch(losses, 0.5, generator())
+    assert len(selection.indices) == 50
+    assert set(range(60, 80)) <= set(selection.indices.tolist())
+    assert (selection.weights[:60] == 2).all()
+    assert (selection.weights[60:] == 1).all()
+
+
+@pytest.mark.parametrize("ratio", [0.5, 0.3])
+def test_weighted_gradients_are_in_expectation_those_of_all_images(ratio):
+    losses = torch.rand(41, generator=generator(1), dtype=torch.float64)
+    gradients = torch.randn(41, 7, generator=generator(2), dtype=torch.float64)
+    draws = []
+    for seed in range(4000):
+        kept, weights = infobatch(losses, ratio, generator(seed))
+        draws.append((weights[kept, None] * gradients[kept]).sum(0))
+    draws = torch.stack(draws)
+    error = (draws.mean(0) - gradients.sum(0)).abs()
+    assert (error < 4 * draws.std(0) / len(draws) ** 0.5 + 1e-12).all()  # four standard errors
+
+
+@pytest.mark.parametrize(("ratio", "until"), [(1.0, 0.5), (-0.1, 0.5), (0.5, 1.1), (0.5, -1)])
+def test_refuses_shares_that_are_none(ratio, until):
+    with pytest.raises(UnsupportedError, match="share below 1 until a share of the epochs"):
+        InfoBatch(ratio, until)
+
+
+def network(kind=DecoupledGreedy, seed=0, **options):
+    torch.manual_seed(seed)
+    head = partial(AuxHead, convs=1, fcs=1)
+    plan = partial(VGG, plan=(8, "M", 8))
+    return kind(plan, (1, 8, 8), 10, num_blocks=2, head=head, optimizer=partial(SGD, lr=0.05), **options)
+
+
+class Counts(L.Callback):
+    """Which images every epoch had, with the data module's weights; saves a checkpoint after some epoch."""
+
+    def __init__(self, save_after=None, path=None):
+        self.epochs, self.save_after, self.path = [], save_after, path
+
+    def on_train_epoch_start(self, *_):
+        self.epochs.append([])
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.epochs[-1] += batch.indices.tolist()
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        if trainer.current_epoch + 1 == self.save_after:
+            trainer.save_checkpoint(self.path)
+
+
+def train(model, tmp_path, *callbacks, resume=None):
+    data, limit = Digits(batch_size=256), {"limit_train_batches": 1.0}
+    return training.train(model, tmp_path, data, callbacks, resume, max_epochs=8, **limit)
+
+
+def test_first_and_last_epochs_have_all_images_the_others_fewer(tmp_path):
+    counts = Counts()
+    trainer = train(network(), tmp_path, InfoBatch(until=0.75), counts)
+    sizes = [len(set(epoch)) for epoch in counts.epochs]
+    assert [size == 1293 for size in sizes] == [True, *[False] * 5, True, True]
+    assert all(len(epoch) == len(set(epoch)) for epoch in counts.epochs)
+    saved = 1 - sum(sizes) / (8 * 1293)
+    assert trainer.callback_metrics["train/saved"].item() == pytest.approx(saved)
+    assert 0.1 < saved < 0.5 * 0.75
+
+
+def test_validation_follows_every_epoch_although_they_differ_in_length(tmp_path):
+    class Validations(L.Callback):
+        count = 0
+
+        def on_validation_epoch_end(self, trainer, pl_module):
+            self.count += not trainer.sanity_checking
+
+    watch = Validations()
+    train(network(), tmp_path, InfoBatch(), watch)
+    assert watch.count == 8
+
+
+def test_blocks_that_learn_one_by_one_each_begin_with_all_images(tmp_path):
+    counts = Counts()
+    train(network(Layerwise, epochs_per_block=4), tmp_path, InfoBatch(until=0.75), counts)
+    assert [len(epoch) == 1293 for epoch in counts.epochs] == [True, False, False, True] * 2
+
+
+@pytest.mark.parametrize("epochs", [2, 5])
+def test_resumes_exactly(epochs, tmp_path):
+    whole, resumed = network(), network(seed=4)
+    path = tmp_path / "half.ckpt"
+    first, second = Counts(epochs, path), Counts()
+    train(whole, tmp_path, InfoBatch(), first)
+    train(resumed, tmp_path, InfoBatch(), second, resume=path)
+    assert second.epochs == first.epochs[epochs:]
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], tensor), name
+
+
+def test_from_the_command_line(tmp_path):
+    options = ["--trainer.callbacks+=InfoBatch", "--trainer.max_epochs=3", "--trainer.limit_train_batches=1.0"]
+    metrics = summary(fit(tmp_path, *options))["metrics"]
+    assert 0 < metrics["train/saved"] < 0.5
+
+
+def test_is_refused_without_labels(capsys, tmp_path):
+    config = DIGITS.parents[1] / "blockwise_ssl" / "digits.yaml"
+    options = ["--trainer.callbacks+=InfoBatch", "--trainer.fast_dev_run=true", f"--runs={tmp_path}"]
+    assert "use a method with labels" in fault(capsys, "fit", "--config", str(config), *options)
+
+
+@pytest.mark.parametrize("method", ["predsim", "infopro"])
+def test_is_refused_where_a_block_learns_from_more_than_losses_of_images(method, capsys, tmp_path):
+    config = DIGITS.parents[1] / method / "digits.yaml"
+    options = ["--trainer.callbacks+=InfoBatch", "--trainer.fast_dev_run=true", f"--runs={tmp_path}"]
+    assert "do not learn from these alone" in fault(capsys, "fit", "--config", str(config), *options)

@@ -1,0 +1,106 @@
+"""Output losses as local losses: of every block, of neuron groups, with weights, in evaluation, at one block."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from datamodules import Batch
+from losses import CrossEntropy, ExpGB, LinearOutput, Pow3GB, SoftmaxMSE, diversity
+from models import Backprop, DecoupledGreedy, InfoPro, NeuronGroups
+from models.networks import VGG, AuxHead, Cut
+
+SHAPE, CLASSES = (1, 8, 8), 5
+network = partial(VGG, plan=(8, 8, "M", 16, 16))
+head = partial(AuxHead, hidden=8)
+
+
+def draw(size=12, weights=None):
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(size, *SHAPE, generator=generator, dtype=torch.float64)
+    return Batch(images, torch.randint(CLASSES, (size,), generator=generator), weights=weights)
+
+
+def decoupled(**arguments):
+    torch.manual_seed(0)
+    return DecoupledGreedy(network, SHAPE, CLASSES, 3, Cut(), head, **arguments).double()
+
+
+def groups(**arguments):
+    torch.manual_seed(0)
+    return NeuronGroups(network, SHAPE, CLASSES, 2, 2, head=head, **arguments).double()
+
+
+def local_losses(model, batch):
+    """Loss of every block and its logits."""
+    found, x = [], batch.images
+    for k, block in enumerate(model.blocks):
+        features = block(x)
+        loss = model.local_loss(k, features, batch)
+        found.append((loss, model.logits_of[k]))
+        x = features.detach()
+    return found
+
+
+@pytest.mark.parametrize("make", [CrossEntropy, ExpGB, Pow3GB, LinearOutput, SoftmaxMSE])
+def test_every_blocks_loss_is_the_mean_of_its_samples_output_losses(make):
+    batch = draw()
+    for loss, logits in local_losses(decoupled(output_loss=make), batch):
+        assert not logits.requires_grad
+        torch.testing.assert_close(loss.detach(), make()(logits, batch.labels).mean())
+
+
+def test_groups_sum_their_output_losses_and_their_diversity():
+    model, batch = groups(output_loss=ExpGB), draw()
+    *blocks, (final, final_logits) = local_losses(model, batch)
+    for loss, logits in blocks:
+        by_group = sum(ExpGB()(z, batch.labels).mean() for z in logits.unbind(1))
+        torch.testing.assert_close(loss.detach(), by_group + 0.5 * diversity(logits, batch.labels))
+    torch.testing.assert_close(final.detach(), ExpGB()(final_logits, batch.labels).mean())
+
+
+@pytest.mark.parametrize("build", [decoupled, groups])
+def test_weights_weigh_the_samples(build):
+    """Weight 0 or 2: the mean over the batch is that of the samples that count."""
+    weights = torch.tensor([0.0, 2.0], dtype=torch.float64).repeat(6)
+    weighted, model = local_losses(build().eval(), draw(weights=weights)), build().eval()
+    batch = draw()
+    kept = local_losses(model, Batch(batch.images[1::2], batch.labels[1::2]))
+    for (one, _), (other, _) in zip(weighted, kept, strict=True):
+        torch.testing.assert_close(one, other)
+    for (one, _), (other, _) in zip(
+        local_losses(build(), draw(weights=torch.ones(12))), local_losses(build(), batch), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+
+
+def test_evaluation_reports_the_output_loss():
+    model, batch = decoupled(output_loss=Pow3GB).eval(), draw()
+    logits = model.block_logits(batch.images)
+    figures = model.figures(logits, batch.labels)
+    for name, z in logits.items():
+        torch.testing.assert_close(figures[f"{name}/loss"], Pow3GB()(z, batch.labels).mean())
+        assert figures[f"{name}/top1"] == (z.argmax(1) == batch.labels).float().mean()
+
+
+def test_infopro_classifies_by_the_output_loss():
+    statistics = {"image_mean": [0.0], "image_std": [1.0]}
+    torch.manual_seed(0)
+    model = InfoPro(network, SHAPE, CLASSES, **statistics, head=head, loss="softmax", output_loss=ExpGB).double()
+    batch = draw()
+    features = model.blocks[0](batch.images)
+    rebuilt, z = model.heads[0](features)
+    rebuild = F.binary_cross_entropy_with_logits(rebuilt, batch.images.clamp(0, 1))
+    expected = 5 * rebuild + 1 * ExpGB()(z, batch.labels).mean()
+    torch.testing.assert_close(model.local_loss(0, features, batch), expected)
+    features = model.blocks[1](features)
+    expected = ExpGB()(model.heads[1](features), batch.labels).mean()
+    torch.testing.assert_close(model.local_loss(1, features, batch), expected)
+
+
+def test_the_end_to_end_counterpart_has_the_same_output_loss():
+    whole = decoupled(output_loss=partial(ExpGB, alpha=0.3)).end_to_end()
+    assert isinstance(whole, Backprop)
+    assert isinstance(whole.output_loss, ExpGB)
+    assert whole.output_loss.alpha == 0.3

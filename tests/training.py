@@ -1,0 +1,33 @@
+"""What tests of training share: a Trainer that writes and shows nothing, and a comparison of weights."""
+
+import lightning.pytorch as L
+import torch
+
+from datamodules import Augment, Digits
+
+
+def train(model, tmp_path, data=None, callbacks=(), resume=None, **trainer_arguments):
+    """Train on digits, two epochs of four batches unless told otherwise; the Trainer."""
+    arguments = {"max_epochs": 2, "limit_train_batches": 4, "limit_val_batches": 1, "num_sanity_val_steps": 0}
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        callbacks=list(callbacks),
+        **(arguments | trainer_arguments),
+    )
+    data = data or Digits(batch_size=32, augment=Augment(pad=1))
+    trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=False if resume else None)
+    return trainer
+
+
+def assert_equal_weights(one, other):
+    """See that two models have the same weights and buffers, bit for bit."""
+    ours, theirs = one.state_dict(), other.state_dict()
+    assert list(ours) == list(theirs)
+    for name in ours:
+        assert torch.equal(ours[name], theirs[name]), name
