@@ -9,8 +9,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from experiments.report_columns import COSTS, columns, figure_columns
 from experiments.report_pictures import draw, draw_cost
-from experiments.report_rows import COSTS, columns, figure_columns, find_summaries, group
+from experiments.report_rows import Row, find_summaries, group
 
 
 def report(paths: Sequence[Path], output: Path) -> None:
@@ -23,13 +24,10 @@ def report(paths: Sequence[Path], output: Path) -> None:
     Raises:
         RunError: there is no finished run.
     """
-    rows = group(find_summaries(paths))
+    summaries = find_summaries(paths)
+    rows = group(summaries)
     shared, cells = columns(rows)
-    note = "Test split; speed as it was on the machine at that time."
-    if any(row.base for row in rows):
-        note += " (×…) is the ratio to Backprop of the same network, data, epochs and batch size"
-        labelled = all(row.values("test/top1") for row in rows if row.base)
-        note += "." if labelled else "; of a method without labels, to its own run with one block."
+    note = _note(rows, repeated=len(summaries) - sum(len(row.summaries) for row in rows))
     _print(cells, list(figure_columns(rows)), shared, note)
     output.mkdir(parents=True, exist_ok=True)
     lines = list(zip(*cells.values(), strict=True))
@@ -45,6 +43,25 @@ def report(paths: Sequence[Path], output: Path) -> None:
     print(f"To watch:   tensorboard --logdir {os.path.commonpath(paths)}")
 
 
+def _note(rows: Sequence[Row], repeated: int) -> str:
+    """What the reader of the table must know."""
+    sentences = ["Test split; speed as it was on the machine at that time."]
+    if any(row.base for row in rows):
+        base = "Backprop of the same network, data, epochs and batch size"
+        if sum(row.first["method"] == "Backprop" for row in rows) > 1:
+            base += " (of several, the one that shares most settings)"
+        labelled = all(row.values("test/top1") for row in rows if row.base)
+        unlabelled = "" if labelled else "; of a method without labels, to its own run with one block"
+        sentences.append(f"(×…) is the ratio to {base}{unlabelled}.")
+    if repeated:
+        sentences.append(f"Of runs of the same setting and seed only the last by name counts: {repeated} left out.")
+    return " ".join(sentences)
+
+
+_WORDS = ("method", "network", "data")
+"""Columns of words: to the left, and folded where they are long."""
+
+
 def _print(cells: Mapping[str, Sequence[str]], figures: Sequence[str], title: str, note: str) -> None:
     """Predictions, probes, costs in a table each: side by side they would not fit a terminal."""
     who = [heading for heading in cells if heading not in figures]
@@ -58,11 +75,13 @@ def _print(cells: Mapping[str, Sequence[str]], figures: Sequence[str], title: st
         if not lines:
             continue
         table = Table(box=box.SIMPLE_HEAD)
-        for heading in [*who, *headings]:
-            words = heading in ("method", "network", "data")
-            width = min(max(map(len, cells[heading])), 60 if words else 30)  # headings wrap, cells only if they must
-            table.add_column(heading, justify="left" if words else "right", min_width=width, max_width=60)
+        for heading, column in zip([*who, *headings], zip(*lines, strict=True), strict=True):
+            width = max(map(len, [*column, *heading.split()]))  # a heading of several words is folded
+            words = heading in _WORDS
+            table.add_column(heading, justify="left" if words else "right", width=min(width, 45) if words else width)
         for line in lines:
             table.add_row(*line)
-        Console(width=max(130, Console().width)).print(table)
+        console = Console()
+        unlimited = console.options.update(max_width=10_000)  # what is cut off to fit is lost; a terminal folds
+        Console(width=console.measure(table, options=unlimited).maximum).print(table)
     print(note)

@@ -10,8 +10,10 @@ import matplotlib
 matplotlib.use("Agg")  # files only: no screen is needed
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, MaxNLocator
 
-from experiments.report_rows import Row, columns
+from experiments.report_columns import columns
+from experiments.report_rows import Row
 
 
 def draw(rows: Sequence[Row], title: str, path: Path) -> None:
@@ -26,7 +28,8 @@ def draw(rows: Sequence[Row], title: str, path: Path) -> None:
     problems = _problems(cells)
     names = [", ".join([row.method, _nodes(row), *problem]) for row, problem in zip(rows, problems, strict=True)]
     labels = [fill(name, 45) for name in names]
-    height = max(4, 1.5 + 0.35 * len(rows), 1.5 + 0.2 * sum(label.count("\n") + 1 for label in labels))
+    tallest = max(label.count("\n") + 1 for label in labels)
+    height = max(4, 1.5 + max(0.35, 0.2 * tallest) * len(rows))
     figure, axes = plt.subplots(1, 3, figsize=(14, height), width_ratios=(2, 1, 1), layout="constrained")
     figure.suptitle(title)
     colours = [plt.get_cmap("viridis")(0.9 * i / max(len(rows) - 1, 1)) for i in range(len(rows))]
@@ -39,8 +42,8 @@ def draw(rows: Sequence[Row], title: str, path: Path) -> None:
 
 def _problems(cells: Mapping[str, Sequence[str]]) -> list[list[str]]:
     """What a row of the table was trained on, as far as the rows differ in it."""
-    units = {"network": "", "data": "", "epochs": " epochs", "batch": " a batch"}
-    varied = [[cell + unit for cell in cells[heading]] for heading, unit in units.items() if heading in cells]
+    units = {"network": "{}", "data": "{}", "epochs": "epochs {}", "batch": "batch {}"}
+    varied = [[unit.format(cell) for cell in cells[heading]] for heading, unit in units.items() if heading in cells]
     return [list(problem) for problem in zip(*varied, strict=True)] if varied else [[] for _ in cells["method"]]
 
 
@@ -116,15 +119,17 @@ def draw_cost(rows: Sequence[Row], title: str, path: Path) -> None:
         top1 = [100 * row.mean("test/top1") for row in line]
         spread = [100 * row.spread("test/top1") for row in line]
         axes.errorbar(cost, top1, spread, color=colour, linewidth=1, capsize=2)
-        axes.plot([], [], "o-", color=colour, label=name)
+        axes.plot([], [], "o-", color=colour, label=fill(name, 40))
         for row, x, y in zip(line, cost, top1, strict=True):
             axes.annotate(f"K{row.nodes[0]}", (x, y), ha="center", va="center", fontsize=7)
     axes.set_xscale("log")
+    left, right = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if right > 10 * left else MaxNLocator(6))
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
     axes.set(xlabel="forward pass of the slowest node, M MACs per image", ylabel="test top-1, %")
     meaning = "area: cost of inference; full: the model's prediction, empty: the ensemble's; bars: ± sd over seeds"
-    axes.set_title(f"{title}\n{meaning}", fontsize=9)
+    figure.suptitle(f"{title}\n{meaning}", fontsize=9)
     if series:
         figure.legend(frameon=False, fontsize=8, loc="outside right center")
     axes.spines[["top", "right"]].set_visible(False)

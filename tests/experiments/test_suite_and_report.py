@@ -2,19 +2,22 @@
 
 import csv
 import json
+import re
 
 import pytest
 import yaml
 from helpers import CONFIGS, DIGITS, SMALL, fit
 
+from experiments import callbacks
 from experiments.cli import main
 from experiments.errors import RunError
+from experiments.report_labels import WATCHERS
 from experiments.report_pictures import _depth_line
 from experiments.report_rows import find_summaries, group
 from experiments.suite import read_suite, suite
 
 
-def finished(folder, name, settings=None, **changes):
+def finished(folder, name, settings=None, trainer=None, **changes):
     """A run folder with nothing but a summary, and a configuration if settings of the model are given."""
     summary = {
         "name": name,
@@ -32,7 +35,7 @@ def finished(folder, name, settings=None, **changes):
     (folder / name).mkdir(parents=True)
     (folder / name / "summary.json").write_text(json.dumps(summary | changes))
     if settings is not None:
-        config = {"seed_everything": changes.get("seed", 0), "model": {"init_args": settings}}
+        config = {"seed_everything": changes.get("seed", 0), "model": {"init_args": settings}, "trainer": trainer}
         (folder / name / "config.yaml").write_text(yaml.safe_dump(config))
 
 
@@ -60,6 +63,8 @@ def test_report_writes_table_and_picture(runs, capsys):
     main(["report", str(runs)])
     printed = capsys.readouterr().out
     assert "tensorboard --logdir" in printed
+    assert re.search(r"DecoupledGreedy\s+2\s+2\s+50\.0 85\.0\s+85\.00 ± 7\.07", printed)
+    assert "only the last by name counts" not in printed
     with (runs / "report.csv").open() as file:
         table = list(csv.DictReader(file))
     assert [row["method"] for row in table] == ["Backprop", "DecoupledGreedy"]
@@ -105,6 +110,88 @@ def test_only_seeds_are_averaged(tmp_path):
         ("Backprop (lr 0.1)", 2),
         ("Backprop (lr 0.2)", 1),
     ]
+
+
+def callback(name, **arguments):
+    """How ``config.yaml`` names a callback of ours."""
+    return {"class_path": f"experiments.callbacks.{name}", "init_args": arguments}
+
+
+def test_a_callback_that_changes_training_is_named_and_one_that_watches_is_not(tmp_path):
+    drop = callback("InfoBatch", ratio=0.5, until=0.875)
+    finished(tmp_path, "plain", {}, {"callbacks": [callback("HiddenLayers", every_n_epochs=1)]})
+    finished(tmp_path, "filtered", {}, {"callbacks": [drop]})
+    finished(tmp_path, "plain, seed 1", {}, {"callbacks": []}, seed=1)
+    rows = group(find_summaries([tmp_path]))
+    assert [(row.method, len(row.summaries)) for row in rows] == [("Backprop", 2), ("Backprop (InfoBatch)", 1)]
+    finished(tmp_path, "filtered more", {}, {"callbacks": [callback("InfoBatch", ratio=0.8, until=0.875)]})
+    assert sorted(row.method for row in group(find_summaries([tmp_path]))) == [
+        "Backprop",
+        "Backprop (InfoBatch, ratio 0.5)",
+        "Backprop (InfoBatch, ratio 0.8)",
+    ]
+
+
+def test_every_callback_of_ours_is_known_to_watch_or_to_change_training():
+    changing = {"InfoBatch", "Initialisation"}
+    of_every_run = {
+        *("BestCheckpoint", "BlockProgressBar", "CutTable", "EpochLines", "LastCheckpoint", "Meter"),
+        *("PredictionsFile", "RunCSVLogger", "RunTensorBoardLogger", "TensorBoardPage"),
+    }
+    assert {*callbacks.__all__} == {*WATCHERS} | changing | of_every_run
+
+
+def test_a_class_says_nothing_of_what_is_inside_it(tmp_path):
+    coder = {"class_path": "coders.Zlib", "init_args": {"level": 9}}
+    hooks = {
+        "none": {"class_path": "hooks.Uncompressed"},
+        "coded": {"class_path": "hooks.EntropyCoded", "init_args": {"c": 1.0, "coder": coder}},
+    }
+    for name, hook in hooks.items():
+        finished(tmp_path, name, {}, {"strategy": {"class_path": "CompressedDDP", "init_args": {"hook": hook}}})
+    rows = group(find_summaries([tmp_path]))
+    assert [row.method for row in rows] == ["Backprop (EntropyCoded)", "Backprop (Uncompressed)"]
+
+
+def test_an_entry_of_a_mapping_is_named_with_the_mapping(tmp_path):
+    for size in (64, 128):
+        finished(tmp_path, str(size), {"batch_sizes": {3: size}})
+    rows = group(find_summaries([tmp_path]))
+    assert [row.method for row in rows] == ["Backprop (batch_sizes.3 128)", "Backprop (batch_sizes.3 64)"]
+
+
+def test_backprop_rows_are_the_base_of_others_not_of_themselves(tmp_path):
+    for loss in ("CrossEntropy", "ExpGB"):
+        options = {"output_loss": {"class_path": f"losses.{loss}"}}
+        finished(tmp_path, loss, options, images_per_second=1000.0)
+        finished(tmp_path, f"{loss} in blocks", options, method="DecoupledGreedy", num_blocks=2)
+    rows = {row.method: row for row in group(find_summaries([tmp_path]))}
+    assert rows["Backprop (ExpGB)"].base is None
+    assert rows["DecoupledGreedy (ExpGB)"].base.first["name"] == "ExpGB"
+    main(["report", str(tmp_path)])
+    assert "of several, the one that shares most settings" in (tmp_path / "report.md").read_text()
+
+
+def test_a_repeated_run_is_said_to_be_left_out(runs, capsys):
+    finished(runs, "dgl1 again", method="DecoupledGreedy", num_blocks=2, seed=1)
+    main(["report", str(runs)])
+    assert "only the last by name counts: 1 left out" in capsys.readouterr().out
+
+
+def test_no_column_of_many_blocks_is_cut_off(tmp_path, capsys):
+    metrics = {f"{split}/block{k}/top1": k / 20 for split in ("test", "train_set") for k in range(1, 17)}
+    finished(tmp_path, "deep", method="DecoupledGreedy", num_blocks=16, metrics=metrics | {"test/top1": 0.8})
+    main(["report", str(tmp_path)])
+    each = " ".join(f"{5 * k:.1f}" for k in range(1, 17))
+    line = next(line for line in capsys.readouterr().out.splitlines() if "DecoupledGreedy" in line)
+    assert line.count(each) == 2
+    assert "80.00" in line
+
+
+def test_what_keeps_no_activations_has_no_figure_for_them(tmp_path):
+    finished(tmp_path, "fitted", method="ClosedFormMLP", peak_activation_bytes=0)
+    main(["report", str(tmp_path)])
+    assert "peak MiB" not in (tmp_path / "report.md").read_text()
 
 
 def test_report_shows_groups_and_costs(grouped_runs):

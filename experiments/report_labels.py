@@ -1,0 +1,107 @@
+"""What tells the rows of a report apart: the settings of its runs, and names made of those that differ."""
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Self
+
+_NO_SETTINGS = ("seed", "root", "folder", "download", "num_workers", "num_blocks", "num_groups")
+"""What changes no result, or has a column of its own."""
+
+WATCHERS = (
+    "DecisionBoundary",
+    "Entropy",
+    "HiddenLayers",
+    "OnlineProbe",
+    "OutputSignal",
+    "TrainingAccuracy",
+)
+"""Callbacks of ours that a config may name and that change no result."""
+
+_CLASS, _ARGUMENTS = ".class_path", ".init_args."
+
+
+def settings(config: Mapping[str, Any]) -> dict[str, str]:
+    """A run's configuration as far as it may change a result: dotted path → text.
+
+    Args:
+        config: what its ``config.yaml`` holds; may lack anything.
+    """
+    trainer = config.get("trainer") or {}
+    parts = {part: config.get(part) for part in ("model", "data")} | {"strategy": trainer.get("strategy")}
+    for callback in trainer.get("callbacks") or ():
+        if callback["class_path"].rpartition(".")[2] not in WATCHERS:
+            parts[callback["class_path"]] = callback
+    return {name: text for name, text in _flat(parts) if name.rpartition(".")[2] not in _NO_SETTINGS}
+
+
+def _flat(tree: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Leaves of nested dicts as (dotted path, text)."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from _flat(value, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, str(tree)
+
+
+class Setting(NamedTuple):
+    """What runs of one row have in common."""
+
+    problem: tuple[Any, ...]
+    method: str
+    nodes: tuple[int, int]
+    options: frozenset[tuple[str, str]]
+
+    @classmethod
+    def of(cls, summary: Mapping[str, Any]) -> Self:
+        """The setting of a run, by its summary and the :func:`settings` in it."""
+        problem = tuple(summary[name] for name in ("network", "dataset", "batch_size", "epochs"))
+        nodes = summary["num_blocks"], summary["num_groups"]
+        return cls(problem, summary["method"], nodes, frozenset(summary["settings"].items()))
+
+
+_MANY = 5
+"""More differing options than this do not fit a row's name."""
+
+
+def labels(alike: Sequence[Setting]) -> dict[Setting, str]:
+    """What tells settings of one problem and method apart.
+
+    Named are the options in which those that have them differ, and the classes that only some have: the options of
+    such a class (the temperature of one loss among several) go without saying. Where that leaves two alike, all that
+    some lack is named too; where many options differ, the most common value of each goes without saying.
+
+    Args:
+        alike: the settings of one problem and method.
+    """
+    known = {one: dict(one.options) for one in alike}
+    names = {name for options in known.values() for name in options}
+    values = {name: {options.get(name) for options in known.values()} for name in names}
+    differ = {name for name in names if len(values[name] - {None}) > 1}
+    lacked = {name for name in names if None in values[name]}
+    classes = {name for name in lacked if name.endswith(_CLASS) and not differ.intersection(_classes_around(name))}
+
+    def label(one: Setting, told: set[str]) -> str:
+        if len(told) > _MANY:
+            told = {n for n in told if known[one].get(n) != statistics.mode(known[other].get(n) for other in alike)}
+        own = [name for name in sorted(told) if name in known[one]]
+        return ", ".join(_said(name, known[one][name], own) for name in own)
+
+    brief = {one: label(one, differ | classes) for one in alike}
+    unclear = len({(one.nodes, text) for one, text in brief.items()}) < len(brief)
+    return {one: label(one, differ | lacked) for one in alike} if unclear else brief
+
+
+def _classes_around(name: str) -> Iterator[str]:
+    """The class that ``hook.init_args.coder.class_path`` is an argument of, ``hook.class_path``, and so on outwards."""
+    while _ARGUMENTS in name:
+        name = name.rpartition(_ARGUMENTS)[0]
+        yield name + _CLASS
+
+
+def _said(name: str, value: str, beside: Sequence[str]) -> str:
+    """A setting by the last part of its path, or two where one says too little; a class by its own name alone."""
+    path, _, last = name.replace(_ARGUMENTS, ".").rpartition(".")
+    if name.endswith(_CLASS):
+        return value.rpartition(".")[2]
+    unclear = last.isdigit() or sum(other.rpartition(".")[2] == last for other in beside) > 1
+    return f"{path.rpartition('.')[2]}.{last} {value}" if unclear else f"{last} {value}"
