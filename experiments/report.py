@@ -47,9 +47,9 @@ def _note(rows: Sequence[Row], repeated: int) -> str:
     """What the reader of the table must know."""
     sentences = ["Test split; speed as it was on the machine at that time."]
     if any(row.base for row in rows):
-        base = "Backprop of the same network, data, epochs and batch size"
+        base = "Backprop of the same network, data and batch size"
         if sum(row.first["method"] == "Backprop" for row in rows) > 1:
-            base += " (of several, the one that shares most settings)"
+            base += " (of several, the one of as many epochs that shares most settings)"
         labelled = all(row.values("test/top1") for row in rows if row.base)
         unlabelled = "" if labelled else "; of a method without labels, to its own run with one block"
         sentences.append(f"(×…) is the ratio to {base}{unlabelled}.")

@@ -47,6 +47,7 @@ class Setting(NamedTuple):
     """What runs of one row have in common."""
 
     problem: tuple[Any, ...]
+    epochs: int
     method: str
     nodes: tuple[int, int]
     options: frozenset[tuple[str, str]]
@@ -54,9 +55,9 @@ class Setting(NamedTuple):
     @classmethod
     def of(cls, summary: Mapping[str, Any]) -> Self:
         """The setting of a run, by its summary and the :func:`settings` in it."""
-        problem = tuple(summary[name] for name in ("network", "dataset", "batch_size", "epochs"))
+        problem = tuple(summary[name] for name in ("network", "dataset", "batch_size"))
         nodes = summary["num_blocks"], summary["num_groups"]
-        return cls(problem, summary["method"], nodes, frozenset(summary["settings"].items()))
+        return cls(problem, summary["epochs"], summary["method"], nodes, frozenset(summary["settings"].items()))
 
 
 _MANY = 5

@@ -24,7 +24,8 @@ class Row:
     Attributes:
         summaries: their ``summary.json`` files.
         base: the row of Backprop (or of one block without groups; of a method that predicts no class, its own of
-            one block) with the same network, data and batch size, if there is one.
+            one block) with the same network, data and batch size, if there is one: of several the one with as many
+            epochs (layer-wise training has them per block) and most settings in common.
         variant: settings in which it differs from other rows of the same method and problem.
     """
 
@@ -120,7 +121,7 @@ def group(summaries: Sequence[dict[str, Any]]) -> list[Row]:
     found = {key: list(runs.values()) for key, runs in seeds.items()}
     rows = []
     for key, runs in found.items():
-        alike = [one for one in found if (one.problem, one.method) == (key.problem, key.method)]
+        alike = [one for one in found if one[:3] == key[:3]]
         rows.append(Row(runs, _base(key, found), labels(alike)[key]))
     return sorted(rows, key=lambda r: (r.first["network"], r.first["dataset"], r.method, *reversed(r.nodes)))
 
@@ -132,6 +133,10 @@ def _base(key: Setting, found: Mapping[Setting, Sequence[dict[str, Any]]]) -> Ro
     whole = [other for other in whole if all(s.get("peak_activation_bytes") != 0 for s in found[other])]
     if not any("test/top1" in summary["metrics"] for summary in found[key]):
         whole = [other for other in whole if other.method == key.method]  # learns no labels: another task
-    # Of several the one that shares most settings (the same loss, say), which of a base is itself.
-    base = max(whole, key=lambda other: (other.method == "Backprop", len(other.options & key.options)), default=key)
+
+    def closeness(other: Setting) -> tuple[bool, bool, int]:
+        shared = len(other.options & key.options)  # the same loss, say
+        return other.method == "Backprop", other.epochs == key.epochs, shared
+
+    base = max(whole, key=closeness, default=key)  # the closest to a base is itself
     return Row(found[base]) if base != key else None

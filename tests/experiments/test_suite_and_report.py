@@ -169,7 +169,7 @@ def test_backprop_rows_are_the_base_of_others_not_of_themselves(tmp_path):
     assert rows["Backprop (ExpGB)"].base is None
     assert rows["DecoupledGreedy (ExpGB)"].base.first["name"] == "ExpGB"
     main(["report", str(tmp_path)])
-    assert "of several, the one that shares most settings" in (tmp_path / "report.md").read_text()
+    assert "of several, the one of as many epochs that shares most settings" in (tmp_path / "report.md").read_text()
 
 
 def test_a_repeated_run_is_said_to_be_left_out(runs, capsys):
@@ -252,6 +252,15 @@ def test_runs_of_other_epochs_are_rows_of_their_own(runs):
     finished(runs, "longer", epochs=3)
     rows = group(find_summaries([runs]))
     assert sorted(row.first["epochs"] for row in rows if row.first["method"] == "Backprop") == [2, 3]
+
+
+@pytest.mark.parametrize(("epochs", "base"), [(2, "backprop"), (3, "longer"), (4, "backprop")])
+def test_the_base_has_as_many_epochs_if_there_is_one(epochs, base, tmp_path):
+    for name, length in (("backprop", 2), ("longer", 3)):
+        finished(tmp_path, name, epochs=length)
+    finished(tmp_path, "layers", method="Layerwise", num_blocks=2, epochs=epochs)
+    (layers,) = [row for row in group(find_summaries([tmp_path])) if row.first["method"] == "Layerwise"]
+    assert layers.base.first["name"] == base
 
 
 def test_a_damaged_summary_is_named(runs):
