@@ -126,7 +126,7 @@ def test_cost_and_bench_of_self_supervised_blocks(command, capsys):
         (["--model.difficulty.views=true"], "set data.views.levels"),
         (["--model.difficulty.easiest=2"], "between 0 and 1"),
         (["--model.epochs_per_block=3"], "4 blocks of 3 epochs"),
-        (["--model.optimizer.lr=1e6", "--trainer.log_every_n_steps=1"], "The loss of block"),
+        (["--model.optimizer.lr=.inf", "--trainer.log_every_n_steps=1"], "The loss of block1 is nan at step 2"),
     ],
 )
 def test_a_mistake_is_told_in_one_sentence(options, message, tmp_path, capsys):
