@@ -135,8 +135,8 @@ def _base(key: Setting, found: Mapping[Setting, Sequence[dict[str, Any]]]) -> Ro
         whole = [other for other in whole if other.method == key.method]  # learns no labels: another task
 
     def closeness(other: Setting) -> tuple[bool, bool, int]:
-        shared = len(other.options & key.options)  # the same loss, say
-        return other.method == "Backprop", other.epochs == key.epochs, shared
+        differences = len(other.options ^ key.options)  # another loss, say
+        return other.method == "Backprop", other.epochs == key.epochs, -differences
 
     base = max(whole, key=closeness, default=key)  # the closest to a base is itself
     return Row(found[base]) if base != key else None

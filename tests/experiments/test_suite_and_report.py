@@ -124,6 +124,7 @@ def test_a_callback_that_changes_training_is_named_and_one_that_watches_is_not(t
     finished(tmp_path, "plain, seed 1", {}, {"callbacks": []}, seed=1)
     rows = group(find_summaries([tmp_path]))
     assert [(row.method, len(row.summaries)) for row in rows] == [("Backprop", 2), ("Backprop (InfoBatch)", 1)]
+    assert [row.base for row in rows] == [None, None]
     finished(tmp_path, "filtered more", {}, {"callbacks": [callback("InfoBatch", ratio=0.8, until=0.875)]})
     assert sorted(row.method for row in group(find_summaries([tmp_path]))) == [
         "Backprop",
