@@ -124,8 +124,21 @@ def find_checkpoint(path: Path) -> Path:
     return file
 
 
-def require_same_images(path: Path, checkpoint: Mapping[str, Any], image_shape: Sequence[int]) -> None:
+def require_same_images(
+    path: Path,
+    checkpoint: Mapping[str, Any],
+    image_shape: Sequence[int],
+    what: str = "checkpoint",
+    beside: str = "data set given",
+) -> None:
     """See that a checkpoint was trained on images of this size.
+
+    Args:
+        path: where it was found.
+        checkpoint: what it holds.
+        image_shape: ``(C, H, W)`` that are needed.
+        what: what the message calls it.
+        beside: whose size is needed.
 
     Raises:
         RunError: it was trained on others.
@@ -133,8 +146,8 @@ def require_same_images(path: Path, checkpoint: Mapping[str, Any], image_shape: 
     theirs, ours = ("×".join(map(str, shape)) for shape in (checkpoint.get("image_shape", image_shape), image_shape))
     if theirs != ours:
         raise RunError(
-            f"The checkpoint {path} was trained on images of {theirs}, the data set given has {ours} (channels × "
-            "height × width). Give one with images of the same size."
+            f"The {what} {path} was trained on images of {theirs}, the {beside} has {ours} (channels × height × "
+            "width). Give one with images of the same size."
         )
 
 
