@@ -54,9 +54,8 @@ def default_name(config: Mapping[str, Any]) -> str:
         depth = (network.get("init_args") or {}).get("depth", "")
         parts.append(f"{short(network['class_path'])}{depth}")
     parts.append(short(data["class_path"]))
-    parts += [
-        f"{letter}{arguments[key]}" for key, letter in (("num_blocks", "K"), ("num_groups", "G")) if key in arguments
-    ]
+    counts = {"K": arguments.get("num_blocks"), "G": arguments.get("num_groups")}
+    parts += [f"{letter}{count}" for letter, count in counts.items() if count is not None]
     return "-".join([*parts, f"seed{config['seed_everything']}"])
 
 
