@@ -34,6 +34,7 @@ class Network:
 
     Attributes:
         checkpoint: where its weights come from.
+        epoch: after which epoch they were saved, from 1.
         step: their training step.
         layers: its layers.
         logits: images → head → logits, of the heads that classify, if any does.
@@ -41,6 +42,7 @@ class Network:
     """
 
     checkpoint: Path
+    epoch: int
     step: int
     layers: Layers
     logits: Callable[[Tensor], Mapping[str, Tensor]] | None
@@ -102,10 +104,10 @@ def load_run(path: Path, model: LocalLearning, every: Every) -> Network:
     run_folder.require_same_network(file, saved["state_dict"], model)
     model.load_state_dict(saved["state_dict"])
     model.eval()
-    layers, step = layers_of(model, every), saved["global_step"]
+    origin = file, saved["epoch"] + 1, saved["global_step"]
     if isinstance(model, LocalClassification):
-        return Network(file, step, layers, model.block_logits, model.sample_losses)
-    return Network(file, step, layers, None)
+        return Network(*origin, layers_of(model, every), model.block_logits, model.sample_losses)
+    return Network(*origin, layers_of(model, every), None)
 
 
 def load_reference(path: Path, model: LocalLearning, data: ImageDataModule, layers: Layers) -> Network:
@@ -122,7 +124,7 @@ def load_reference(path: Path, model: LocalLearning, data: ImageDataModule, laye
     """
     file = run_folder.find_checkpoint(path)
     saved = run_folder.load_checkpoint(file)
-    run_folder.require_same_images(file, saved, model.image_shape)
+    run_folder.require_same_images(path, saved, model.image_shape, "reference", "run to compare with")
     if (theirs := _data_set(file)) not in (data.title, type(data).__name__):
         raise RunError(
             f"The reference {path} was trained on {theirs}, the run on {data.title}: both must be on the same."
@@ -141,7 +143,7 @@ def load_reference(path: Path, model: LocalLearning, data: ImageDataModule, laye
         for name, layer in layers.items()
     }
     logits = (lambda images: {"final": chain(images)}) if _load_classifier(chain, weights) else None
-    return Network(file, saved["global_step"], alike, logits)
+    return Network(file, saved["epoch"] + 1, saved["global_step"], alike, logits)
 
 
 def _data_set(checkpoint: Path) -> str:
@@ -179,7 +181,7 @@ def _observe(
     heads = {}
     if network.logits:
         heads = redundancy(splits.read([splits.train], device, network.logits), network.sample_losses)
-    return Observed(network.checkpoint, network.step, layers, heads), features
+    return Observed(network.checkpoint, network.epoch, network.step, layers, heads), features
 
 
 def _align(figures: Figures, ours: Mapping[str, Features], theirs: Mapping[str, Features]) -> None:

@@ -29,26 +29,34 @@ class Panel:
         figures: figure → style of its line, or name of its colours.
         percent: the figures are shares, 0 … 1.
         log: the axis is logarithmic.
+        from_zero: the axis begins at 0.
     """
 
     title: str
     figures: Mapping[str, str]
     percent: bool = False
     log: bool = False
+    from_zero: bool = False
 
 
 def _panels(probe: str) -> list[Panel]:
     def both(figure: str) -> dict[str, str]:
         return {f"{figure}_test": "-", f"{figure}_train": "--"}
 
+    gaps = {f"{probe}_gap": "-", "ncm_gap": ":"}
     return [
         Panel("Linear probe, top-1 %", both(probe), percent=True),
         Panel("Nearest class mean, top-1 %", both("ncm"), percent=True),
-        Panel("Train − test gap, points", {f"{probe}_gap": "-", "ncm_gap": ":"}, percent=True),
-        Panel("Separation fuzziness D", both("fuzziness"), log=True),
+        Panel("Train − test gap, points\n(solid: linear probe, dotted: class mean)", gaps, percent=True),
+        Panel("Separation fuzziness D\n(lower: classes lie further apart)", both("fuzziness"), log=True),
         Panel("Effective rank", both("rank")),
         Panel("Linear CKA with the reference", both("cka")),
-        Panel("Redundant training images (p > 0.99), %", {"confident_train": "o--"}, percent=True),
+        Panel(
+            "Redundant training images, %\n(a head gives their class p > 0.99)",
+            {"confident_train": f"{_HEAD_MARK}--"},
+            percent=True,
+            from_zero=True,
+        ),
     ]
 
 
@@ -74,30 +82,44 @@ def draw_depth(networks: Networks, probe: str, title: str, path: Path) -> None:
             for figures in parts:
                 _draw_lines(ax, panel, figures, layers, colour)
         _finish(ax, panel, layers)
-    lines = [Line2D([], [], color=colour, label=name) for (name, *_), colour in zip(networks, _COLOURS, strict=False)]
-    styles = {"-": "test images", "--": "training images", ":": "gap of the class mean"}
-    lines += [Line2D([], [], color="black", linestyle=style, label=label) for style, label in styles.items()]
-    if _borders(layers):
-        lines.append(Line2D([], [], color="0.8", label=f"cut of {networks[0][0]} into blocks"))
+    lines = _legend(networks)
     for ax in axes.flat[len(panels) :]:
         ax.set_axis_off()
     if len(panels) < axes.size:
         axes.flat[-1].legend(handles=lines, loc="center left", frameon=False)
     else:
-        figure.legend(handles=lines, loc="outside lower center", ncols=len(lines), frameon=False)
+        figure.legend(handles=lines, loc="outside lower center", ncols=-(-len(lines) // 2), frameon=False)
     figure.suptitle(f"Hidden layers: {title}")
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
 
 _COLOURS = ("tab:blue", "tab:orange")
+_FINAL, _HEAD_MARK, _FINAL_MARK = "final", "o", "D"
+
+
+def _legend(networks: Networks) -> list[Line2D]:
+    """What every mark stands for."""
+    name, layers, _ = networks[0]
+    heads = {head for *_, found in networks for head in found}
+    marks = {who: {"color": colour} for (who, *_), colour in zip(networks, _COLOURS, strict=False)}
+    marks |= {"test images": {"linestyle": "-"}, "training images": {"linestyle": "--"}}
+    if heads - {_FINAL}:
+        marks["head of a block"] = {"linestyle": "", "marker": _HEAD_MARK}
+    if _FINAL in heads:
+        marks["head of the whole network"] = {"linestyle": "", "marker": _FINAL_MARK}
+    if _borders(list(layers)):
+        marks[f"blocks of {name}, numbered on top"] = {"color": "0.8"}
+    return [Line2D([], [], label=label, **{"color": "black"} | style) for label, style in marks.items()]
 
 
 def _draw_lines(ax: Axes, panel: Panel, figures: Figures, layers: Sequence[str], colour: str) -> None:
     for name, style in panel.figures.items():
-        positions = [_position(place, layers) for place, found in figures.items() if name in found]
-        values = np.array([found[name] for found in figures.values() if name in found])
-        ax.plot(positions, values * (100 if panel.percent else 1), style, color=colour, markerfacecolor="none")
+        positions = np.array([_position(place, layers) for place, found in figures.items() if name in found])
+        values = np.array([found[name] for found in figures.values() if name in found]) * (100 if panel.percent else 1)
+        ax.plot(positions, values, style, color=colour)
+        behind = positions > len(layers) - 1
+        ax.plot(positions[behind], values[behind], _FINAL_MARK, color=colour, markersize=8)
 
 
 def _position(place: str, layers: Sequence[str]) -> float:
@@ -109,6 +131,8 @@ def _position(place: str, layers: Sequence[str]) -> float:
 def _finish(ax: Axes, panel: Panel, layers: Sequence[str]) -> None:
     ax.set_title(panel.title, fontsize=10, pad=14)
     ax.set_yscale("log" if panel.log else "linear")
+    if panel.from_zero:
+        ax.set_ylim(0, 1.05 * ax.get_ylim()[1])
     _plain_numbers(ax, panel.log)
     every = -(-len(layers) // 16)  # at most 16 names have room
     names = [layer.rpartition("/")[2] for layer in layers]

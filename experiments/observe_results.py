@@ -14,7 +14,7 @@ from rich.table import Table
 from experiments.callbacks import RunTensorBoardLogger
 from experiments.hidden_layers import Figures, flat
 from experiments.observe_pictures import draw_depth
-from experiments.run_folder import OBSERVATIONS, OBSERVATIONS_PICTURE
+from experiments.run_folder import OBSERVATIONS, OBSERVATIONS_PICTURE, SUMMARY
 from experiments.summary import write_json
 
 
@@ -24,12 +24,14 @@ class Observed:
 
     Attributes:
         checkpoint: where its weights come from.
+        epoch: after which epoch they were saved, from 1.
         step: their training step.
         layers: layer → figure → value, in the order of the network.
         heads: head → figure → value.
     """
 
     checkpoint: Path
+    epoch: int
     step: int
     layers: Figures
     heads: Figures
@@ -38,6 +40,12 @@ class Observed:
     def folder(self) -> Path:
         """The run folder."""
         return self.checkpoint.absolute().parents[1]
+
+    @property
+    def state(self) -> str:
+        """Where in its training the network is, for the screen."""
+        finished = (self.folder / SUMMARY).is_file()
+        return f"step {self.step}" + ("" if finished else f": not finished, as it was after epoch {self.epoch}")
 
 
 def columns(probe: str) -> dict[str, tuple[str, str]]:
@@ -96,7 +104,7 @@ def show(observed: Sequence[Observed], about: Mapping[str, Any]) -> None:
         f"{about['network']}, {about['dataset']}: {images['train']} training, {images['test']} test images\n{_LEGEND}"
     )
     for network, role in zip(observed, ("run", "reference"), strict=False):
-        print(f"\n{role}: {network.checkpoint}, step {network.step}")
+        print(f"\n{role}: {network.checkpoint}, {network.state}")
         for figures in (network.layers, network.heads) if network.heads else (network.layers,):
             console.print(_table(figures, about["probe"]))
 
@@ -126,6 +134,7 @@ def record(observed: Sequence[Observed], about: Mapping[str, Any]) -> None:
         theirs = flat(observed[1].layers) | flat(observed[1].heads)
         metrics |= {f"reference/{name}": value for name, value in theirs.items()}
         content["reference"] = origins[1]
+    earlier = ", in place of what was observed before" if (folder / OBSERVATIONS).exists() else ""
     write_json(folder / OBSERVATIONS, content | {"metrics": metrics})
     picture, title = folder / OBSERVATIONS_PICTURE, f"{about['network']}, {about['dataset']}"
     names = [run.folder.name, *(f"{one.folder.name} (reference)" for one in observed[1:])]
@@ -138,4 +147,4 @@ def record(observed: Sequence[Observed], about: Mapping[str, Any]) -> None:
         "observe/depth", np.asarray(Image.open(picture).convert("RGB")), run.step, dataformats="HWC"
     )
     logger.finalize("success")
-    print(f"Written to {folder / OBSERVATIONS} and {picture.name}\nTo watch:   tensorboard --logdir {folder}")
+    print(f"Written to {folder / OBSERVATIONS} and {picture.name}{earlier}\nTo watch:   tensorboard --logdir {folder}")

@@ -4,8 +4,10 @@ import difflib
 import inspect
 import re
 import sys
-from importlib import import_module
-from typing import NoReturn
+from argparse import Action
+from collections.abc import Iterator, Mapping, Sequence
+from pydoc import locate
+from typing import Any, NoReturn, get_args
 
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -14,6 +16,24 @@ _NOISE = re.compile(
     r"Does not validate against any of the Union|Subtypes:|Errors:$|- Expected a <class 'NoneType'>"
     r"|Given value|- Expected a path but|- Expected a <class 'str'>$"
 )
+
+# The rest in plain words. What it says of one class after the other that it tried is said once.
+_REWORDED = {
+    r"(Expected a <class .*)?Expected a dot import path string: (\w+).*": r"there is no class \2 here: give its path",
+    r"Type \S+ .*? callable class: (?=Option)": "",
+    r"Option '(\w+)' is not accepted\. Got value: Namespace\(class_path='[\w.]*?(\w+)'.*": r"\2 has no option '\1'",
+    r"Problem with given class_path '[\w.]*?(\w+)': Option '(\w+)' is not accepted.*": r"\1 has no option '\2'",
+    r"Problem with given class_path '[\w.]*?(\w+)': unrecognized arguments: --([\w.]+).*": r"\1 has no option '\2'",
+    r"\. Got value: Namespace\(.*": "",
+    r"Problem with given class_path '[\w.]*?(\w+)': Parser key": r"\1:",
+}
+
+_NO_CLASS = re.compile(r"Expected a dot import path string: (\w+)")
+_NO_OPTION = re.compile(
+    r"Option '(?P<own>\w+)' is not accepted(\. Got value: Namespace\(class_path='[\w.]+')?"
+    r"|unrecognized arguments: --(?P<given>[\w.]+)"
+)
+_PLACE = re.compile(r"Parser key \"([\w.]+)\"|class_path[ =]'([\w.]+)'")
 
 _UNION = "Does not validate against any of the Union"
 
@@ -36,30 +56,71 @@ class Parser(LightningArgumentParser):
         self.exit(2)
 
     def suggestion(self, message: str) -> str:
-        """``" Did you mean …?"`` for a mistyped option, or nothing."""
-        if match := re.search(r"Option '(\w+)' is not accepted", message):
-            paths = re.findall(r"class_path '([\w.]+)'", message[: match.start()])
-            known, prefix = _arguments(paths[-1]) if paths else [], ""
-        elif match := re.search(r"unrecognized arguments: --([\w.]+)", message):
-            known, prefix = [o.removeprefix("--") for o in self._option_string_actions], "--"
-        else:
+        """What may have been meant by a mistyped class or option, or nothing."""
+        fault = _NO_CLASS.search(message) or _NO_OPTION.search(message)
+        if not fault:
             return ""
-        close = difflib.get_close_matches(match[1], known, n=1)
-        return f" Did you mean {prefix}{close[0]}?" if close else ""
+        options, keys, hint, owner = self._option_string_actions, [], None, None
+        for key, class_path in _PLACE.findall(message[: fault.end()]):
+            if key:
+                keys, hint = [*keys, key], getattr(options.get(f"--{key}"), "_typehint", None)
+            else:
+                owner = locate(class_path)
+                options = _options(owner)
+        if fault.re is _NO_CLASS:
+            return _did_you_mean(fault[1], [choice.__name__ for choice in _choices(hint)])
+        option = fault["own"] or fault["given"]
+        others = [other.__name__ for other in _choices(hint) if _is_beside(other, owner) and _takes(other, option)]
+        if others:
+            where = f"--{'.'.join(keys)}"
+            return f" {others[0]} has; choose the class first: {where} {others[0]} {where}.{option} …"
+        return _did_you_mean(option, [name if keys else f"--{name}" for name in _of_group(option, options)])
 
 
 def shorten(message: str) -> str:
     """Keep the lines that say something, in one sentence."""
     lines = [line.strip().removeprefix("- ") for line in message.splitlines() if not _NOISE.search(line)]
     text = " ".join(line for line in lines if line)
-    text = re.sub(r"\. Got value: Namespace\(.*", "", text)
-    text = re.sub(r"Expected a dot import path string: (\w+)", r"there is no class \1 here: give its path", text)
-    return re.sub(r"Problem with given class_path '[\w.]*?(\w+)': Parser key", r"\1:", text).rstrip(".:") + "."
+    for pattern, words in _REWORDED.items():
+        text = re.sub(pattern, words, text)
+    return text.rstrip(".:") + "."
 
 
-def _arguments(class_path: str) -> list[str]:
-    module, _, name = class_path.rpartition(".")
-    try:
-        return list(inspect.signature(getattr(import_module(module), name)).parameters)
-    except (ImportError, AttributeError, ValueError):
-        return []
+def _did_you_mean(wrong: str, known: Sequence[str]) -> str:
+    """The nearest of the names; what they share, such as ``regularization.``, makes none nearer."""
+    names = {name.rpartition(".")[2]: name for name in known}
+    close = difflib.get_close_matches(wrong.rpartition(".")[2], names, n=1)
+    return f" Did you mean {names[close[0]]}?" if close else ""
+
+
+def _options(owner: Any) -> dict[str, Action]:
+    """The options of a class, those of nested ones and those handed on to base classes included."""
+    parser = LightningArgumentParser()
+    parser.add_class_arguments(owner, fail_untyped=False)
+    return parser._option_string_actions
+
+
+def _of_group(option: str, options: Mapping[str, Action]) -> list[str]:
+    """The options of the same group, ``cut.by`` of ``cut.aftre``; all if there is no such group."""
+    names = [name.removeprefix("--") for name in options]
+    return [name for name in names if name.rpartition(".")[0] == option.rpartition(".")[0]] or names
+
+
+def _is_beside(other: type, owner: Any) -> bool:
+    """Whether two classes are of one package: an argument that is any module takes far too many."""
+    return other.__module__.rpartition(".")[0] == owner.__module__.rpartition(".")[0]
+
+
+def _takes(choice: type, option: str) -> bool:
+    return option in inspect.signature(choice.__init__).parameters
+
+
+def _choices(hint: Any) -> Iterator[type]:
+    """The known classes that an argument of this type takes, directly or as what a callable returns."""
+    for part in get_args(hint):
+        yield from _choices(part)
+    if inspect.isclass(hint) and not get_args(hint):
+        if not hint.__name__.startswith("_"):
+            yield hint
+        for derived in hint.__subclasses__():
+            yield from _choices(derived)

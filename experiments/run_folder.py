@@ -54,9 +54,8 @@ def default_name(config: Mapping[str, Any]) -> str:
         depth = (network.get("init_args") or {}).get("depth", "")
         parts.append(f"{short(network['class_path'])}{depth}")
     parts.append(short(data["class_path"]))
-    parts += [
-        f"{letter}{arguments[key]}" for key, letter in (("num_blocks", "K"), ("num_groups", "G")) if key in arguments
-    ]
+    counts = {"K": arguments.get("num_blocks"), "G": arguments.get("num_groups")}
+    parts += [f"{letter}{count}" for letter, count in counts.items() if count is not None]
     return "-".join([*parts, f"seed{config['seed_everything']}"])
 
 
@@ -124,8 +123,21 @@ def find_checkpoint(path: Path) -> Path:
     return file
 
 
-def require_same_images(path: Path, checkpoint: Mapping[str, Any], image_shape: Sequence[int]) -> None:
+def require_same_images(
+    path: Path,
+    checkpoint: Mapping[str, Any],
+    image_shape: Sequence[int],
+    what: str = "checkpoint",
+    beside: str = "data set given",
+) -> None:
     """See that a checkpoint was trained on images of this size.
+
+    Args:
+        path: where it was found.
+        checkpoint: what it holds.
+        image_shape: ``(C, H, W)`` that are needed.
+        what: what the message calls it.
+        beside: whose size is needed.
 
     Raises:
         RunError: it was trained on others.
@@ -133,8 +145,8 @@ def require_same_images(path: Path, checkpoint: Mapping[str, Any], image_shape: 
     theirs, ours = ("×".join(map(str, shape)) for shape in (checkpoint.get("image_shape", image_shape), image_shape))
     if theirs != ours:
         raise RunError(
-            f"The checkpoint {path} was trained on images of {theirs}, the data set given has {ours} (channels × "
-            "height × width). Give one with images of the same size."
+            f"The {what} {path} was trained on images of {theirs}, the {beside} has {ours} (channels × height × "
+            "width). Give one with images of the same size."
         )
 
 

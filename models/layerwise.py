@@ -37,7 +37,7 @@ class Layerwise(DecoupledGreedy):
         network: the network, a class from ``models.networks``.
         image_shape: ``(C, H, W)``; the command line takes it from the data.
         num_classes: number of classes; the command line takes it from the data.
-        units_per_block: p; a last block may be smaller.
+        units_per_block: p, 1 by default; a last block may be smaller.
         num_blocks: K, instead of p: the network is then cut by ``cut``.
         cut: where to cut into K blocks.
         epochs_per_block: E; ``trainer.max_epochs`` is K·E.
@@ -49,7 +49,7 @@ class Layerwise(DecoupledGreedy):
         training: optimizer, scheduler and the other arguments of :class:`LocalLearning`.
 
     Raises:
-        CutError: p is none or more than the network has units, or it cannot be cut as asked.
+        CutError: p is none or more than the network has units, it cannot be cut as asked, or p and K are both given.
         NetworkError: the network or a head does not fit the images.
     """
 
@@ -58,7 +58,7 @@ class Layerwise(DecoupledGreedy):
         network: NetworkCallable,
         image_shape: tuple[int, int, int],
         num_classes: int,
-        units_per_block: int = 1,
+        units_per_block: int | None = None,
         num_blocks: int | None = None,
         cut: Cut = Cut(),
         epochs_per_block: int = 10,
@@ -69,10 +69,15 @@ class Layerwise(DecoupledGreedy):
         store: FeatureStore | None = None,
         **training: Any,
     ) -> None:
+        if num_blocks is not None and units_per_block is not None:
+            raise CutError(
+                f"Blocks are cut by units_per_block, here {units_per_block}, or by num_blocks, here {num_blocks}, not "
+                "by both: set one to null, as with --model.units_per_block null."
+            )
         if num_blocks is None:
             with torch.device("meta"):  # only to see the names: no random numbers are drawn for it
                 names = network(image_shape, num_classes).unit_names
-            num_blocks, cut = _every(units_per_block, names)
+            num_blocks, cut = _every(1 if units_per_block is None else units_per_block, names)
         super().__init__(
             network,
             image_shape,

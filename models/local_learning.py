@@ -332,9 +332,13 @@ class LocalLearning(Method):
         require_supported_processes(self, self.trainer)
         epochs, needed = self.trainer.max_epochs, len(self.blocks) * (self.epochs_per_block or 0)
         if stage == "fit" and needed and not self.trainer.fast_dev_run and epochs != needed:
+            schedule = (
+                f" The schedule begins anew with every block: T_max counts that block's {self.scheduler_interval}s."
+            )
             raise UnsupportedError(
                 f"{len(self.blocks)} blocks of {self.epochs_per_block} epochs each take {needed} epochs: set "
                 f"trainer.max_epochs to that, not {epochs}, or change epochs_per_block."
+                f"{schedule if self.make_scheduler else ''}"
             )
 
 

@@ -16,6 +16,22 @@ FIT = ("fit", "--config", str(DIGITS), *SMALL, "--trainer.max_epochs=2")
         (["--model.nmu_blocks=3"], ["nmu_blocks", "Did you mean num_blocks?"]),
         (["--model=DecoupledGreedi"], ["DecoupledGreedi"]),
         (["--data=datamodules.Digit"], ["datamodules.Digit"]),
+        (["--trainer.callbacks+=InfoBach"], ["callbacks", "no class InfoBach here", "Did you mean InfoBatch?"]),
+        (["--trainer.callbacks=[InfoBach]"], ["no class InfoBach here: give its path. Did you mean InfoBatch?"]),
+        (
+            ["--trainer.callbacks+=InfoBatch", "--trainer.callbacks.retoi=1"],
+            ["InfoBatch has no", "Did you mean ratio?"],
+        ),
+        (["--model.head=AuxHed"], ['"head"', "AuxHed", "Did you mean AuxHead?"]),
+        (["--model.cut.aftre=[conv1]"], ["no option 'cut.aftre'", "Did you mean cut.after?"]),
+        (["--model.sheduler=null"], ["DecoupledGreedy has no option 'sheduler'", "Did you mean scheduler?"]),
+        (
+            ["--model.output_loss.alpha=0.1"],
+            ["CrossEntropy has no option 'alpha'", "first: --model.output_loss ExpGB --model.output_loss.alpha"],
+        ),
+        (["--model.output_loss=ExpGB", "--model.output_loss.alfa=1"], ["ExpGB has no", "Did you mean alpha?"]),
+        (["--model.units_per_block=2"], ["Layerwise has; choose the class first: --model Layerwise"]),
+        (["--model.cut.after=conv1"], ["cut.after", "Expected a <class 'list'>"]),
         (["--model.cut.by=bytes"], ["cut.by", "activation_bytes"]),
         (["--config=nowhere.yaml"], ["nowhere.yaml"]),
         (["--model.num_blocks=9"], ["4 units", "9 blocks", "between 1 and 4"]),
@@ -44,7 +60,15 @@ def test_a_mistake_is_told_in_one_sentence(options, said, tmp_path, capsys):
     assert not list(tmp_path.rglob("summary.json"))
 
 
+def test_what_is_wrong_is_said_once_and_nothing_far_off_is_suggested(tmp_path, capsys):
+    message = fault(capsys, *FIT, f"--runs={tmp_path}", "--trainer.callbacks+=Bogus")
+    assert message == 'error: Parser key "trainer.callbacks": there is no class Bogus here: give its path.'
+    message = fault(capsys, *FIT, f"--runs={tmp_path}", "--model.scheduler.alpha=1")
+    assert message.endswith("CosineAnnealingLR has no option 'alpha'.")
+
+
 GROUPS = CONFIGS / "neuron_groups" / "digits.yaml"
+LAYERWISE = CONFIGS / "layerwise" / "digits.yaml"
 PREDSIM = CONFIGS / "predsim" / "digits.yaml"
 
 
@@ -58,6 +82,11 @@ PREDSIM = CONFIGS / "predsim" / "digits.yaml"
             ['--model.network={"class_path": "models.networks.MLP"}'],
             ["MLP-256-256-256 has no feature maps", "CifarResNet or VGG"],
         ),
+        (
+            LAYERWISE,
+            ["--model.regularization.dropout=0.2"],
+            ["Layerwise has no option 'regularization.dropout'", "Did you mean regularization.input_dropout?"],
+        ),
         (PREDSIM, ["--model.beta=1.5"], ["beta", "from 0 to 1", "not 1.5"]),
         (PREDSIM, ["--data.batch_size=1"], ["a batch has only one", "data.batch_size of at least 2"]),
         (
@@ -67,7 +96,7 @@ PREDSIM = CONFIGS / "predsim" / "digits.yaml"
         ),
         (CONFIGS / "infopro" / "digits.yaml", ["--model.num_blocks=3"], ["K = 2, 4, 8, 16, not 3", "--model.weights"]),
     ],
-    ids=["indivisible", "none", "no maps", "beta", "one image", "infopro groups", "infopro weights"],
+    ids=["indivisible", "none", "no maps", "dropout", "beta", "one image", "infopro groups", "infopro weights"],
 )
 def test_what_a_method_cannot_do_is_told_in_one_sentence(config, options, said, tmp_path, capsys):
     message = fault(capsys, "fit", "--config", str(config), f"--runs={tmp_path / 'runs'}", *options)

@@ -66,8 +66,10 @@ def test_a_full_disk_loses_nothing(tmp_path, capsys, monkeypatch):
     ("options", "sentence"),
     [
         (("--model.units_per_block=9",), "A block of 9 units cannot be made of a network of 6"),
-        (("--model.num_blocks=9",), "cannot be cut into 9 blocks"),
+        (("--model.num_blocks=3",), "units_per_block, here 1, or by num_blocks, here 3, not by both: set one to null"),
+        (("--model.units_per_block=null", "--model.num_blocks=9"), "cannot be cut into 9 blocks"),
         (("--model.epochs_per_block=4",), "6 blocks of 4 epochs each take 24 epochs"),
+        (("--model.epochs_per_block=4",), "begins anew with every block: T_max counts that block's epochs"),
         (("--model.store.passes=0",), "at least 1 pass"),
         (("--model.regularization.input_dropout=1.5",), "input_dropout between 0 and 1"),
         (("--data.batch_sizes={0: 0}",), "at least 1 image"),

@@ -16,7 +16,7 @@ from datamodules import Digits
 from experiments.cli import main
 from experiments.features import Features, Splits, evaluating
 from experiments.hidden_layers import flat, layer_figures, layers_of, pooled_2x2, reader, redundancy
-from experiments.observe_pictures import _borders, _position
+from experiments.observe_pictures import _borders, _legend, _position
 from experiments.observe_results import table_of
 from losses import effective_rank, separation_fuzziness
 from models import DecoupledGreedy, NeuronGroups
@@ -139,6 +139,23 @@ def test_heads_are_drawn_at_the_ends_of_their_blocks_and_the_final_one_behind():
     assert _borders(layers) == [1.5]
 
 
+def test_the_legend_says_what_every_mark_stands_for():
+    layers = {"block1/conv1": {}, "block2/conv2": {}}
+    heads = {"block1": {}, "block2": {}}
+    both = _legend([("run", layers, heads), ("whole (reference)", layers, {"final": {}})])
+    colours = {"run": "tab:blue", "whole (reference)": "tab:orange", "blocks of run, numbered on top": "0.8"}
+    marks = {"head of a block": "o", "head of the whole network": "D"}
+    styles = {"test images": "-", "training images": "--"}
+    assert {line.get_label() for line in both} == set(colours) | set(marks) | set(styles)
+    for line in both:
+        label = line.get_label()
+        assert line.get_color() == colours.get(label, "black")
+        assert line.get_marker() == marks.get(label, "None")
+        assert line.get_linestyle() == ("None" if label in marks else styles.get(label, "-"))
+    whole = _legend([("whole", {"block1/conv1": {}}, {})])
+    assert [line.get_label() for line in whole] == ["whole", "test images", "training images"]
+
+
 # -- the command ----------------------------------------------------------------------------------------
 
 
@@ -184,6 +201,19 @@ def test_a_run_is_aligned_with_itself(copied, runs, undrawn):
         assert metrics[f"observe/block{k}/ncm_test"] == metrics[f"reference/observe/block{k}/ncm_test"]
 
 
+def test_of_an_unfinished_run_and_of_what_is_replaced_it_says_so(copied, runs, undrawn, capsys):
+    observe(copied, f"--reference={runs / 'whole'}")
+    first = capsys.readouterr().out
+    assert "last.ckpt, step 8\n" in first
+    assert "in place of" not in first
+    (copied / "summary.json").unlink()
+    found = observe(copied)
+    second = capsys.readouterr().out
+    assert "last.ckpt, step 8: not finished, as it was after epoch 2\n" in second
+    assert "observations.json and observations.png, in place of what was observed before\n" in second
+    assert found["reference"] is None
+
+
 @pytest.mark.parametrize("config", ["blockwise_ssl", "neuron_groups"])
 def test_other_methods(config, tmp_path, undrawn):
     options = ("--trainer.accelerator=cpu", "--trainer.limit_train_batches=2", "--trainer.enable_progress_bar=false")
@@ -216,6 +246,10 @@ def test_mistakes_are_told_in_one_sentence(copied, runs, capsys, tmp_path):
     other = shutil.copytree(runs / "whole", tmp_path / "other")
     last = other / "checkpoints" / "last.ckpt"
     saved = torch.load(last, weights_only=True)
+    torch.save(saved | {"image_shape": (3, 32, 32)}, last)
+    assert f"The reference {other} was trained on images of 3×32×32, the run to compare with has 1×8×8" in said(
+        f"--reference={other}"
+    )
     saved["state_dict"]["blocks.0.conv4.0.weight"] = torch.zeros(32, 16, 3, 3)
     torch.save(saved, last)
     assert "another network than VGG: conv4.0.weight is (32, 16, 3, 3) there" in said(f"--reference={other}")

@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from experiments.callbacks.loggers import RunTensorBoardLogger
 from experiments.cli import main
+from experiments.run_folder import default_name
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +139,13 @@ def test_default_names_are_numbered(tmp_path, monkeypatch):
         "decoupled_greedy-vgg-digits-K4-seed0",
         "decoupled_greedy-vgg-digits-K4-seed0-2",
     ]
+
+
+@pytest.mark.parametrize(("blocks", "name"), [(3, "layerwise-digits-K3-seed0"), (None, "layerwise-digits-seed0")])
+def test_a_number_of_blocks_that_is_not_given_is_not_in_the_default_name(blocks, name):
+    model = {"class_path": "models.Layerwise", "init_args": {"num_blocks": blocks}}
+    config = {"model": model, "data": {"class_path": "datamodules.Digits"}, "seed_everything": 0}
+    assert default_name(config) == name
 
 
 def test_fast_dev_run_leaves_nothing(tmp_path):

@@ -139,6 +139,13 @@ def test_refuses_blocks_that_the_network_cannot_give(units):
         layerwise(units_per_block=units)
 
 
+def test_one_unit_makes_a_block_unless_units_or_blocks_are_given_but_not_both():
+    assert len(layerwise().blocks) == 3
+    assert len(layerwise(num_blocks=2).blocks) == 2
+    with pytest.raises(CutError, match="units_per_block, here 1, or by num_blocks, here 2, not by both"):
+        layerwise(units_per_block=1, num_blocks=2)
+
+
 def test_every_block_may_have_batches_of_another_size(tmp_path):
     look = AtEpochs(lambda trainer, model: trainer.global_step)
     data = Digits(batch_size=400, batch_sizes={2: 600, 4: 1200})
