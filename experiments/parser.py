@@ -35,12 +35,13 @@ _NO_OPTION = re.compile(
 )
 _PLACE = re.compile(r"Parser key \"([\w.]+)\"|class_path[ =]'([\w.]+)'")
 
-_UNION = "Does not validate against any of the Union"
+_UNION = "Does not validate against any of the Union"  # what a constructor said is kept as text only
+_NO_NAME = "You selected an invalid"  # Lightning's word on a strategy or an accelerator
 
 
 def swallowed(error: BaseException) -> str | None:
-    """What a constructor said that jsonargparse tried for an argument of several types; it keeps the text only."""
-    return shorten(str(error)) if isinstance(error, ValueError) and str(error).startswith(_UNION) else None
+    """The fault of use that a library tells as a bare ValueError; None if the error is none."""
+    return shorten(str(error)) if isinstance(error, ValueError) and str(error).startswith((_UNION, _NO_NAME)) else None
 
 
 class Parser(LightningArgumentParser):

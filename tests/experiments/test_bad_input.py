@@ -193,6 +193,13 @@ def test_trainer_options_that_manual_optimization_cannot_take_are_told(tmp_path,
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("option", "name"), [("strategy", "CompresedDDP"), ("accelerator", "cdu")])
+def test_a_mistyped_strategy_or_accelerator_is_told(option, name, tmp_path, capsys):
+    message = fault(capsys, *FIT, f"--runs={tmp_path}", f"--trainer.{option}={name}")
+    assert f"invalid {option} name: `{option}='{name.lower()}'`" in message
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_missing_or_wrong_suite_is_told(tmp_path, capsys):
     assert "nowhere.yaml" in fault(capsys, "suite", "nowhere.yaml", f"--runs={tmp_path}")
     wrong = tmp_path / "wrong.yaml"
