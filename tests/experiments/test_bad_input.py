@@ -4,6 +4,7 @@ import pytest
 from helpers import CONFIGS, DIGITS, SMALL, fault, fit, summary
 
 from datamodules import DataError, Digits
+from experiments.cli import main
 from models import DecoupledGreedy
 
 FIT = ("fit", "--config", str(DIGITS), *SMALL, "--trainer.max_epochs=2")
@@ -162,6 +163,21 @@ def test_trainer_options_that_manual_optimization_cannot_take_are_told(tmp_path,
     message = fault(capsys, *FIT, f"--runs={tmp_path}", "--trainer.gradient_clip_val=1.0")
     assert "gradient clipping is not supported" in message
     assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_command_is_told_with_those_that_there_are(capsys):
+    message = fault(capsys, "fitt", "--config", str(DIGITS))
+    assert "'fitt'" in message
+    assert all(command in message for command in ("fit", "validate", "test", "predict", "cost", "bench", "probe"))
+
+
+def test_help_shows_every_command_or_the_asked_one(capsys):
+    for asked, shown in (([], ("fit", "predict", "observe")), (["cost"], ("--convention", "--data.help"))):
+        with pytest.raises(SystemExit) as stop:
+            main([*asked, "--help"])
+        assert stop.value.code == 0
+        printed = capsys.readouterr().out
+        assert all(part in printed for part in shown)
 
 
 def test_a_missing_or_wrong_suite_is_told(tmp_path, capsys):
