@@ -1,22 +1,26 @@
 """``fit`` and its run folder; validate, test, predict; resume."""
 
+import contextlib
 import csv
 import math
+import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+import lightning.pytorch as L
 import pytest
 import torch
+import torch.multiprocessing as mp
 import yaml
 from helpers import DIGITS, SMALL, fault, fit, summary
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from experiments.callbacks.loggers import RunTensorBoardLogger
 from experiments.cli import main
+from models import LocalLearning
 
 
 @pytest.fixture(scope="module")
@@ -172,24 +176,41 @@ def test_predict_writes_one_line_per_test_image(finished):
 
 # -- resume ------------------------------------------------------------------------------------------
 
-KILLED_IN_A_STEP = """
-from models import LocalLearning
-original = LocalLearning.on_train_batch_end
-def kill(self, *args):
-    original(self, *args)
-    if self.trainer.global_step == 10:
-        os.kill(os.getpid(), signal.SIGKILL)
-LocalLearning.on_train_batch_end = kill
-"""
-KILLED_WHILE_SAVING = """
-import lightning.pytorch as L
-original = L.Trainer.save_checkpoint
-def kill(self, path, *args, **arguments):
-    if self.global_step == 12 and str(path).endswith("last.ckpt"):
-        os.kill(os.getpid(), signal.SIGKILL)
-    original(self, path, *args, **arguments)
-L.Trainer.save_checkpoint = kill
-"""
+
+def in_a_step(stop):
+    """Stop after the tenth step."""
+    original = LocalLearning.on_train_batch_end
+
+    def stopping(self, *args):
+        original(self, *args)
+        if self.trainer.global_step == 10:
+            stop()
+
+    LocalLearning.on_train_batch_end = stopping
+
+
+def while_saving(stop):
+    """Stop between two files of a checkpoint."""
+    original = L.Trainer.save_checkpoint
+
+    def stopping(self, path, *args, **arguments):
+        if self.global_step == 12 and str(path).endswith("last.ckpt"):
+            stop()
+        original(self, path, *args, **arguments)
+
+    L.Trainer.save_checkpoint = stopping
+
+
+def killed():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def terminated():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def interrupted():
+    raise KeyboardInterrupt
 
 
 @pytest.fixture(scope="module")
@@ -197,21 +218,33 @@ def undisturbed(tmp_path_factory):
     return fit(tmp_path_factory.mktemp("whole"), "--trainer.max_epochs=4", "--model.network.dropout=0.1")
 
 
-def run_broken(moment, command):
-    """Run a command in a process of its own that breaks off at a moment; as many threads as here."""
-    threads = f"import os, signal, torch\ntorch.set_num_threads({torch.get_num_threads()})"
-    program = f"{threads}\n{moment}\nfrom experiments.cli import main\nmain({command!r})"
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, check=False, text=True)
+def broken(moment, stop, command, printed):
+    """What the process does that breaks off; as many threads as here."""
+    torch.set_num_threads(1)
+    moment(stop)
+    with printed.open("w") as file, contextlib.redirect_stdout(file):
+        main(command)
 
 
-@pytest.mark.parametrize("moment", [KILLED_IN_A_STEP, KILLED_WHILE_SAVING], ids=["in a step", "while saving"])
+def run_broken(moment, stop, tmp_path, *options):
+    """Train in a process of its own that breaks off at a moment; its exit code and what it printed."""
+    command = ["fit", "--config", str(DIGITS), f"--runs={tmp_path}", "--name=run", *SMALL, *options]
+    # A forked process need not import everything again; autograd's CUDA threads do not survive a fork.
+    context = mp.get_context("fork" if sys.platform == "linux" and not torch.cuda.is_available() else "spawn")
+    process = context.Process(target=broken, args=(moment, stop, command, printed := tmp_path / "printed"))
+    process.start()
+    process.join()
+    return process.exitcode, printed.read_text()
+
+
+@pytest.mark.parametrize("moment", [in_a_step, while_saving])
 def test_killed_and_resumed_run_equals_one_that_was_not(moment, undisturbed, tmp_path):
-    options = [*SMALL, "--trainer.max_epochs=4", "--model.network.dropout=0.1"]
-    command = ["fit", "--config", str(DIGITS), f"--runs={tmp_path}", "--name=run", *options]
-    assert run_broken(moment, command).returncode == -signal.SIGKILL
+    options = ("--trainer.max_epochs=4", "--model.network.dropout=0.1")
+    exit_code, _ = run_broken(moment, killed, tmp_path, *options)
+    assert exit_code == -signal.SIGKILL
     assert checkpoint(tmp_path / "run")["global_step"] == 8
 
-    main([*command, "--ckpt_path=last"])
+    fit(tmp_path, *options, "--ckpt_path=last")
     assert_same_end(tmp_path / "run", undisturbed)
 
 
@@ -275,19 +308,15 @@ def test_a_truncated_checkpoint_is_named_and_the_one_before_it_offered(tmp_path,
 
 
 def test_a_termination_signal_is_no_success_and_says_how_to_go_on(tmp_path):
-    moment = KILLED_IN_A_STEP.replace("SIGKILL", "SIGTERM")
-    command = ["fit", "--config", str(DIGITS), f"--runs={tmp_path}", "--name=run", *SMALL, "--trainer.max_epochs=4"]
-    stopped = run_broken(moment, command)
-    assert stopped.returncode == 128 + signal.SIGTERM
-    assert "--name run --ckpt_path last" in stopped.stdout
+    exit_code, printed = run_broken(in_a_step, terminated, tmp_path, "--trainer.max_epochs=4")
+    assert exit_code == 128 + signal.SIGTERM
+    assert "--name run --ckpt_path last" in printed
 
 
 def test_ctrl_c_leaves_the_last_checkpoint_good_and_says_how_to_go_on(tmp_path):
-    moment = KILLED_IN_A_STEP.replace("os.kill(os.getpid(), signal.SIGKILL)", "raise KeyboardInterrupt")
-    command = ["fit", "--config", str(DIGITS), f"--runs={tmp_path}", "--name=run", *SMALL, "--trainer.max_epochs=4"]
-    stopped = run_broken(moment, command)
-    assert stopped.returncode == 1
-    assert "--name run --ckpt_path last" in stopped.stdout
+    exit_code, printed = run_broken(in_a_step, interrupted, tmp_path, "--trainer.max_epochs=4")
+    assert exit_code == 1
+    assert "--name run --ckpt_path last" in printed
     assert not (tmp_path / "run" / "summary.json").exists()
     assert checkpoint(tmp_path / "run")["global_step"] == 8
     assert all(math.isfinite(t.float().sum()) for t in checkpoint(tmp_path / "run")["state_dict"].values())

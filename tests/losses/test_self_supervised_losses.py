@@ -1,6 +1,7 @@
 """Self-supervised losses: lightly's against the published formulas, ours against lightly's, over two processes."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -147,6 +148,7 @@ def halves(make_loss):
 
 
 def _gradient_of_part(rank, address, make_loss, queue):
+    torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{address}", rank=rank, world_size=2)
     try:
         a, b = halves(make_loss)[rank]
@@ -168,7 +170,8 @@ def _contrastive():
 
 @pytest.mark.parametrize("make_loss", [_barlow, _contrastive])
 def test_two_processes_give_the_gradient_of_one(make_loss, tmp_path):
-    context = mp.get_context("spawn")
+    # A forked process need not import everything again; autograd's CUDA threads do not survive a fork.
+    context = mp.get_context("fork" if sys.platform == "linux" and not torch.cuda.is_available() else "spawn")
     queue = context.Queue()
     processes = [
         context.Process(target=_gradient_of_part, args=(rank, tmp_path / "address", make_loss, queue))
