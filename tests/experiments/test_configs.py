@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 from fake_data import write_data_set
-from helpers import CONFIGS, fit, summary
+from helpers import CONFIGS, summary
 
 from experiments.cli import main
 from experiments.suite import read_suite
@@ -47,15 +47,10 @@ def test_config_states_command_source_time_and_figure(config):
     assert re.search(r"not run|reached: .*\d", head)
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    return fit(tmp_path_factory.mktemp("runs"))
-
-
 @pytest.mark.parametrize("config", PROBES, ids=name_of)
-def test_probe_config_runs(config, finished):
-    main(["probe", "--config", str(config), f"--checkpoint={finished}", "--epochs=1", "--blocks=[4]"])
-    metrics = summary(finished)["metrics"]
+def test_probe_config_runs(config, copied):
+    main(["probe", "--config", str(config), f"--checkpoint={copied}", "--epochs=1", "--blocks=[4]"])
+    metrics = summary(copied)["metrics"]
     assert {"probe_lin1/block4/gap/top1", "knn_k200_t0.1/block4/gap/top1"} <= set(metrics)
 
 

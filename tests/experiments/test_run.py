@@ -23,11 +23,6 @@ from experiments.cli import main
 from models import LocalLearning
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    return fit(tmp_path_factory.mktemp("runs"))
-
-
 def checkpoint(folder, name="last"):
     return torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
 
@@ -46,7 +41,7 @@ def scalars(folder, tag):
 
 
 def test_run_folder_holds_everything(finished):
-    names = {path.name for path in finished.iterdir()} - {"predictions.csv"}
+    names = {path.name for path in finished.iterdir()}
     events = {name for name in names if name.startswith("events.out.tfevents")}
     assert events
     assert names - events == {"config.yaml", "metrics.csv", "summary.json", "checkpoints"}
@@ -160,10 +155,10 @@ def test_evaluation_of_a_checkpoint_repeats_its_figures(command, finished, capsy
     assert float(printed[1]) == pytest.approx(summary(finished)["metrics"][f"{split}/ensemble/top1"])
 
 
-def test_predict_writes_one_line_per_test_image(finished):
-    options = ["--config", str(finished / "config.yaml"), f"--ckpt_path={finished / 'checkpoints/last.ckpt'}"]
+def test_predict_writes_one_line_per_test_image(copied):
+    options = ["--config", str(copied / "config.yaml"), f"--ckpt_path={copied / 'checkpoints/last.ckpt'}"]
     main(["predict", *options])
-    with (finished / "predictions.csv").open() as file:
+    with (copied / "predictions.csv").open() as file:
         predictions = list(csv.DictReader(file))
     assert [int(row["index"]) for row in predictions] == list(range(360))
     assert all(0.1 <= float(row["probability"]) <= 1 for row in predictions)
@@ -171,7 +166,7 @@ def test_predict_writes_one_line_per_test_image(finished):
 
     labels = Digits().load(train=False).labels.tolist()
     accuracy = sum(int(row["class"]) == y for row, y in zip(predictions, labels, strict=True)) / len(labels)
-    assert accuracy == pytest.approx(summary(finished)["metrics"]["test/top1"], abs=1e-6)
+    assert accuracy == pytest.approx(summary(copied)["metrics"]["test/top1"], abs=1e-6)
 
 
 # -- resume ------------------------------------------------------------------------------------------
@@ -264,22 +259,20 @@ def assert_same_end(folder, undisturbed):
     assert summary(folder)["metrics"]["test/top1"] == summary(undisturbed)["metrics"]["test/top1"]
 
 
-def test_a_finished_run_is_not_resumed_and_keeps_its_summary(tmp_path, capsys):
-    folder = fit(tmp_path)
-    before = (folder / "summary.json").read_bytes()
+def test_a_finished_run_is_not_resumed_and_keeps_its_summary(copied, tmp_path, capsys):
+    before = (copied / "summary.json").read_bytes()
     again = ("fit", "--config", str(DIGITS), *SMALL, f"--runs={tmp_path}", "--name=run", "--ckpt_path=last")
     message = fault(capsys, *again, "--trainer.max_epochs=2")
     assert "is finished (2 epochs)" in message
     assert "--trainer.max_epochs" in message
-    assert (folder / "summary.json").read_bytes() == before
+    assert (copied / "summary.json").read_bytes() == before
 
 
-def test_a_run_cut_off_before_its_summary_gets_the_same_one(tmp_path):
-    folder = fit(tmp_path)
-    before = summary(folder)
-    (folder / "summary.json").unlink()
+def test_a_run_cut_off_before_its_summary_gets_the_same_one(copied, tmp_path):
+    before = summary(copied)
+    (copied / "summary.json").unlink()
     fit(tmp_path, "--ckpt_path=last")
-    after = summary(folder)
+    after = summary(copied)
     figures = {name: value for name, value in before["metrics"].items() if name.startswith(("val/", "test/"))}
     assert figures.items() <= after["metrics"].items()
     assert (after["epochs"], after["global_step"]) == (before["epochs"], before["global_step"])
@@ -293,18 +286,17 @@ def test_a_run_resumed_within_a_second_is_read_after_its_beginning(tmp_path):
     assert files[0] == beginning
 
 
-def test_a_truncated_checkpoint_is_named_and_the_one_before_it_offered(tmp_path, capsys):
-    folder = fit(tmp_path)
-    last = folder / "checkpoints" / "last.ckpt"
+def test_a_truncated_checkpoint_is_named_and_the_one_before_it_offered(copied, tmp_path, capsys):
+    last = copied / "checkpoints" / "last.ckpt"
     last.write_bytes(last.read_bytes()[:-1000])
     options = ("--config", str(DIGITS), *SMALL, f"--runs={tmp_path}", "--name=run", "--trainer.max_epochs=3")
     message = fault(capsys, "fit", *options, "--ckpt_path=last")
-    offered = folder / "checkpoints" / "previous.ckpt"
+    offered = copied / "checkpoints" / "previous.ckpt"
     assert str(last) in message
     assert f"--ckpt_path {offered}" in message
     assert "epoch 1" in message
     main(["fit", *options, f"--ckpt_path={offered}"])
-    assert summary(folder)["global_step"] == 12
+    assert summary(copied)["global_step"] == 12
 
 
 def test_a_termination_signal_is_no_success_and_says_how_to_go_on(tmp_path):
