@@ -9,6 +9,7 @@ from helpers import CONFIGS, fault, fit, summary
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from experiments.cli import main
+from models import BlockwiseSSL
 
 SSL = CONFIGS / "blockwise_ssl" / "digits.yaml"
 LOCO = CONFIGS / "loco" / "digits.yaml"
@@ -132,12 +133,22 @@ def test_cost_and_bench_of_self_supervised_blocks(command, capsys):
         (["--model.difficulty.views=true"], "set data.views.levels"),
         (["--model.difficulty.easiest=2"], "between 0 and 1"),
         (["--model.epochs_per_block=3"], "4 blocks of 3 epochs"),
-        (["--model.optimizer.lr=1e6", "--trainer.log_every_n_steps=1"], "The loss of block"),
     ],
 )
 def test_a_mistake_is_told_in_one_sentence(options, message, tmp_path, capsys):
     command = ["fit", "--config", str(SSL), f"--runs={tmp_path}", "--trainer.max_epochs=2", *TINY, *options]
     assert message in fault(capsys, *command)
+
+
+def test_a_loss_that_is_no_number_is_told_by_the_blocks_name(tmp_path, capsys, monkeypatch):
+    healthy = BlockwiseSSL.pair_loss
+
+    def poisoned(self, k, *rest):
+        return healthy(self, k, *rest) * (float("nan") if (k, self.global_step) == (2, 1) else 1)
+
+    monkeypatch.setattr(BlockwiseSSL, "pair_loss", poisoned)
+    message = fault(capsys, "fit", "--config", str(SSL), f"--runs={tmp_path}", *TINY)
+    assert "The loss of block3 is nan at step 2" in message
 
 
 def test_collapse_is_told_by_the_blocks_name(tmp_path, capsys):
