@@ -7,6 +7,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
+# Otherwise Lightning sets as many threads as there are cores when a run is one of DDP, and all later tests keep them.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:

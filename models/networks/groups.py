@@ -15,14 +15,12 @@ Source: GN-DGL (Patel, Eickenberg, Belilovsky, "Local Learning with Neuron Group
 from collections import OrderedDict
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from models.networks.chain import Chain
 from models.networks.cut import CutError, feature_shapes
-from models.networks.profile import on_meta
+from models.networks.profile import profile
 
 
 def end_at_last_map(chain: Chain) -> None:
@@ -78,19 +76,22 @@ def group_blocks(
 def _readers(block: nn.Sequential, shape: tuple[int, ...]) -> tuple[set[nn.Module], tuple[int, ...]]:
     """The convolutions that read the block's input itself, and the shape of the block's output."""
     found: set[nn.Module] = set()
-    x = torch.empty(2, *shape, device="meta")
+    handed: list[Tensor] = []
 
     def look(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if inputs[0] is x:
+        if layer is block:
+            handed.append(inputs[0])
+        elif inputs[0] is handed[0]:
             found.add(layer)
 
-    handles = [layer.register_forward_pre_hook(look) for layer in block.modules() if isinstance(layer, nn.Conv2d)]
+    watched = [block, *(layer for layer in block.modules() if isinstance(layer, nn.Conv2d))]
+    handles = [layer.register_forward_pre_hook(look) for layer in watched]
     try:
-        y = functional_call(block, on_meta(block), (x,))
+        ((cost, _),) = profile([block], shape)
     finally:
         for handle in handles:
             handle.remove()
-    return found, tuple(y.shape[1:])
+    return found, cost.output_shape
 
 
 def _require_divisible(name: str, layer: nn.Module, num_groups: int, whole: bool) -> None:

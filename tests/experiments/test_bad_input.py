@@ -1,9 +1,10 @@
 """Every mistake ends in one sentence that says what was wrong and what to do, with exit code 2."""
 
 import pytest
-from helpers import CONFIGS, DIGITS, SMALL, fault, fit, summary
+from helpers import CONFIGS, DIGITS, SMALL, fault, summary
 
 from datamodules import DataError, Digits
+from experiments.cli import main
 from models import DecoupledGreedy
 
 FIT = ("fit", "--config", str(DIGITS), *SMALL, "--trainer.max_epochs=2")
@@ -104,9 +105,8 @@ def test_what_a_method_cannot_do_is_told_in_one_sentence(config, options, said, 
         assert part in message
 
 
-def test_a_loss_that_is_no_number_is_told_and_the_last_checkpoint_stays(tmp_path, capsys, monkeypatch):
-    folder = fit(tmp_path)
-    before = (folder / "checkpoints" / "last.ckpt").read_bytes()
+def test_a_loss_that_is_no_number_is_told_and_the_last_checkpoint_stays(copied, tmp_path, capsys, monkeypatch):
+    before = (copied / "checkpoints" / "last.ckpt").read_bytes()
     healthy = DecoupledGreedy.local_loss
 
     def poisoned(self, k, features, batch):
@@ -116,12 +116,11 @@ def test_a_loss_that_is_no_number_is_told_and_the_last_checkpoint_stays(tmp_path
     resume = ("--trainer.max_epochs=4", "--ckpt_path=last")
     message = fault(capsys, *FIT, f"--runs={tmp_path}", "--name=run", *resume)
     assert "The loss of block3 is nan at step 10" in message
-    assert (folder / "checkpoints" / "last.ckpt").read_bytes() == before
+    assert (copied / "checkpoints" / "last.ckpt").read_bytes() == before
 
 
-def test_a_checkpoint_of_another_network_is_refused(tmp_path, capsys):
-    folder = fit(tmp_path)
-    path = folder / "checkpoints" / "last.ckpt"
+def test_a_checkpoint_of_another_network_is_refused(finished, capsys):
+    path = finished / "checkpoints" / "last.ckpt"
     wider = fault(capsys, *FIT, "--model.network.plan=[16,8,M,16,16]", f"--ckpt_path={path}")
     assert "another network" in wider
     assert "(16, 1, 3, 3) here" in wider or "there and" in wider
@@ -152,13 +151,12 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path, capsys):
     assert not (tmp_path / "trapped").exists()
 
 
-def test_a_taken_name_is_not_overwritten(tmp_path, capsys):
-    folder = fit(tmp_path)
-    before = summary(folder)
+def test_a_taken_name_is_not_overwritten(copied, tmp_path, capsys):
+    before = summary(copied)
     message = fault(capsys, *FIT, f"--runs={tmp_path}", "--name=run")
     assert "--ckpt_path last" in message
     assert "--name" in message
-    assert summary(folder) == before
+    assert summary(copied) == before
 
 
 def test_a_run_folder_that_cannot_be_written_is_told(tmp_path, capsys):
@@ -173,18 +171,17 @@ def test_a_run_that_failed_before_its_first_step_leaves_no_folder(tmp_path, caps
     assert not (tmp_path / "run").exists()
 
 
-def test_a_resume_that_fails_before_its_first_step_keeps_the_run(tmp_path, capsys, monkeypatch):
-    folder = fit(tmp_path)
+def test_a_resume_that_fails_before_its_first_step_keeps_the_run(copied, tmp_path, capsys, monkeypatch):
 
     def lost(self, train):
         raise DataError("The data is lost.")
 
     monkeypatch.setattr(Digits, "load", lost)
-    before = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    before = sorted(path.name for path in (copied / "checkpoints").iterdir())
     options = ("--ckpt_path=last", "--trainer.max_epochs=3")
     assert "The data is lost." in fault(capsys, *FIT, f"--runs={tmp_path}", "--name=run", *options)
-    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == before
-    assert summary(folder)["global_step"] == 8
+    assert sorted(path.name for path in (copied / "checkpoints").iterdir()) == before
+    assert summary(copied)["global_step"] == 8
 
 
 def test_trainer_options_that_manual_optimization_cannot_take_are_told(tmp_path, capsys):
@@ -198,6 +195,21 @@ def test_a_mistyped_strategy_or_accelerator_is_told(option, name, tmp_path, caps
     message = fault(capsys, *FIT, f"--runs={tmp_path}", f"--trainer.{option}={name}")
     assert f"invalid {option} name: `{option}='{name.lower()}'`" in message
     assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_command_is_told_with_those_that_there_are(capsys):
+    message = fault(capsys, "fitt", "--config", str(DIGITS))
+    assert "'fitt'" in message
+    assert all(command in message for command in ("fit", "validate", "test", "predict", "cost", "bench", "probe"))
+
+
+def test_help_shows_every_command_or_the_asked_one(capsys):
+    for asked, shown in (([], ("fit", "predict", "observe")), (["cost"], ("--convention", "--data.help"))):
+        with pytest.raises(SystemExit) as stop:
+            main([*asked, "--help"])
+        assert stop.value.code == 0
+        printed = capsys.readouterr().out
+        assert all(part in printed for part in shown)
 
 
 def test_a_missing_or_wrong_suite_is_told(tmp_path, capsys):

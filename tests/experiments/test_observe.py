@@ -31,10 +31,10 @@ UNITS = [f"block{k}/conv{k}" for k in range(1, 5)]
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(finished, tmp_path_factory):
     """A run in four blocks and one end to end of the same network."""
     folder = tmp_path_factory.mktemp("runs")
-    fit(folder)
+    shutil.copytree(finished, folder / "run")
     fit(folder, *TINY, name="whole", config=BACKPROP)
     return folder
 

@@ -27,19 +27,6 @@ from models import DecoupledGreedy
 QUICK = ("--epochs=2", "--k=5")
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    return fit(tmp_path_factory.mktemp("runs"))
-
-
-@pytest.fixture
-def copied(finished, tmp_path):
-    """A finished run that a test may change."""
-    import shutil
-
-    return shutil.copytree(finished, tmp_path / "run")
-
-
 def probe(run, *options):
     main(["probe", f"--checkpoint={run}", *QUICK, *options])
 

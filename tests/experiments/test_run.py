@@ -1,16 +1,18 @@
 """``fit`` and its run folder; validate, test, predict; resume."""
 
+import contextlib
 import csv
 import math
+import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import lightning.pytorch as L
 import pytest
 import torch
+import torch.multiprocessing as mp
 import yaml
 from helpers import DIGITS, SMALL, fault, fit, summary
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -18,11 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from experiments.callbacks.loggers import RunTensorBoardLogger
 from experiments.cli import main
 from experiments.run_folder import default_name
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    return fit(tmp_path_factory.mktemp("runs"))
+from models import LocalLearning
 
 
 def checkpoint(folder, name="last"):
@@ -43,7 +41,7 @@ def scalars(folder, tag):
 
 
 def test_run_folder_holds_everything(finished):
-    names = {path.name for path in finished.iterdir()} - {"predictions.csv"}
+    names = {path.name for path in finished.iterdir()}
     events = {name for name in names if name.startswith("events.out.tfevents")}
     assert events
     assert names - events == {"config.yaml", "metrics.csv", "summary.json", "checkpoints"}
@@ -164,10 +162,10 @@ def test_evaluation_of_a_checkpoint_repeats_its_figures(command, finished, capsy
     assert float(printed[1]) == pytest.approx(summary(finished)["metrics"][f"{split}/ensemble/top1"])
 
 
-def test_predict_writes_one_line_per_test_image(finished):
-    options = ["--config", str(finished / "config.yaml"), f"--ckpt_path={finished / 'checkpoints/last.ckpt'}"]
+def test_predict_writes_one_line_per_test_image(copied):
+    options = ["--config", str(copied / "config.yaml"), f"--ckpt_path={copied / 'checkpoints/last.ckpt'}"]
     main(["predict", *options])
-    with (finished / "predictions.csv").open() as file:
+    with (copied / "predictions.csv").open() as file:
         predictions = list(csv.DictReader(file))
     assert [int(row["index"]) for row in predictions] == list(range(360))
     assert all(0.1 <= float(row["probability"]) <= 1 for row in predictions)
@@ -175,29 +173,46 @@ def test_predict_writes_one_line_per_test_image(finished):
 
     labels = Digits().load(train=False).labels.tolist()
     accuracy = sum(int(row["class"]) == y for row, y in zip(predictions, labels, strict=True)) / len(labels)
-    assert accuracy == pytest.approx(summary(finished)["metrics"]["test/top1"], abs=1e-6)
+    assert accuracy == pytest.approx(summary(copied)["metrics"]["test/top1"], abs=1e-6)
 
 
 # -- resume ------------------------------------------------------------------------------------------
 
-KILLED_IN_A_STEP = """
-from models import LocalLearning
-original = LocalLearning.on_train_batch_end
-def kill(self, *args):
-    original(self, *args)
-    if self.trainer.global_step == 10:
-        os.kill(os.getpid(), signal.SIGKILL)
-LocalLearning.on_train_batch_end = kill
-"""
-KILLED_WHILE_SAVING = """
-import lightning.pytorch as L
-original = L.Trainer.save_checkpoint
-def kill(self, path, *args, **arguments):
-    if self.global_step == 12 and str(path).endswith("last.ckpt"):
-        os.kill(os.getpid(), signal.SIGKILL)
-    original(self, path, *args, **arguments)
-L.Trainer.save_checkpoint = kill
-"""
+
+def in_a_step(stop):
+    """Stop after the tenth step."""
+    original = LocalLearning.on_train_batch_end
+
+    def stopping(self, *args):
+        original(self, *args)
+        if self.trainer.global_step == 10:
+            stop()
+
+    LocalLearning.on_train_batch_end = stopping
+
+
+def while_saving(stop):
+    """Stop between two files of a checkpoint."""
+    original = L.Trainer.save_checkpoint
+
+    def stopping(self, path, *args, **arguments):
+        if self.global_step == 12 and str(path).endswith("last.ckpt"):
+            stop()
+        original(self, path, *args, **arguments)
+
+    L.Trainer.save_checkpoint = stopping
+
+
+def killed():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def terminated():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def interrupted():
+    raise KeyboardInterrupt
 
 
 @pytest.fixture(scope="module")
@@ -205,21 +220,32 @@ def undisturbed(tmp_path_factory):
     return fit(tmp_path_factory.mktemp("whole"), "--trainer.max_epochs=4", "--model.network.dropout=0.1")
 
 
-def run_broken(moment, command):
-    """Run a command in a process of its own that breaks off at a moment; as many threads as here."""
-    threads = f"import os, signal, torch\ntorch.set_num_threads({torch.get_num_threads()})"
-    program = f"{threads}\n{moment}\nfrom experiments.cli import main\nmain({command!r})"
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, check=False, text=True)
+def broken(moment, stop, command, printed):
+    """What the process does that breaks off; as many threads as here."""
+    torch.set_num_threads(1)
+    moment(stop)
+    with printed.open("w") as file, contextlib.redirect_stdout(file):
+        main(command)
 
 
-@pytest.mark.parametrize("moment", [KILLED_IN_A_STEP, KILLED_WHILE_SAVING], ids=["in a step", "while saving"])
+def run_broken(moment, stop, tmp_path, *options):
+    """Train in a process of its own that breaks off at a moment; its exit code and what it printed."""
+    command = ["fit", "--config", str(DIGITS), f"--runs={tmp_path}", "--name=run", *SMALL, *options]
+    context = mp.get_context("spawn")
+    process = context.Process(target=broken, args=(moment, stop, command, printed := tmp_path / "printed"))
+    process.start()
+    process.join()
+    return process.exitcode, printed.read_text()
+
+
+@pytest.mark.parametrize("moment", [in_a_step, while_saving])
 def test_killed_and_resumed_run_equals_one_that_was_not(moment, undisturbed, tmp_path):
-    options = [*SMALL, "--trainer.max_epochs=4", "--model.network.dropout=0.1"]
-    command = ["fit", "--config", str(DIGITS), f"--runs={tmp_path}", "--name=run", *options]
-    assert run_broken(moment, command).returncode == -signal.SIGKILL
+    options = ("--trainer.max_epochs=4", "--model.network.dropout=0.1")
+    exit_code, _ = run_broken(moment, killed, tmp_path, *options)
+    assert exit_code == -signal.SIGKILL
     assert checkpoint(tmp_path / "run")["global_step"] == 8
 
-    main([*command, "--ckpt_path=last"])
+    fit(tmp_path, *options, "--ckpt_path=last")
     assert_same_end(tmp_path / "run", undisturbed)
 
 
@@ -239,22 +265,20 @@ def assert_same_end(folder, undisturbed):
     assert summary(folder)["metrics"]["test/top1"] == summary(undisturbed)["metrics"]["test/top1"]
 
 
-def test_a_finished_run_is_not_resumed_and_keeps_its_summary(tmp_path, capsys):
-    folder = fit(tmp_path)
-    before = (folder / "summary.json").read_bytes()
+def test_a_finished_run_is_not_resumed_and_keeps_its_summary(copied, tmp_path, capsys):
+    before = (copied / "summary.json").read_bytes()
     again = ("fit", "--config", str(DIGITS), *SMALL, f"--runs={tmp_path}", "--name=run", "--ckpt_path=last")
     message = fault(capsys, *again, "--trainer.max_epochs=2")
     assert "is finished (2 epochs)" in message
     assert "--trainer.max_epochs" in message
-    assert (folder / "summary.json").read_bytes() == before
+    assert (copied / "summary.json").read_bytes() == before
 
 
-def test_a_run_cut_off_before_its_summary_gets_the_same_one(tmp_path):
-    folder = fit(tmp_path)
-    before = summary(folder)
-    (folder / "summary.json").unlink()
+def test_a_run_cut_off_before_its_summary_gets_the_same_one(copied, tmp_path):
+    before = summary(copied)
+    (copied / "summary.json").unlink()
     fit(tmp_path, "--ckpt_path=last")
-    after = summary(folder)
+    after = summary(copied)
     figures = {name: value for name, value in before["metrics"].items() if name.startswith(("val/", "test/"))}
     assert figures.items() <= after["metrics"].items()
     assert (after["epochs"], after["global_step"]) == (before["epochs"], before["global_step"])
@@ -268,34 +292,29 @@ def test_a_run_resumed_within_a_second_is_read_after_its_beginning(tmp_path):
     assert files[0] == beginning
 
 
-def test_a_truncated_checkpoint_is_named_and_the_one_before_it_offered(tmp_path, capsys):
-    folder = fit(tmp_path)
-    last = folder / "checkpoints" / "last.ckpt"
+def test_a_truncated_checkpoint_is_named_and_the_one_before_it_offered(copied, tmp_path, capsys):
+    last = copied / "checkpoints" / "last.ckpt"
     last.write_bytes(last.read_bytes()[:-1000])
     options = ("--config", str(DIGITS), *SMALL, f"--runs={tmp_path}", "--name=run", "--trainer.max_epochs=3")
     message = fault(capsys, "fit", *options, "--ckpt_path=last")
-    offered = folder / "checkpoints" / "previous.ckpt"
+    offered = copied / "checkpoints" / "previous.ckpt"
     assert str(last) in message
     assert f"--ckpt_path {offered}" in message
     assert "epoch 1" in message
     main(["fit", *options, f"--ckpt_path={offered}"])
-    assert summary(folder)["global_step"] == 12
+    assert summary(copied)["global_step"] == 12
 
 
 def test_a_termination_signal_is_no_success_and_says_how_to_go_on(tmp_path):
-    moment = KILLED_IN_A_STEP.replace("SIGKILL", "SIGTERM")
-    command = ["fit", "--config", str(DIGITS), f"--runs={tmp_path}", "--name=run", *SMALL, "--trainer.max_epochs=4"]
-    stopped = run_broken(moment, command)
-    assert stopped.returncode == 128 + signal.SIGTERM
-    assert "--name run --ckpt_path last" in stopped.stdout
+    exit_code, printed = run_broken(in_a_step, terminated, tmp_path, "--trainer.max_epochs=4")
+    assert exit_code == 128 + signal.SIGTERM
+    assert "--name run --ckpt_path last" in printed
 
 
 def test_ctrl_c_leaves_the_last_checkpoint_good_and_says_how_to_go_on(tmp_path):
-    moment = KILLED_IN_A_STEP.replace("os.kill(os.getpid(), signal.SIGKILL)", "raise KeyboardInterrupt")
-    command = ["fit", "--config", str(DIGITS), f"--runs={tmp_path}", "--name=run", *SMALL, "--trainer.max_epochs=4"]
-    stopped = run_broken(moment, command)
-    assert stopped.returncode == 1
-    assert "--name run --ckpt_path last" in stopped.stdout
+    exit_code, printed = run_broken(in_a_step, interrupted, tmp_path, "--trainer.max_epochs=4")
+    assert exit_code == 1
+    assert "--name run --ckpt_path last" in printed
     assert not (tmp_path / "run" / "summary.json").exists()
     assert checkpoint(tmp_path / "run")["global_step"] == 8
     assert all(math.isfinite(t.float().sum()) for t in checkpoint(tmp_path / "run")["state_dict"].values())

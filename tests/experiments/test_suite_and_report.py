@@ -3,10 +3,13 @@
 import csv
 import json
 import re
+import shutil
+import subprocess
+import sys
 
 import pytest
 import yaml
-from helpers import CONFIGS, DIGITS, SMALL, fit
+from helpers import CONFIGS, DIGITS, SMALL
 
 from experiments import callbacks
 from experiments.cli import main
@@ -316,7 +319,21 @@ def test_two_runs_of_one_name_are_refused(tmp_path):
         read_suite(path)
 
 
-def test_suite_runs_resumes_skips_and_reports_in_spite_of_a_failure(tmp_path, capfd):
+def run_here(command, check):
+    """What a process of its own would do, without its imports."""
+    assert command[:3] == [sys.executable, "-m", "experiments"]
+    try:
+        main(command[3:])
+    except SystemExit as stop:
+        return subprocess.CompletedProcess(command, stop.code)
+    return subprocess.CompletedProcess(command, 0)
+
+
+def test_suite_runs_resumes_skips_and_reports_in_spite_of_a_failure(copied, tmp_path, capfd, monkeypatch):
+    def run(command, check, real=subprocess.run):
+        return run_here(command, check) if "impossible" in command else real(command, check=check)
+
+    monkeypatch.setattr(subprocess, "run", run)
     study = tmp_path / "study.yaml"
     one = tmp_path / "runs" / "study" / "one"
     study.write_text(
@@ -324,7 +341,7 @@ def test_suite_runs_resumes_skips_and_reports_in_spite_of_a_failure(tmp_path, ca
         f"  - {{config: {DIGITS}, name: one}}\n"
         f"  - {{config: {DIGITS}, name: impossible, options: {{model.num_blocks: 99}}}}\n"
     )
-    fit(one.parent, name="one")  # as if cut off after two of three epochs
+    shutil.copytree(copied, one)  # as if cut off after two of three epochs
     (one / "summary.json").unlink()
     command = ("suite", str(study), f"--runs={tmp_path / 'runs'}", *SMALL, "--trainer.max_epochs=3")
     with pytest.raises(SystemExit):
@@ -340,11 +357,12 @@ def test_suite_runs_resumes_skips_and_reports_in_spite_of_a_failure(tmp_path, ca
     assert "one: finished before" in capfd.readouterr().out
 
 
-def test_a_suite_probes_what_is_finished_and_not_probed_yet(tmp_path, capfd):
+def test_a_suite_probes_what_is_finished_and_not_probed_yet(copied, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(subprocess, "run", run_here)  # that runs are processes is tested above
     (tmp_path / "quick.yaml").write_text("epochs: 2\nk: 5\n")
     study = tmp_path / "study.yaml"
     study.write_text(f"runs:\n  - {{config: {DIGITS}, name: one, probe: quick.yaml}}\n")
-    one = fit(tmp_path / "runs" / "study", name="one")  # as if cut off before the probe
+    one = shutil.copytree(copied, tmp_path / "runs" / "study" / "one")  # as if cut off before the probe
     command = ["suite", str(study), f"--runs={tmp_path / 'runs'}"]
     main(command)
     assert "probe_lin2/block4/gap/top1" in json.loads((one / "summary.json").read_text())["metrics"]

@@ -1,6 +1,7 @@
 """Costs found on the meta device: multiply-accumulates, bytes, and that looking changes nothing."""
 
 import copy
+from importlib import import_module
 
 import pytest
 import torch
@@ -102,6 +103,36 @@ def test_cost_of_units_and_heads():
     assert activation_bytes([conv_cost]) == 4 * 4 * 3 * 5 * 7  # its input
     assert activation_bytes([relu_cost]) == 4 * 4 * 8 * 5 * 7  # its output
     assert activation_bytes([relu_head]) == 4 * 4 * 8  # the pooled features
+
+
+MODULE = import_module("models.networks.profile")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("network", [CifarResNet, VGG, MLP])
+def test_shortcuts_past_the_meta_kernels_change_no_cost(network, training, dtype, monkeypatch):
+    chain = network((3, 16, 16), 10, **({"depth": 8} if network is CifarResNet else {})).to(dtype).train(training)
+
+    def found():
+        storages = {}  # their identities differ from one profile to the next
+        costs = [cost for pair in profile(chain.units, (3, 16, 16), 4, lambda *_: nn.ReLU()) for cost in pair]
+        saved = [{storages.setdefault(s, len(storages)): n for s, n in cost.saved.items()} for cost in costs]
+        return saved, [{**vars(cost), "saved": None} for cost in costs]
+
+    quick = found()
+    monkeypatch.setattr(MODULE, "_AT_ONCE", {})
+    assert quick == found()
+
+
+def test_shortcuts_keep_shape_type_and_layout():
+    maps = torch.empty(4, 6, 5, 5, device="meta").contiguous(memory_format=torch.channels_last)
+    per_channel = [torch.empty(6, device="meta") for _ in range(4)]
+    for operation, at_once in MODULE._AT_ONCE.items():
+        arguments = (maps,) if "relu" in str(operation) else (maps, *per_channel, True, 0.1, 1e-5)
+        ours, theirs = at_once(*arguments), operation(*arguments)
+        for one, other in zip(*((y if isinstance(y, tuple) else (y,)) for y in (ours, theirs)), strict=True):
+            assert (one.shape, one.dtype, one.stride()) == (other.shape, other.dtype, other.stride())
 
 
 def test_heads_are_made_for_the_features_of_their_unit():
