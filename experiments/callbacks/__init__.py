@@ -1,10 +1,10 @@
 """What watches a run, and what leaves training images out of it."""
 
 from experiments.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
+from experiments.callbacks.data_filters import DataFilter, DropConfident, InfoBatch
 from experiments.callbacks.decision_boundary import DecisionBoundary
 from experiments.callbacks.entropy import Entropy, Initialisation
 from experiments.callbacks.hidden_layers import HiddenLayers
-from experiments.callbacks.info_batch import InfoBatch
 from experiments.callbacks.loggers import RunCSVLogger, RunTensorBoardLogger
 from experiments.callbacks.meter import Meter
 from experiments.callbacks.online_probe import OnlineProbe
@@ -18,7 +18,9 @@ __all__ = [
     "BestCheckpoint",
     "BlockProgressBar",
     "CutTable",
+    "DataFilter",
     "DecisionBoundary",
+    "DropConfident",
     "Entropy",
     "EpochLines",
     "HiddenLayers",

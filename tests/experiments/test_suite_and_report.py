@@ -137,7 +137,7 @@ def test_a_callback_that_changes_training_is_named_and_one_that_watches_is_not(t
 
 
 def test_every_callback_of_ours_is_known_to_watch_or_to_change_training():
-    changing = {"InfoBatch", "Initialisation"}
+    changing = {"DataFilter", "DropConfident", "InfoBatch", "Initialisation"}
     of_every_run = {
         *("BestCheckpoint", "BlockProgressBar", "CutTable", "EpochLines", "LastCheckpoint", "Meter"),
         *("PredictionsFile", "RunCSVLogger", "RunTensorBoardLogger", "TensorBoardPage"),

@@ -1,6 +1,7 @@
-"""InfoBatch: which images an epoch drops, how the others are weighed, what a run saves."""
+"""Data filters: which images an epoch drops, how the others are weighed, what a run saves."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import lightning.pytorch as L
 import pytest
@@ -10,8 +11,8 @@ from helpers import DIGITS, fault, fit, summary
 from torch.optim import SGD
 
 from datamodules import Digits
-from experiments.callbacks import InfoBatch
-from experiments.callbacks.info_batch import infobatch
+from experiments.callbacks import DropConfident, InfoBatch
+from experiments.callbacks.data_filters import infobatch, not_sure
 from models import DecoupledGreedy, Layerwise, UnsupportedError
 from models.networks import VGG, AuxHead
 
@@ -52,6 +53,33 @@ def test_weighted_gradients_are_in_expectation_those_of_all_images(ratio):
 def test_refuses_shares_that_are_none(ratio, until):
     with pytest.raises(UnsupportedError, match="share below 1 until a share of the epochs"):
         InfoBatch(ratio, until)
+
+
+def test_images_that_were_sure_often_enough_are_left_out():
+    selection = not_sure(torch.tensor([0.0, 3, 2, 4, 1, 3]), patience=3, least=2)
+    assert selection.indices.tolist() == [0, 2, 4]
+    assert (selection.weights == 1).all()
+
+
+def test_at_least_so_many_of_the_least_sure_images_stay():
+    assert not_sure(torch.tensor([5.0, 3, 4, 3, 9]), patience=3, least=3).indices.tolist() == [1, 2, 3]
+    assert not_sure(torch.tensor([5.0, 3]), patience=3, least=3).indices.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("wrong", [{"threshold": 1.0}, {"patience": 0}, {"rescore_every": 0}, {"least": 0}])
+def test_refuses_a_filter_that_could_drop_nothing_or_all(wrong):
+    with pytest.raises(UnsupportedError, match="threshold between 0 and 1"):
+        DropConfident(**wrong)
+
+
+def test_all_blocks_must_be_sure_and_visits_count_in_turn():
+    sure, unsure = torch.tensor([[9.0, 0.0]]), torch.tensor([[0.0, 0.0]])
+    model = SimpleNamespace(logits_of={0: torch.cat([sure, sure, unsure]), 1: torch.cat([sure, unsure, sure])})
+    batch = SimpleNamespace(labels=torch.zeros(3, dtype=torch.int64))
+    assert DropConfident().scores(model, batch, torch.tensor([2.0, 2.0, 0.0])).tolist() == [3, 0, 0]
+    model.logits_of = {0: torch.stack([sure, unsure], dim=1).expand(3, 2, 2)}  # two groups: their mean, p = 0.75
+    assert DropConfident().scores(model, batch, torch.ones(3)).tolist() == [0, 0, 0]
+    assert DropConfident(threshold=0.7).scores(model, batch, torch.ones(3)).tolist() == [2, 2, 2]
 
 
 def network(kind=DecoupledGreedy, seed=0, **options):
@@ -112,13 +140,27 @@ def test_blocks_that_learn_one_by_one_each_begin_with_all_images(tmp_path):
     assert [len(epoch) == 1293 for epoch in counts.epochs] == [True, False, False, True] * 2
 
 
+def test_sure_images_are_left_out_seen_again_in_turn_and_passed_on_to_the_next_block(tmp_path):
+    counts = Counts()
+    quick = {"threshold": 0.11, "patience": 1, "rescore_every": 3}
+    trainer = train(network(Layerwise, epochs_per_block=4), tmp_path, DropConfident(**quick), counts)
+    sizes = [len(set(epoch)) for epoch in counts.epochs]
+    assert [size == 1293 for size in sizes] == [True, False, False, True, False, False, False, True]
+    assert set(counts.epochs[2]) < set(counts.epochs[1])  # what was left out cannot come back in between
+    assert trainer.callback_metrics["train/saved"].item() == pytest.approx(1 - sum(sizes) / (8 * 1293))
+
+
+FILTERS = [InfoBatch, partial(DropConfident, threshold=0.11, patience=1)]
+
+
+@pytest.mark.parametrize("make_filter", FILTERS, ids=["InfoBatch", "DropConfident"])
 @pytest.mark.parametrize("epochs", [2, 5])
-def test_resumes_exactly(epochs, tmp_path):
+def test_resumes_exactly(epochs, make_filter, tmp_path):
     whole, resumed = network(), network(seed=4)
     path = tmp_path / "half.ckpt"
     first, second = Counts(epochs, path), Counts()
-    train(whole, tmp_path, InfoBatch(), first)
-    train(resumed, tmp_path, InfoBatch(), second, resume=path)
+    train(whole, tmp_path, make_filter(), first)
+    train(resumed, tmp_path, make_filter(), second, resume=path)
     assert second.epochs == first.epochs[epochs:]
     for name, tensor in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], tensor), name
