@@ -40,7 +40,7 @@ def report(paths: Sequence[Path], output: Path) -> None:
     draw(rows, shared, picture)
     draw_cost(rows, shared, output / "cost.png")
     print(f"Table:      {output / 'report.md'}\nPictures:   {picture}, {output / 'cost.png'}")
-    print(f"To watch:   tensorboard --logdir {os.path.commonpath(paths)}")
+    print(f"To watch:   tensorboard --logdir {os.path.commonpath(paths) or '.'}")
 
 
 def _note(rows: Sequence[Row], repeated: int) -> str:
@@ -53,6 +53,10 @@ def _note(rows: Sequence[Row], repeated: int) -> str:
         labelled = all(row.values("test/top1") for row in rows if row.base)
         unlabelled = "" if labelled else "; of a method without labels, to its own run with one block"
         sentences.append(f"(×…) is the ratio to {base}{unlabelled}.")
+    if any(row.in_turn for row in rows):
+        sentences.append(
+            "Where blocks learn one after the other, epochs are those of all blocks, images/s of one block."
+        )
     if repeated:
         sentences.append(f"Of runs of the same setting and seed only the last by name counts: {repeated} left out.")
     return " ".join(sentences)

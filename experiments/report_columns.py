@@ -38,6 +38,9 @@ _SETTINGS: Mapping[str, Callable[[Row], str]] = {
 
 FIGURES: Mapping[str, Callable[[Row], str]] = {
     "each block, %": lambda row: " ".join(f"{value:.1f}" for value in row.blocks()) or "–",
+    "each block when it was done, validation images, %": lambda row: (
+        " ".join(f"{v:.1f}" for v in row.when_done()) or "–"
+    ),
     "each block, training images, %": lambda row: " ".join(f"{v:.1f}" for v in row.blocks("train_set")) or "–",
     "test top-1, %": lambda row: _percent(row, "test/top1"),
     "ensemble, %": lambda row: _percent(row, "test/ensemble/top1"),

@@ -1,7 +1,7 @@
 """What tells the rows of a report apart: the settings of its runs, and names made of those that differ."""
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 _NO_SETTINGS = ("seed", "root", "folder", "download", "num_workers", "num_blocks", "num_groups")
@@ -28,7 +28,8 @@ def settings(config: Mapping[str, Any]) -> dict[str, str]:
     """
     trainer = config.get("trainer") or {}
     parts = {part: config.get(part) for part in ("model", "data")} | {"strategy": trainer.get("strategy")}
-    for callback in trainer.get("callbacks") or ():
+    callbacks = trainer.get("callbacks") or []
+    for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
         if callback["class_path"].rpartition(".")[2] not in WATCHERS:
             parts[callback["class_path"]] = callback
     return {name: text for name, text in _flat(parts) if name.rpartition(".")[2] not in _NO_SETTINGS}
@@ -60,7 +61,7 @@ class Setting(NamedTuple):
         return cls(problem, summary["epochs"], summary["method"], nodes, frozenset(summary["settings"].items()))
 
 
-_MANY = 5
+_MANY = 3
 """More differing options than this do not fit a row's name."""
 
 
@@ -85,7 +86,7 @@ def labels(alike: Sequence[Setting]) -> dict[Setting, str]:
         if len(told) > _MANY:
             told = {n for n in told if known[one].get(n) != statistics.mode(known[other].get(n) for other in alike)}
         own = [name for name in sorted(told) if name in known[one]]
-        return ", ".join(_said(name, known[one][name], own) for name in own)
+        return ", ".join(_said(name, known[one][name], names) for name in own)
 
     brief = {one: label(one, differ | classes) for one in alike}
     unclear = len({(one.nodes, text) for one, text in brief.items()}) < len(brief)
@@ -99,10 +100,10 @@ def _classes_around(name: str) -> Iterator[str]:
         yield name + _CLASS
 
 
-def _said(name: str, value: str, beside: Sequence[str]) -> str:
-    """A setting by the last part of its path, or two where one says too little; a class by its own name alone."""
+def _said(name: str, value: str, names: Collection[str]) -> str:
+    """A setting by the last part of its path, or two where others end alike; a class by its own name alone."""
     path, _, last = name.replace(_ARGUMENTS, ".").rpartition(".")
     if name.endswith(_CLASS):
         return value.rpartition(".")[2]
-    unclear = last.isdigit() or sum(other.rpartition(".")[2] == last for other in beside) > 1
+    unclear = last.isdigit() or sum(other.rpartition(".")[2] == last for other in names) > 1
     return f"{path.rpartition('.')[2]}.{last} {value}" if unclear else f"{last} {value}"

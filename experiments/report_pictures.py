@@ -55,15 +55,25 @@ def _nodes(row: Row) -> str:
 def _draw_depth(axes: Axes, rows: Sequence[Row], colours: Sequence[Any]) -> None:
     for row, colour in zip(rows, colours, strict=True):
         axes.plot(*_depth_line(row), color=colour, markersize=7, clip_on=False, zorder=3)
+        if done := row.when_done():
+            axes.plot(_depths(len(done)), done, ".-.", color=colour, clip_on=False, zorder=2)
         if learned := row.blocks("train_set"):
             axes.plot(_depths(len(learned)), learned, ".:", color=colour, clip_on=False, zorder=2)
         if (final := row.mean("test/final/top1")) is not None:
             axes.plot(1, 100 * final, "*", color=colour, markersize=13, clip_on=False, zorder=4)
-    axes.set(xlabel="depth of the block's end, share of the blocks", ylabel="test top-1, %", xlim=(0, 1))
+    axes.set(xlabel="depth of the block's end, share of the blocks", ylabel="top-1, %", xlim=(0, 1))
     dashed = any(row.linear_probe() and not row.blocks() for row in rows)
     dotted = any(row.blocks("train_set") for row in rows)
-    kinds = ["★: final head", *["dashed: linear probe"] * dashed, *["dotted: training images"] * dotted]
-    axes.set_title("; ".join(["Each block's own prediction", *kinds]))
+    kinds = {
+        "★: final head": any(row.mean("test/final/top1") is not None for row in rows),
+        "dashed: linear probe": dashed,
+        "dotted: training images": dotted,
+        "dash-dotted: validation images, when the block was done": any(row.when_done() for row in rows),
+    }
+    shown = [kind for kind, there in kinds.items() if there]
+    axes.set_title(
+        fill("; ".join(["Each block's own prediction, test images (colours: at the bars)", *shown]), 80), fontsize=10
+    )
     axes.spines[["top", "right"]].set_visible(False)
 
 

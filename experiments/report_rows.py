@@ -17,6 +17,10 @@ from experiments.run_folder import CONFIG, SUMMARY
 _PROBE = re.compile(r"((?:random/)?(?:probe_lin\d+|knn_[^/]+))/block\d+/gap/top1")
 
 
+TIMES = ("images_per_second", "seconds")
+"""Figures that depend on the machine."""
+
+
 @dataclass(frozen=True)
 class Row:
     """Runs that differ in nothing but their seed.
@@ -64,14 +68,28 @@ class Row:
         return statistics.stdev(values) if len(values) > 1 else 0.0
 
     def ratio(self, key: str) -> float | None:
-        """Mean over the base's mean."""
-        own, base = self.mean(key), self.base.mean(key) if self.base else None
+        """Mean over the base's mean; of times None if they were taken on another device or with other threads."""
+        if self.base is None or (key in TIMES and self._devices() != self.base._devices()):
+            return None
+        own, base = self.mean(key), self.base.mean(key)
         return own / base if own is not None and base else None
+
+    def _devices(self) -> set[str | None]:
+        return {summary.get("device") for summary in self.summaries}
 
     def blocks(self, split: str = "test") -> list[float]:
         """Mean top-1 of each block on a split, in %; of ``train_set`` if the runs measured it."""
         names = (f"{split}/block{k}/top1" for k in range(1, self.first["num_blocks"] + 1))
         return [100 * value for value in map(self.mean, names) if value is not None]
+
+    def when_done(self) -> list[float]:
+        """Mean validation top-1 of each block when it had learned, in %, if later its head was thrown away."""
+        return self.blocks("val") if self.in_turn and len(self.blocks()) < self.nodes[0] else []
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether blocks learn one after the other."""
+        return self.first["settings"].get("model.init_args.epochs_per_block", "None") != "None"
 
     def probes(self) -> set[str]:
         """Protocols by which the blocks' features were probed: ``probe_lin100``, ``knn_k200_t0.1``."""

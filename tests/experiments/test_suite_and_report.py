@@ -176,6 +176,40 @@ def test_backprop_rows_are_the_base_of_others_not_of_themselves(tmp_path):
     assert "of several, the one of as many epochs that shares most settings" in (tmp_path / "report.md").read_text()
 
 
+def test_a_single_callback_is_read_like_a_list_of_one(tmp_path):
+    finished(tmp_path, "plain", {}, {"callbacks": callback("HiddenLayers", every_n_epochs=1)})
+    finished(tmp_path, "filtered", {}, {"callbacks": callback("InfoBatch", ratio=0.5)})
+    assert [row.method for row in group(find_summaries([tmp_path]))] == ["Backprop", "Backprop (InfoBatch)"]
+
+
+def test_a_setting_that_another_is_called_like_is_named_with_its_class(tmp_path):
+    for decay in (1, 2):
+        regularization, optimizer = {"weight_decay": decay}, {"init_args": {"weight_decay": 5e-4}}
+        finished(tmp_path, str(decay), {"regularization": regularization, "optimizer": optimizer})
+    assert [row.method for row in group(find_summaries([tmp_path]))] == [
+        "Backprop (regularization.weight_decay 1)",
+        "Backprop (regularization.weight_decay 2)",
+    ]
+
+
+def test_times_of_other_threads_are_not_compared(runs):
+    finished(runs, "dgl 4", method="DecoupledGreedy", num_blocks=4, device="CPU, 2 threads")
+    base, same, other = group(find_summaries([runs]))
+    assert (base.base, same.ratio("images_per_second")) == (None, pytest.approx(0.5))
+    assert (other.ratio("images_per_second"), other.ratio("peak_activation_bytes")) == (None, 1)
+
+
+def test_what_blocks_reached_whose_heads_are_gone_is_shown(tmp_path):
+    metrics = {"test/top1": 0.8, "test/block2/top1": 0.8, "val/block1/top1": 0.6, "val/block2/top1": 0.7}
+    settings = {"epochs_per_block": 1}
+    finished(tmp_path, "layers", settings, method="Layerwise", num_blocks=2, metrics=metrics)
+    main(["report", str(tmp_path)])
+    with (tmp_path / "report.csv").open() as file:
+        (line,) = csv.DictReader(file)
+    assert (line["each block, %"], line["each block when it was done, validation images, %"]) == ("80.0", "60.0 70.0")
+    assert "Where blocks learn one after the other" in (tmp_path / "report.md").read_text()
+
+
 def test_a_repeated_run_is_said_to_be_left_out(runs, capsys):
     finished(runs, "dgl1 again", method="DecoupledGreedy", num_blocks=2, seed=1)
     main(["report", str(runs)])
