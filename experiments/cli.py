@@ -13,7 +13,7 @@ from typing import Any
 import lightning.pytorch as L
 import yaml
 from lightly.utils.scheduler import CosineWarmupScheduler
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
@@ -45,6 +45,7 @@ from experiments.communication import (
 from experiments.errors import RunError
 from experiments.parser import Parser, swallowed
 from experiments.report import report
+from experiments.saved_config import SavedConfig
 from experiments.suite import suite
 from experiments.summary import log_to_hparams, show_summary, summarise, write_summary
 from experiments.trainer import Trainer
@@ -100,19 +101,6 @@ DESCRIPTION = """Local learning: networks trained block by block.
 Besides the commands below: suite S.yaml runs a list or grid of configs, report RUNS... compares finished runs."""
 
 
-class _SavedConfig(SaveConfigCallback):
-    """Writes ``config.yaml`` without what belongs to one call only, so that it runs again as it is."""
-
-    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Write the file when a fit begins."""
-        folder = Path(trainer.default_root_dir)
-        if stage == "fit" and folder.is_dir():
-            config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
-            for key in ("ckpt_path", "weights_only", "name", "runs"):
-                config.pop(key, None)
-            (folder / run_folder.CONFIG).write_text(yaml.safe_dump(config, sort_keys=False))
-
-
 class LocalLearningCLI(LightningCLI):
     """Lightning's commands and ``cost``, ``bench``, ``probe`` and ``observe`` of a model on data."""
 
@@ -127,7 +115,7 @@ class LocalLearningCLI(LightningCLI):
             parser_class=Parser,
             # The data modules share batches out among processes themselves, exactly.
             trainer_defaults={"devices": 1, "enable_model_summary": False, "use_distributed_sampler": False},
-            save_config_callback=_SavedConfig,
+            save_config_callback=SavedConfig,
             save_config_kwargs={"save_to_log_dir": False},
             seed_everything_default=0,
             auto_configure_optimizers=False,
@@ -232,7 +220,8 @@ class LocalLearningCLI(LightningCLI):
             RunError: the run has had its epochs already.
         """
         if self.reached and (self.folder / run_folder.SUMMARY).is_file() and self.trainer.max_epochs <= self.reached:
-            raise RunError(f"{self.folder} is finished ({self.reached} epochs). To go on, raise --trainer.max_epochs.")
+            advice = "" if self.model.fixed_epochs else " To go on, raise --trainer.max_epochs."
+            raise RunError(f"{self.folder} is finished ({self.reached} epochs).{advice}")
         if not self.trainer.fast_dev_run and self.trainer.is_global_zero:
             run_folder.create(self.folder)
 
