@@ -1,6 +1,8 @@
 """The command line: LightningCLI with a run folder around it, and six commands of our own."""
 
 import argparse
+import contextlib
+import io
 import logging
 import re
 import signal
@@ -279,7 +281,22 @@ def _suite(args: Sequence[str]) -> None:
     parser.add_argument("suite", type=Path, help="the suite's YAML")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all run folders")
     known, extra = parser.parse_known_args(args)
-    suite(known.suite, known.runs, extra)
+    try:
+        suite(known.suite, known.runs, extra, _fault_of_line)
+    except KeyboardInterrupt as stop:
+        print("\nStopped. The same suite command goes on where it stopped.")
+        raise SystemExit(128 + signal.SIGINT) from stop
+
+
+def _fault_of_line(args: Sequence[str]) -> str | None:
+    """What is wrong with a command line, None if nothing is: it is parsed, and nothing is built or run."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
+            LocalLearningCLI([*args, "--print_config"])  # which ends the parsing with an exit
+    except SystemExit as stop:
+        return said.getvalue().strip().removeprefix("error: ") if stop.code else None
+    return None
 
 
 def _report(args: Sequence[str]) -> None:
@@ -315,6 +332,8 @@ def main(args: Sequence[str] | None = None) -> None:
             LocalLearningCLI(["--json=true" if arg == "--json" else arg for arg in args])
     except SIGTERMException as stop:
         raise SystemExit(128 + signal.SIGTERM) from stop
+    except KeyboardInterrupt as stop:  # of a training it was told already
+        raise SystemExit(128 + signal.SIGINT) from stop
     except Exception as error:  # of any class: jsonargparse wraps what constructors raise; others go on up
         fault = _fault_behind(error) or swallowed(error)
         if fault is None:
