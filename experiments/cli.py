@@ -1,6 +1,8 @@
 """The command line: LightningCLI with a run folder around it, and six commands of our own."""
 
 import argparse
+import contextlib
+import io
 import logging
 import re
 import signal
@@ -13,7 +15,7 @@ from typing import Any
 import lightning.pytorch as L
 import yaml
 from lightly.utils.scheduler import CosineWarmupScheduler
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
@@ -45,6 +47,7 @@ from experiments.communication import (
 from experiments.errors import RunError
 from experiments.parser import Parser, swallowed
 from experiments.report import report
+from experiments.saved_config import SavedConfig
 from experiments.suite import suite
 from experiments.summary import log_to_hparams, show_summary, summarise, write_summary
 from experiments.trainer import Trainer
@@ -100,19 +103,6 @@ DESCRIPTION = """Local learning: networks trained block by block.
 Besides the commands below: suite S.yaml runs a list or grid of configs, report RUNS... compares finished runs."""
 
 
-class _SavedConfig(SaveConfigCallback):
-    """Writes ``config.yaml`` without what belongs to one call only, so that it runs again as it is."""
-
-    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Write the file when a fit begins."""
-        folder = Path(trainer.default_root_dir)
-        if stage == "fit" and folder.is_dir():
-            config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
-            for key in ("ckpt_path", "weights_only", "name", "runs"):
-                config.pop(key, None)
-            (folder / run_folder.CONFIG).write_text(yaml.safe_dump(config, sort_keys=False))
-
-
 class LocalLearningCLI(LightningCLI):
     """Lightning's commands and ``cost``, ``bench``, ``probe`` and ``observe`` of a model on data."""
 
@@ -127,7 +117,7 @@ class LocalLearningCLI(LightningCLI):
             parser_class=Parser,
             # The data modules share batches out among processes themselves, exactly.
             trainer_defaults={"devices": 1, "enable_model_summary": False, "use_distributed_sampler": False},
-            save_config_callback=_SavedConfig,
+            save_config_callback=SavedConfig,
             save_config_kwargs={"save_to_log_dir": False},
             seed_everything_default=0,
             auto_configure_optimizers=False,
@@ -232,7 +222,8 @@ class LocalLearningCLI(LightningCLI):
             RunError: the run has had its epochs already.
         """
         if self.reached and (self.folder / run_folder.SUMMARY).is_file() and self.trainer.max_epochs <= self.reached:
-            raise RunError(f"{self.folder} is finished ({self.reached} epochs). To go on, raise --trainer.max_epochs.")
+            advice = "" if self.model.fixed_epochs else " To go on, raise --trainer.max_epochs."
+            raise RunError(f"{self.folder} is finished ({self.reached} epochs).{advice}")
         if not self.trainer.fast_dev_run and self.trainer.is_global_zero:
             run_folder.create(self.folder)
 
@@ -290,7 +281,22 @@ def _suite(args: Sequence[str]) -> None:
     parser.add_argument("suite", type=Path, help="the suite's YAML")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all run folders")
     known, extra = parser.parse_known_args(args)
-    suite(known.suite, known.runs, extra)
+    try:
+        suite(known.suite, known.runs, extra, _fault_of_line)
+    except KeyboardInterrupt as stop:
+        print("\nStopped. The same suite command goes on where it stopped.")
+        raise SystemExit(128 + signal.SIGINT) from stop
+
+
+def _fault_of_line(args: Sequence[str]) -> str | None:
+    """What is wrong with a command line, None if nothing is: it is parsed, and nothing is built or run."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
+            LocalLearningCLI([*args, "--print_config"])  # which ends the parsing with an exit
+    except SystemExit as stop:
+        return said.getvalue().strip().removeprefix("error: ") if stop.code else None
+    return None
 
 
 def _report(args: Sequence[str]) -> None:
@@ -326,6 +332,8 @@ def main(args: Sequence[str] | None = None) -> None:
             LocalLearningCLI(["--json=true" if arg == "--json" else arg for arg in args])
     except SIGTERMException as stop:
         raise SystemExit(128 + signal.SIGTERM) from stop
+    except KeyboardInterrupt as stop:  # of a training it was told already
+        raise SystemExit(128 + signal.SIGINT) from stop
     except Exception as error:  # of any class: jsonargparse wraps what constructors raise; others go on up
         fault = _fault_behind(error) or swallowed(error)
         if fault is None:

@@ -25,6 +25,9 @@ LAST, PREVIOUS, BEST = "checkpoints/last.ckpt", "checkpoints/previous.ckpt", "ch
 _INHERITED = "LOCAL_LEARNING_RUN_FOLDER"
 """Environment variable that tells the other processes of a run its folder."""
 
+PART_OF_SUITE = "LOCAL_LEARNING_PART_OF_SUITE"
+"""Environment variable that tells the runs of a suite that it says itself how to go on."""
+
 
 def process_rank() -> int:
     """0 in the process that a person started, 1, 2, … in those that Lightning starts beside it."""

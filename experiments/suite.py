@@ -1,11 +1,12 @@
 """``suite``: run a list or grid of configs, each in a process of its own, then report."""
 
 import itertools
+import os
 import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import yaml
 
 from experiments.errors import RunError
 from experiments.report import report
-from experiments.run_folder import LAST, SUMMARY, discard_empty
+from experiments.run_folder import LAST, PART_OF_SUITE, SUMMARY, discard_empty
 
 
 @dataclass(frozen=True)
@@ -79,22 +80,29 @@ def _expand(folder: Path, entry: Mapping[str, Any]) -> Iterator[Run]:
         yield Run(name + suffix, config, tuple(f"--{option}={value}" for option, value in options.items()), probe)
 
 
-def suite(path: Path, runs: Path, extra: Sequence[str]) -> None:
+def suite(path: Path, runs: Path, extra: Sequence[str], fault_of: Callable[[Sequence[str]], str | None]) -> None:
     """Run what is not finished, go on with what was cut off, then report on all.
+
+    Nothing is started before all command lines were found without a mistake.
 
     Args:
         path: the suite file.
         runs: the suite's run folders go to ``runs/<name of the suite>``.
         extra: options for every run.
+        fault_of: what is wrong with a command line, None if nothing is.
 
     Raises:
-        RunError: the suite cannot be read, an option belongs to a single run, or runs failed (the others
-            were run all the same).
+        RunError: the suite cannot be read, an option belongs to a single run or is mistyped, or runs failed (the
+            others were run all the same).
     """
     if clash := [option for option in extra if re.match(r"--(name|config|runs|ckpt_path)\b", option)]:
         raise RunError(f"{clash[0]} belongs to one run: a suite names its runs, and resumes them, itself.")
     folder = runs / path.stem
     planned = read_suite(path)
+    for run in planned:
+        for line in _unchecked(run, folder, extra):
+            if fault := fault_of(line):
+                raise RunError(f"Nothing was started, because of {run.name}: {fault}")
     failed = []
     for number, run in enumerate(planned, start=1):
         commands = _commands(run, folder, extra)
@@ -106,6 +114,15 @@ def suite(path: Path, runs: Path, extra: Sequence[str]) -> None:
         report(finished, folder)
     if failed:
         raise RunError(f"{len(failed)} of {len(planned)} runs failed: {', '.join(failed)}. Their messages are above.")
+
+
+def _unchecked(run: Run, folder: Path, extra: Sequence[str]) -> list[list[str]]:
+    """Command lines to look for mistakes in; a probe's with the training's, as there is no config of the run yet."""
+    if (folder / run.name / SUMMARY).is_file():
+        return []
+    options = ["--config", str(run.config), *run.options, *extra]
+    probe = ["probe", *options, "--config", str(run.probe), "--checkpoint", str(folder / run.name)]
+    return [["fit", *options], *([probe] if run.probe else [])]
 
 
 def _commands(run: Run, folder: Path, extra: Sequence[str]) -> list[list[str]]:
@@ -124,4 +141,5 @@ def _commands(run: Run, folder: Path, extra: Sequence[str]) -> list[list[str]]:
 def _succeeds(command: Sequence[str]) -> bool:
     """Run a command in a process of its own."""
     print(shlex.join(["python", "-m", "experiments", *command]), flush=True)
-    return subprocess.run([sys.executable, "-m", "experiments", *command], check=False).returncode == 0
+    line = [sys.executable, "-m", "experiments", *command]
+    return subprocess.run(line, check=False, env=os.environ | {PART_OF_SUITE: "1"}).returncode == 0

@@ -96,6 +96,11 @@ class ClosedFormMLP(Classifier, Method):
         return len(self.blocks)
 
     @property
+    def fixed_epochs(self) -> int:
+        """One per layer, the read-out included."""
+        return self.num_blocks + 1
+
+    @property
     def block_names(self) -> list[str]:
         """What metrics call the features that are read out: ``input``, then ``block1`` … ``blockL``."""
         return ["input", *super().block_names]
@@ -207,7 +212,7 @@ class ClosedFormMLP(Classifier, Method):
             UnsupportedError: several processes, another number of epochs than there are layers, or one of steps.
         """
         require_supported_processes(self, self.trainer)
-        limits, needed = (self.trainer.max_epochs, self.trainer.max_steps), self.num_blocks + 1
+        limits, needed = (self.trainer.max_epochs, self.trainer.max_steps), self.fixed_epochs
         if stage == "fit" and not self.trainer.fast_dev_run and limits != (needed, -1):
             raise UnsupportedError(
                 "One epoch solves one layer, the read-out included: set trainer.max_epochs to "

@@ -305,6 +305,11 @@ class LocalLearning(Method):
         return [1.0] * count if self.epochs_per_block is None else [1 / count] * count
 
     @property
+    def fixed_epochs(self) -> int | None:
+        """Those of all blocks, if they learn one after the other."""
+        return len(self.blocks) * self.epochs_per_block if self.epochs_per_block else None
+
+    @property
     def why_one_process(self) -> str | None:
         """Several blocks, each with a backward pass of its own."""
         if len(self.blocks) == 1:
@@ -330,7 +335,7 @@ class LocalLearning(Method):
                 take one by one.
         """
         require_supported_processes(self, self.trainer)
-        epochs, needed = self.trainer.max_epochs, len(self.blocks) * (self.epochs_per_block or 0)
+        epochs, needed = self.trainer.max_epochs, self.fixed_epochs
         if stage == "fit" and needed and not self.trainer.fast_dev_run and epochs != needed:
             schedule = (
                 f" The schedule begins anew with every block: T_max counts that block's {self.scheduler_interval}s."

@@ -57,6 +57,11 @@ class Method(L.LightningModule):
         return 1
 
     @property
+    def fixed_epochs(self) -> int | None:
+        """Number of epochs that a training takes, no more and no fewer; None if any number does."""
+        return None
+
+    @property
     def block_names(self) -> list[str]:
         """What metrics call the blocks, in order: ``block1`` … ``blockK``."""
         return [f"block{k}" for k in range(1, self.num_blocks + 1)]

@@ -9,7 +9,7 @@ import lightning.pytorch as L
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from experiments.run_folder import BEST, LAST, PREVIOUS
+from experiments.run_folder import BEST, LAST, PART_OF_SUITE, PREVIOUS
 
 
 class LastCheckpoint(Checkpoint):
@@ -54,7 +54,9 @@ class LastCheckpoint(Checkpoint):
         trainer.save_checkpoint(self._last, weights_only=False)  # optimizers and counters too
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Say how to go on after Ctrl-C or a termination signal."""
+        """Say how to go on after Ctrl-C or a termination signal, unless a suite does."""
+        if PART_OF_SUITE in os.environ:
+            return
         if isinstance(exception, (KeyboardInterrupt, SIGTERMException)) and trainer.is_global_zero:
             if self._last.exists():
                 print(

@@ -74,6 +74,11 @@ def test_a_run_stopped_between_layers_goes_on(finished, tmp_path, monkeypatch):
     assert summary(resumed)["metrics"]["test/top1"] == summary(finished)["metrics"]["test/top1"]
 
 
+def test_a_finished_run_is_not_advised_to_take_more_epochs(finished, capsys):
+    command = ["fit", "--config", str(CONFIG), f"--runs={finished.parent}", f"--name={finished.name}", *SMALL]
+    assert fault(capsys, *command, "--ckpt_path=last").endswith("is finished (3 epochs).")
+
+
 def test_training_accuracy_is_that_of_the_last_weights_on_the_training_split(finished):
     model = ClosedFormMLP((2, 1, 1), 2, [30, 20])
     model.load_state_dict(torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"])

@@ -39,6 +39,28 @@ def test_best_checkpoint_is_of_the_last_block_and_evaluates_alike(tmp_path, caps
     assert f"{metrics['test/top1']:.6f}"[:6] in printed
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("finished"))
+
+
+@pytest.fixture
+def again(finished):
+    """The command that resumes the finished run."""
+    return ["fit", "--config", str(CONFIG), f"--runs={finished.parent}", "--name=run", *SMALL, "--ckpt_path=last"]
+
+
+def test_a_refused_resume_leaves_the_config_of_the_run(finished, again, capsys):
+    before = (finished / "config.yaml").read_bytes()
+    refused = fault(capsys, *again, "--trainer.max_epochs=9", "--model.optimizer.lr=0.7")
+    assert "3 blocks of 2 epochs each take 6 epochs" in refused
+    assert (finished / "config.yaml").read_bytes() == before
+
+
+def test_a_finished_run_of_so_many_epochs_is_not_advised_to_take_more(again, capsys):
+    assert fault(capsys, *again).endswith("is finished (6 epochs).")
+
+
 def test_a_full_disk_loses_nothing(tmp_path, capsys, monkeypatch):
     whole = run(tmp_path, name="whole")
 

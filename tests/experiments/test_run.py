@@ -20,6 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from experiments.callbacks.loggers import RunTensorBoardLogger
 from experiments.cli import main
 from experiments.run_folder import default_name
+from experiments.saved_config import changes
 from models import LocalLearning
 
 
@@ -272,6 +273,61 @@ def test_a_finished_run_is_not_resumed_and_keeps_its_summary(copied, tmp_path, c
     assert "is finished (2 epochs)" in message
     assert "--trainer.max_epochs" in message
     assert (copied / "summary.json").read_bytes() == before
+
+
+def test_a_resumed_run_names_what_was_changed_and_saves_it(copied, tmp_path, capsys):
+    changed = ("--model.optimizer.lr=0.5", "--trainer.max_epochs=3", "--data.num_workers=0", "--seed_everything=1")
+    fit(tmp_path, "--ckpt_path=last", *changed)
+    (note,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert note == (
+        "note: resumed with other settings than before: model.init_args.optimizer.init_args.lr 0.05 -> 0.5, "
+        "seed_everything 0 -> 1. Optimizers and schedules go on with the checkpoint's."
+    )
+    saved = yaml.safe_load((copied / "config.yaml").read_text())
+    assert saved["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 0.5
+    assert checkpoint(copied)["optimizer_states"][0]["param_groups"][0]["lr"] < 0.05
+
+
+def test_a_resumed_run_says_nothing_of_what_may_change(copied, tmp_path, capsys):
+    free = ("--trainer.max_epochs=3", f"--data.root={tmp_path}", "--trainer.log_every_n_steps=1")
+    fit(tmp_path, "--ckpt_path=last", *free)
+    assert "note: " not in capsys.readouterr().err
+    assert yaml.safe_load((copied / "config.yaml").read_text())["trainer"]["max_epochs"] == 3
+
+
+def test_another_class_is_named_without_the_options_that_the_other_has_not(copied):
+    config = yaml.safe_load((copied / "config.yaml").read_text())
+    other = yaml.safe_load((copied / "config.yaml").read_text())
+    assert changes(config, other) == []
+    other["model"]["init_args"]["optimizer"] = {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.05, "eps": 1}}
+    other["model"]["init_args"]["scheduler"] = None
+    assert changes(config, other) == [
+        "model.init_args.optimizer.class_path torch.optim.SGD -> torch.optim.Adam",
+        "model.init_args.scheduler.class_path torch.optim.lr_scheduler.CosineAnnealingLR -> unset",
+    ]
+
+
+@pytest.fixture
+def no_memory(monkeypatch):
+    """No step succeeds."""
+
+    def failing(self, *_):
+        raise MemoryError
+
+    monkeypatch.setattr(LocalLearning, "training_step", failing)
+
+
+def test_a_run_that_broke_off_in_its_first_step_has_its_config(no_memory, tmp_path):
+    with pytest.raises(MemoryError):
+        fit(tmp_path)
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["trainer"]["max_epochs"] == 2
+
+
+def test_a_resume_that_broke_off_in_its_first_step_leaves_the_config(no_memory, copied, tmp_path):
+    before = (copied / "config.yaml").read_bytes()
+    with pytest.raises(MemoryError):
+        fit(tmp_path, "--ckpt_path=last", "--trainer.max_epochs=3", "--model.optimizer.lr=0.5")
+    assert (copied / "config.yaml").read_bytes() == before
 
 
 def test_a_run_cut_off_before_its_summary_gets_the_same_one(copied, tmp_path):

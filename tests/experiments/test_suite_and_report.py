@@ -4,12 +4,14 @@ import csv
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import yaml
-from helpers import CONFIGS, DIGITS, SMALL
+from helpers import CONFIGS, DIGITS, SMALL, fault
 
 from experiments import callbacks
 from experiments.cli import main
@@ -17,6 +19,7 @@ from experiments.errors import RunError
 from experiments.report_labels import WATCHERS
 from experiments.report_pictures import _depth_line
 from experiments.report_rows import find_summaries, group
+from experiments.run_folder import PART_OF_SUITE
 from experiments.suite import read_suite, suite
 
 
@@ -343,7 +346,7 @@ def test_an_unknown_key_of_a_run_is_refused(tmp_path):
 @pytest.mark.parametrize("option", ["--name=x", "--ckpt_path=last"])
 def test_options_of_one_run_are_refused_for_a_suite(option, tmp_path):
     with pytest.raises(RunError, match="belongs to one run"):
-        suite(CONFIGS / "suites" / "demo.yaml", tmp_path, [option])
+        suite(CONFIGS / "suites" / "demo.yaml", tmp_path, [option], lambda line: None)
 
 
 def test_two_runs_of_one_name_are_refused(tmp_path):
@@ -353,9 +356,10 @@ def test_two_runs_of_one_name_are_refused(tmp_path):
         read_suite(path)
 
 
-def run_here(command, check):
+def run_here(command, check, env):
     """What a process of its own would do, without its imports."""
     assert command[:3] == [sys.executable, "-m", "experiments"]
+    assert PART_OF_SUITE in env
     try:
         main(command[3:])
     except SystemExit as stop:
@@ -364,8 +368,8 @@ def run_here(command, check):
 
 
 def test_suite_runs_resumes_skips_and_reports_in_spite_of_a_failure(copied, tmp_path, capfd, monkeypatch):
-    def run(command, check, real=subprocess.run):
-        return run_here(command, check) if "impossible" in command else real(command, check=check)
+    def run(command, check, env, real=subprocess.run):
+        return (run_here if "impossible" in command else real)(command, check=check, env=env)
 
     monkeypatch.setattr(subprocess, "run", run)
     study = tmp_path / "study.yaml"
@@ -389,6 +393,70 @@ def test_suite_runs_resumes_skips_and_reports_in_spite_of_a_failure(copied, tmp_
     study.write_text(f"runs:\n  - {{config: {DIGITS}, name: one}}\n")
     main(list(command))
     assert "one: finished before" in capfd.readouterr().out
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Names of the runs that a suite started, none of which does anything."""
+    names = []
+
+    def run(command, check, env):
+        names.append(command[command.index("--name") + 1])
+        return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    return names
+
+
+@pytest.mark.parametrize(
+    ("entry", "named", "said"),
+    [
+        ("grid: {model.optimizer.lrr: [0.1, 0.2]}", "digits-lrr0.1", "SGD has no option 'lrr'. Did you mean lr?"),
+        ("name: two, options: {trainer.max_epochs: many}", "two", "\"trainer.max_epochs\": Expected a <class 'int'>"),
+        ("name: two, probe: quick.yaml", "two", "--epohcs"),
+        ("name: two, probe: nowhere.yaml", "two", "nowhere.yaml"),
+    ],
+    ids=["option", "value", "probe", "file"],
+)
+def test_a_mistake_in_a_later_run_is_told_before_the_first_starts(entry, named, said, started, tmp_path, capsys):
+    (tmp_path / "quick.yaml").write_text("epohcs: 2\n")
+    study = tmp_path / "study.yaml"
+    study.write_text(f"runs:\n  - {{config: {DIGITS}, name: one}}\n  - {{config: {DIGITS}, {entry}}}\n")
+    message = fault(capsys, "suite", str(study), f"--runs={tmp_path / 'runs'}")
+    assert "Nothing was started" in message
+    assert f"{named}: " in message
+    assert said.lstrip("-") in message
+    assert not started
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_is_only_found_when_built_stops_no_other_run(started, tmp_path, capsys):
+    (tmp_path / "quick.yaml").write_text("epochs: 2\n")
+    study = tmp_path / "study.yaml"
+    study.write_text(
+        f"runs:\n  - {{config: {DIGITS}, name: impossible, options: {{model.num_blocks: 99}}, probe: quick.yaml}}\n"
+        f"  - {{config: {DIGITS}, name: one}}\n"
+    )
+    assert "2 of 2 runs failed" in fault(capsys, "suite", str(study), f"--runs={tmp_path / 'runs'}")
+    assert started == ["impossible", "one"]
+
+
+def test_ctrl_c_stops_a_suite_and_says_how_it_goes_on(tmp_path, capsys, monkeypatch):
+    def interrupted(command, check, env):
+        monkeypatch.setenv(PART_OF_SUITE, env[PART_OF_SUITE])  # the run is told, and leaves the word to the suite
+        trainer = SimpleNamespace(is_global_zero=True)
+        callbacks.LastCheckpoint(tmp_path / "one").on_exception(trainer, None, KeyboardInterrupt())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "run", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        main(["suite", str(CONFIGS / "suites" / "demo.yaml"), f"--runs={tmp_path / 'runs'}"])
+    assert stop.value.code == 128 + signal.SIGINT
+    output = capsys.readouterr()
+    assert output.out.splitlines()[-1] == "Stopped. The same suite command goes on where it stopped."
+    assert output.out.count("Stopped") == 1
+    assert "[2/" not in output.out
+    assert not output.err
 
 
 def test_a_suite_probes_what_is_finished_and_not_probed_yet(copied, tmp_path, capfd, monkeypatch):
