@@ -26,7 +26,7 @@ class FeatureStore:
     images × size of an image's features, while it is exchanged for the next block's twice that.
 
     Args:
-        passes: number of augmented versions; 1 if the data are not augmented.
+        passes: number of augmented versions, at most one per epoch of a block; 1 if the data are not augmented.
         folder: folder for the file, which is removed at the end; in memory by default.
         dtype: what features are rounded to, for all blocks behind alike.
 

@@ -188,10 +188,12 @@ def test_resumes_exactly(epochs, make_filter, tmp_path):
         assert torch.equal(resumed.state_dict()[name], tensor), name
 
 
-def test_from_the_command_line(tmp_path):
+def test_from_the_command_line(tmp_path, capsys):
     options = ["--trainer.callbacks+=InfoBatch", "--trainer.max_epochs=3", "--trainer.limit_train_batches=1.0"]
     metrics = summary(fit(tmp_path, *options))["metrics"]
     assert 0 < metrics["train/saved"] < 0.5
+    share = f"{100 * metrics['train/saved']:.1f} %"
+    assert f"Left out:   {share} of the training images' visits\n" in capsys.readouterr().out
 
 
 def test_is_refused_without_labels(capsys, tmp_path):
