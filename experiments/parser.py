@@ -34,7 +34,9 @@ _NO_OPTION = re.compile(
     r"|unrecognized arguments: --(?P<given>[\w.]+)"
 )
 _NOT_CHOSEN = re.compile(
-    r"Parser key \"([\w.]+)\":.*Expected a dot import path string: \w+\s+Given value.*NestedArg\(key='(\w+)", re.DOTALL
+    r"Parser key \"([\w.]+)\":(?:(?!class_path).)*Expected a dot import path string: \w+\s+"
+    r"Given value.*NestedArg\(key='(\w+)",
+    re.DOTALL,
 )
 _PLACE = re.compile(r"Parser key \"([\w.]+)\"|class_path[ =]'([\w.]+)'")
 
