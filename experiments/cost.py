@@ -175,8 +175,16 @@ def markdown_table(model: LocalLearning, batch_size: int) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def show_cost(model: LocalLearning, batch_size: int, convention: Convention, json: bool) -> None:
-    """Print a model's cost as a table, or as JSON."""
+def show_cost(model: LocalLearning, batch_size: int, convention: Convention, json: bool, processes: int = 1) -> None:
+    """Print a model's cost as a table, or as JSON.
+
+    Args:
+        model: any method.
+        batch_size: images of one process, for the byte counts.
+        convention: how MACs are counted.
+        json: print JSON.
+        processes: how many share a step.
+    """
     cost = network_cost(model, batch_size, convention)
     if json:
         print(json_format.dumps(asdict(cost), indent=2))
@@ -185,8 +193,13 @@ def show_cost(model: LocalLearning, batch_size: int, convention: Convention, jso
     if model.num_groups > 1:
         nodes += f" × {model.num_groups} groups, figures of one group"
     views = "" if model.views_per_image == 1 else f" in {model.views_per_image} views"
+    batch = (
+        f"a batch of {batch_size}"
+        if processes == 1
+        else f"one process, a batch of {processes} processes × {batch_size}"
+    )
     table = Table(
-        title=f"{model.network_title}, {nodes}\nMACs of one image{views}, MiB of a batch of {batch_size}",
+        title=f"{model.network_title}, {nodes}\nMACs of one image{views}, MiB of {batch}",
         title_justify="left",
         box=box.SIMPLE_HEAD,
     )

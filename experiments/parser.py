@@ -33,6 +33,11 @@ _NO_OPTION = re.compile(
     r"Option '(?P<own>\w+)' is not accepted(\. Got value: Namespace\(class_path='[\w.]+')?"
     r"|unrecognized arguments: --(?P<given>[\w.]+)"
 )
+_NOT_CHOSEN = re.compile(
+    r"Parser key \"([\w.]+)\":(?:(?!class_path).)*Expected a dot import path string: \w+\s+"
+    r"Given value.*NestedArg\(key='(\w+)",
+    re.DOTALL,
+)
 _PLACE = re.compile(r"Parser key \"([\w.]+)\"|class_path[ =]'([\w.]+)'")
 
 _UNION = "Does not validate against any of the Union"  # what a constructor said is kept as text only
@@ -53,8 +58,18 @@ class Parser(LightningArgumentParser):
             super().error(message, ex)
         parser = getattr(ex, "subcommand_parser", None) or self
         command = parser.prog.replace(" [options]", "")
-        sys.stderr.write(f"error: {shorten(message)}{parser.suggestion(message)}\nAll options: {command} --help\n")
+        fault = parser.not_chosen(message) or shorten(message) + parser.suggestion(message)
+        sys.stderr.write(f"error: {fault}\nAll options: {command} --help\n")
         self.exit(2)
+
+    def not_chosen(self, message: str) -> str | None:
+        """What is wrong if an option of a class is given, and the class itself is not; None if it is something else."""
+        if fault := _NOT_CHOSEN.search(message):
+            place, option = fault.groups()
+            hint = getattr(self._option_string_actions.get(f"--{place}"), "_typehint", None)
+            for owner in [choice.__name__ for choice in _choices(hint) if _takes(choice, option)]:
+                return f"{option} belongs to {owner}: add --{place} {owner} before it."
+        return None
 
     def suggestion(self, message: str) -> str:
         """What may have been meant by a mistyped class or option, or nothing."""

@@ -136,6 +136,21 @@ def show_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     ]
     figures += [f"{speed:,.0f} images/s in training alone"] if speed else []
     figures += [f"{memory / 2**20:.1f} MiB of activations at most"] if memory else []
-    print(f"{', '.join(figures)}\nRun folder: {folder}\nTo watch:   tensorboard --logdir {folder}")
+    print("\n".join([", ".join(figures), *_spared(metrics)]))
+    print(f"Run folder: {folder}\nTo watch:   tensorboard --logdir {folder}")
     if "test/top1" not in metrics:
         print(f"To judge:   python -m experiments probe --checkpoint {folder}")
+
+
+def _spared(metrics: Mapping[str, float]) -> list[str]:
+    """What was sent and what was left out, a line each, if the run noted it."""
+    lines = []
+    if "communication/bits_per_parameter" in metrics:
+        bits, ratio, megabytes = (
+            metrics[f"communication/{key}"] for key in ("bits_per_parameter", "ratio", "megabytes")
+        )
+        less = f", {ratio:.1f} × less than float32" if ratio > 1 else ""
+        lines.append(f"Sent:       {bits:.2f} bits per parameter{less}, {megabytes:.1f} MB")
+    if "train/saved" in metrics:
+        lines.append(f"Left out:   {100 * metrics['train/saved']:.1f} % of the training images' visits")
+    return lines

@@ -35,7 +35,7 @@ class Trainer(L.Trainer):
                 included), or only those of convolutions and matrix products.
         """
         require_backward_passes(model)
-        show_cost(model, datamodule.batch_size, convention, json)
+        show_cost(model, datamodule.batch_size, convention, json, self.num_devices * self.num_nodes)
 
     def bench(
         self,

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from losses import CrossEntropy, OutputLossCallable, ensemble, probabilities, top1
-from models.local_learning import LocalLearning
+from models.local_learning import LocalLearning, UnsupportedError
 from models.method import Classifier, LabelledImages
 from models.networks import Chain, NetworkCallable
 
@@ -30,7 +30,7 @@ class LocalClassification(Classifier, LocalLearning):
 
     Attributes:
         logits_of: block, counted from 0 → its logits in this training step, detached: for callbacks, such as those
-            that choose samples by their loss (``model.sample_losses(model.logits_of[k], batch.labels)``).
+            that choose samples by their loss (``model.checked_losses(model.logits_of[k], batch.labels)``).
     """
 
     def __init__(
@@ -55,15 +55,30 @@ class LocalClassification(Classifier, LocalLearning):
             self.record(k, "top1", top1(probabilities(logits), batch.labels))
         if batch.weights is None:
             return self.prediction_loss(logits, batch.labels)
-        return (batch.weights * self.sample_losses(logits, batch.labels)).mean()
+        return (batch.weights * self.checked_losses(logits, batch.labels)).mean()
 
     def sample_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Loss of every sample, ``(B,)``: the output loss."""
         return self.output_loss(logits, labels)
 
+    def checked_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """:meth:`sample_losses`, of which there is one per sample: a mean would pass for that of every sample.
+
+        Raises:
+            UnsupportedError: there are more or fewer.
+        """
+        losses = self.sample_losses(logits, labels)
+        if losses.shape != labels.shape:
+            raise UnsupportedError(
+                f"sample_losses of {type(self).__name__} with {type(self.output_loss).__name__} must give the loss of "
+                f"each of {len(labels)} samples, {tuple(labels.shape)}, not a tensor of shape {tuple(losses.shape)}: "
+                'leave the mean out (reduction="none").'
+            )
+        return losses
+
     def prediction_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """What training minimises and evaluation reports as ``…/loss``: the mean of the samples' losses."""
-        return self.sample_losses(logits, labels).mean()
+        return self.checked_losses(logits, labels).mean()
 
     def on_train_batch_start(self, batch: LabelledImages, batch_idx: int) -> None:
         """Forget the last step's logits."""

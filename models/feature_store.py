@@ -26,7 +26,7 @@ class FeatureStore:
     images × size of an image's features, while it is exchanged for the next block's twice that.
 
     Args:
-        passes: number of augmented versions; 1 if the data are not augmented.
+        passes: number of augmented versions, at most one per epoch of a block; 1 if the data are not augmented.
         folder: folder for the file, which is removed at the end; in memory by default.
         dtype: what features are rounded to, for all blocks behind alike.
 
@@ -40,6 +40,21 @@ class FeatureStore:
         if passes < 1:
             raise FeatureStoreError(f"A feature store holds at least 1 pass over the data, not {passes}.")
         self.passes, self.folder, self._dtype = passes, folder, getattr(torch, dtype)
+
+    def require_use(self, epochs: int) -> None:
+        """See that every pass is read while a block learns.
+
+        Args:
+            epochs: of each block.
+
+        Raises:
+            FeatureStoreError: there are fewer epochs than passes.
+        """
+        if self.passes > epochs:
+            raise FeatureStoreError(
+                f"A block of {epochs} epoch{'s' if epochs > 1 else ''} reads only {epochs} of the feature store's "
+                f"{self.passes} passes: set --model.store.passes {epochs}, or raise epochs_per_block."
+            )
 
     def require_folder(self) -> None:
         """See that the folder, if there is one, can be written.
@@ -151,7 +166,7 @@ def _reserve(folder: Path, size: int) -> Path:
         if path:
             path.unlink(missing_ok=True)
         raise FeatureStoreError(
-            f"The feature store ({size / 2**30:.2f} GiB) cannot be written to {folder} ({fault.strerror}). Choose "
+            f"The feature store ({_size(size)}) cannot be written to {folder} ({fault.strerror}). Choose "
             "another folder, fewer passes, or a smaller dtype; then go on with --ckpt_path last."
         ) from fault
     return path
@@ -159,6 +174,11 @@ def _reserve(folder: Path, size: int) -> Path:
 
 def _too_large(size: int, there: int, where: str, instead: str) -> FeatureStoreError:
     return FeatureStoreError(
-        f"The feature store needs {size / 2**30:.2f} GiB, but only {there / 2**30:.2f} GiB {where}. Take fewer passes "
+        f"The feature store needs {_size(size)}, but only {_size(there)} {where}. Take fewer passes "
         f"or a smaller dtype, or {instead}; then go on with --ckpt_path last."
     )
+
+
+def _size(size: int) -> str:
+    """Bytes in GiB, or in MiB below one."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.2f} MiB"

@@ -108,10 +108,21 @@ class Layerwise(DecoupledGreedy):
         return super().block_output(k, self.disturb(x) if k in self.learners else x)
 
     def configure_optimizers(self) -> tuple[list[Optimizer], list[LRScheduler]]:
-        """One optimizer and schedule per block, with raised weight decay."""
+        """One optimizer and schedule per block, with raised weight decay.
+
+        Raises:
+            UnsupportedError: a factor, and no weight decay that it could raise.
+        """
         optimizers, schedulers = super().configure_optimizers()
-        for group in [group for optimizer in optimizers for group in optimizer.param_groups]:
-            group["weight_decay"] = group.get("weight_decay", 0) * self.regularization.weight_decay
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        factor = self.regularization.weight_decay
+        if factor != 1 and not any(group.get("weight_decay") for group in groups):
+            raise UnsupportedError(
+                f"regularization.weight_decay {factor:g} is a factor on the optimizer's weight decay, which is 0: set "
+                "--model.optimizer.weight_decay, as 1e-4."
+            )
+        for group in groups:
+            group["weight_decay"] = group.get("weight_decay", 0) * factor
         return optimizers, schedulers
 
     # -- from one block to the next -----------------------------------------------------------------
@@ -221,10 +232,11 @@ class Layerwise(DecoupledGreedy):
         """Refuse what would train wrongly, or fail when the second block begins.
 
         Raises:
-            FeatureStoreError: the store's folder cannot be written.
+            FeatureStoreError: the store holds passes that no epoch would read, or its folder cannot be written.
         """
         super().setup(stage)
         if stage == "fit" and self.store:
+            self.store.require_use(self.epochs_per_block)
             self.store.require_folder()
 
     @property

@@ -16,7 +16,7 @@ class Regularization:
     ahead (:class:`models.networks.ConvHead`) is the fourth; it is the method's ``head``.
 
     Args:
-        weight_decay: factor on the optimizer's weight decay, for a block and its head.
+        weight_decay: factor on the optimizer's weight decay (then above 0), for a block and its head.
         input_dropout: share of the entries of a learning block's detached input that are set to 0.
         input_noise: standard deviation of normal noise on that input, relative to the input's own.
         overparameterize: number of factors whose product each weight of the learning blocks is; a finished block's are

@@ -110,15 +110,30 @@ class InfoBatch(DataFilter):
 
     def __init__(self, ratio: float = 0.5, until: float = 0.875) -> None:
         super().__init__()
-        if not 0 <= ratio < 1 or not 0 <= until <= 1:
+        if not 0 < ratio < 1 or not 0 < until <= 1:
             raise UnsupportedError(
-                f"InfoBatch drops a share below 1 until a share of the epochs, not {ratio}, {until}."
+                f"InfoBatch drops a share below 1 until a share of the epochs, both above 0, not {ratio}, {until}."
             )
         self.ratio, self.until = ratio, until
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """See that an epoch can drop images.
+
+        Raises:
+            UnsupportedError: all epochs are the first ones or the last, which see all images.
+        """
+        super().setup(trainer, pl_module, stage)
+        epochs, least = pl_module.epochs_per_block or trainer.max_epochs, max(2, int(1 / self.until) + 1)
+        if stage == "fit" and not trainer.fast_dev_run and epochs < least:
+            whose = "epochs_per_block" if pl_module.epochs_per_block else "trainer.max_epochs"
+            raise UnsupportedError(
+                f"InfoBatch needs {whose} of at least {least}, not {epochs}: the first epoch sees all images, and so "
+                f"do those behind the share until = {self.until:g} of them."
+            )
+
     def scores(self, model: LocalClassification, batch: Batch, earlier: Tensor) -> Tensor:
         """Losses ``(B,)``."""
-        return torch.stack([model.sample_losses(z, batch.labels) for z in model.logits_of.values()]).mean(0).float()
+        return torch.stack([model.checked_losses(z, batch.labels) for z in model.logits_of.values()]).mean(0).float()
 
     def choose(self, scores: Tensor, done: int, epochs: int, generator: torch.Generator) -> Selection | None:
         """A random choice of those below the mean, but for the first and the last epochs."""

@@ -16,7 +16,7 @@ class CutTable(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print; the data are there by now, or their fault was told already."""
         if trainer.is_global_zero and isinstance(pl_module, LocalLearning):
-            show_cost(pl_module, trainer.datamodule.batch_size, "published", json=False)
+            show_cost(pl_module, trainer.datamodule.batch_size, "published", json=False, processes=trainer.world_size)
 
 
 class BlockProgressBar(TQDMProgressBar):

@@ -31,6 +31,11 @@ FIT = ("fit", "--config", str(DIGITS), *SMALL, "--trainer.max_epochs=2")
             ["CrossEntropy has no option 'alpha'", "first: --model.output_loss ExpGB --model.output_loss.alpha"],
         ),
         (["--model.output_loss=ExpGB", "--model.output_loss.alfa=1"], ["ExpGB has no", "Did you mean alpha?"]),
+        (
+            ["--trainer.strategy.hook=EntropyCoded"],
+            ["error: hook belongs to CompressedDDP: add --trainer.strategy CompressedDDP before it."],
+        ),
+        (["--trainer.strategy.hoko=EntropyCoded"], ["trainer.strategy", "no class auto here"]),
         (["--model.units_per_block=2"], ["Layerwise has; choose the class first: --model Layerwise"]),
         (["--model.cut.after=conv1"], ["cut.after", "Expected a <class 'list'>"]),
         (["--model.cut.by=bytes"], ["cut.by", "activation_bytes"]),

@@ -36,11 +36,13 @@ def assert_same(one, other):
         assert one == other
 
 
-def test_lightning_calls_the_hook_on_a_cpu(tmp_path, monkeypatch):
+def test_lightning_calls_the_hook_on_a_cpu(tmp_path, monkeypatch, capsys):
     calls, exchange = [], Uncompressed.exchange
     monkeypatch.setattr(Uncompressed, "exchange", lambda hook, bucket: calls.append(hook) or exchange(hook, bucket))
     folder = one_process(tmp_path, f"{HOOK}=Uncompressed")
     assert len(calls) == 2 * 4
+    megabytes = summary(folder)["metrics"]["communication/megabytes"]
+    assert f"Sent:       32.00 bits per parameter, {megabytes:.1f} MB\n" in capsys.readouterr().out
     assert summary(folder)["metrics"]["communication/bits_per_parameter"] == 32
 
 
@@ -109,10 +111,14 @@ def test_a_hook_that_is_none_is_told_in_one_sentence(option, said, tmp_path, cap
 
 
 @pytest.mark.parametrize("coder", ["Zlib", "ZlibHuffman", "Huffman"])
-def test_coders_have_short_names(coder, tmp_path):
+def test_coders_have_short_names(coder, tmp_path, capsys):
     hook = (f"{HOOK}=EntropyCoded", f"{HOOK}.coder={coder}", f"{HOOK}.mode=true")
     folder = one_process(tmp_path, *hook, "--trainer.max_epochs=1")
-    assert 0 < summary(folder)["metrics"]["communication/bits_per_parameter"] < 8
+    metrics = summary(folder)["metrics"]
+    bits, ratio = metrics["communication/bits_per_parameter"], metrics["communication/ratio"]
+    assert 0 < bits < 8
+    said = f"Sent:       {bits:.2f} bits per parameter, {ratio:.1f} × less than float32, "
+    assert said in capsys.readouterr().out
 
 
 def test_the_report_tells_hooks_apart_and_says_what_they_sent(tmp_path):

@@ -53,6 +53,12 @@ def test_cost_prints_a_table(capsys):
     assert "one per node" in printed
 
 
+def test_cost_of_several_processes_names_their_number_and_the_batch_of_each(capsys):
+    config = CONFIGS / "communication" / "digits.yaml"
+    main(["cost", "--config", str(config), "--trainer.devices=2", "--data.batch_size=48"])
+    assert "MiB of one process, a batch of 2 processes × 48" in capsys.readouterr().out
+
+
 def test_bench_measures_method_backprop_and_checkpointing(capsys):
     result = run_json(capsys, "bench", "--config", str(DIGITS), *SMALL, "--steps=2", "--repetitions=2")
     for figures in (result, result["backprop"], result["checkpointing"], result["plain_loop"]):

@@ -49,7 +49,7 @@ def test_weighted_gradients_are_in_expectation_those_of_all_images(ratio):
     assert (error < 4 * draws.std(0) / len(draws) ** 0.5 + 1e-12).all()  # four standard errors
 
 
-@pytest.mark.parametrize(("ratio", "until"), [(1.0, 0.5), (-0.1, 0.5), (0.5, 1.1), (0.5, -1)])
+@pytest.mark.parametrize(("ratio", "until"), [(1.0, 0.5), (-0.1, 0.5), (0.5, 1.1), (0.5, -1), (0, 0.5), (0.5, 0)])
 def test_refuses_shares_that_are_none(ratio, until):
     with pytest.raises(UnsupportedError, match="share below 1 until a share of the epochs"):
         InfoBatch(ratio, until)
@@ -122,6 +122,19 @@ def test_first_and_last_epochs_have_all_images_the_others_fewer(tmp_path):
     assert 0.1 < saved < 0.5 * 0.75
 
 
+@pytest.mark.parametrize(("until", "epochs", "least"), [(0.875, 1, 2), (1.0, 1, 2), (0.5, 2, 3), (0.3, 3, 4)], ids=str)
+def test_so_few_epochs_that_nothing_can_be_dropped_are_refused(until, epochs, least, tmp_path):
+    message = f"epochs_per_block of at least {least}, not {epochs}: the first epoch sees all images"
+    with pytest.raises(UnsupportedError, match=message):
+        training.train(
+            network(Layerwise, epochs_per_block=epochs), tmp_path, None, [InfoBatch(until=until)], max_epochs=2 * epochs
+        )
+    with pytest.raises(UnsupportedError, match=f"trainer.max_epochs of at least {least}, not {epochs}"):
+        training.train(network(), tmp_path, None, [InfoBatch(until=until)], max_epochs=epochs)
+    chosen = [InfoBatch(0.5, until).choose(torch.arange(9.0), done, least, generator()) for done in range(least)]
+    assert any(selection is not None for selection in chosen)  # one more is enough
+
+
 def test_validation_follows_every_epoch_although_they_differ_in_length(tmp_path):
     class Validations(L.Callback):
         count = 0
@@ -150,6 +163,15 @@ def test_sure_images_are_left_out_seen_again_in_turn_and_passed_on_to_the_next_b
     assert trainer.callback_metrics["train/saved"].item() == pytest.approx(1 - sum(sizes) / (8 * 1293))
 
 
+def test_one_loss_for_all_images_is_refused(tmp_path):
+    class Mean(DecoupledGreedy):
+        def sample_losses(self, logits, labels):
+            return torch.nn.functional.cross_entropy(logits, labels)
+
+    with pytest.raises(UnsupportedError, match=r"sample_losses of Mean .* each of 256 samples, \(256,\), not .* \(\)"):
+        train(network(Mean), tmp_path, InfoBatch())
+
+
 FILTERS = [InfoBatch, partial(DropConfident, threshold=0.11, patience=1)]
 
 
@@ -166,10 +188,12 @@ def test_resumes_exactly(epochs, make_filter, tmp_path):
         assert torch.equal(resumed.state_dict()[name], tensor), name
 
 
-def test_from_the_command_line(tmp_path):
+def test_from_the_command_line(tmp_path, capsys):
     options = ["--trainer.callbacks+=InfoBatch", "--trainer.max_epochs=3", "--trainer.limit_train_batches=1.0"]
     metrics = summary(fit(tmp_path, *options))["metrics"]
     assert 0 < metrics["train/saved"] < 0.5
+    share = f"{100 * metrics['train/saved']:.1f} %"
+    assert f"Left out:   {share} of the training images' visits\n" in capsys.readouterr().out
 
 
 def test_is_refused_without_labels(capsys, tmp_path):

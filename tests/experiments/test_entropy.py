@@ -7,11 +7,12 @@ import lightning.pytorch as L
 import pytest
 import torch
 from helpers import fit, summary
+from matplotlib.colors import to_rgb
 from scipy import stats
 from torch import nn
 from torch.utils.data import DataLoader
 
-from experiments.benchmarks.weight_entropy import draw, read_curves
+from experiments.benchmarks.weight_entropy import draw, main, read_curves
 from experiments.callbacks import Entropy, Initialisation
 from experiments.callbacks.entropy import weights_of
 from experiments.communication import h8, shannon
@@ -146,8 +147,52 @@ def test_curves_of_a_run_are_drawn(run, tmp_path):
 
 def test_a_run_without_entropies_is_told(tmp_path):
     folder = fit(tmp_path, "--trainer.max_epochs=1")
-    with pytest.raises(RunError, match=r"--trainer.callbacks\+=experiments.callbacks.Entropy"):
+    with pytest.raises(RunError, match=r"run logged no entropy: train it with --trainer.callbacks\+=Entropy\.$"):
         read_curves(folder)
+
+
+def refused(capsys, *folders):
+    with pytest.raises(SystemExit) as stop:
+        main([str(folder) for folder in folders])
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_a_folder_without_entropies_ends_with_a_sentence(run, tmp_path, capsys):
+    bare, empty = tmp_path / "bare", tmp_path / "empty"
+    for folder in (bare, empty):
+        folder.mkdir()
+    (bare / "config.yaml").write_text("trainer: {callbacks: null}\n")
+    (bare / "metrics.csv").write_text("epoch,step,val/top1\n0,4,0.5\n")
+    hint = "train it with --trainer.callbacks+=Entropy."
+    assert refused(capsys, run, bare) == f"error: {bare} logged no entropy: {hint}\n"
+    sentence = "is no run folder, nor are there runs in it."
+    assert refused(capsys, run, empty) == f"error: {empty} {sentence}\n"
+    assert refused(capsys, tmp_path / "nowhere") == f"error: {tmp_path / 'nowhere'} {sentence}\n"
+
+
+def test_a_picture_of_many_blocks_has_colours_by_depth_and_its_legend_beside_them(tmp_path, monkeypatch):
+    folder, blocks = tmp_path / "deep", range(24)
+    names = [f"{part}.{k}.conv.weight" for k in blocks for part in ("blocks", "heads")] + ["total"]
+    columns = [f"entropy/{name}/{figure}" for name in names for figure in ("weight_h8", "weight_rms")]
+    folder.mkdir()
+    (folder / "config.yaml").write_text("trainer: {callbacks: {class_path: experiments.callbacks.Entropy}}\n")
+    with (folder / "metrics.csv").open("w", newline="") as file:
+        rows = [["", *(5 if "heads" in column else 1 for column in columns)], ["0", *(2 for _ in columns)]]
+        csv.writer(file).writerows([["epoch", *columns], *rows])
+    kept = []
+    monkeypatch.setattr("matplotlib.pyplot.close", kept.append)
+    main([str(folder), "--output", str(tmp_path / "deep.png")])
+    figure = kept[0]
+    legend, axes = figure.legends[0], figure.axes[0]
+    layers = [f"block {k + 1}, conv" for k in blocks]
+    assert [text.get_text() for text in legend.get_texts()] == [*layers, "mean over all weights, heads too"]
+    assert legend.get_window_extent().x0 >= axes.get_window_extent().x1  # beside the curves, not on them
+    colours = {line.get_label(): to_rgb(line.get_color()) for line in axes.lines}
+    assert len({colours[layer] for layer in layers}) == len(layers)
+    lightness = [sum(colours[layer]) for layer in (layers[0], layers[12], layers[-1])]
+    assert lightness == sorted(lightness)
+    assert axes.get_ylim()[1] < 5  # where heads begin
 
 
 # -- initialisation ---------------------------------------------------------------------------------

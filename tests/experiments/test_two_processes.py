@@ -38,6 +38,7 @@ def test_two_processes_write_one_run(finished):
 def test_two_processes_print_once(finished):
     _, printed = finished
     assert printed.count("MLP-256-256, 1 block") == 1
+    assert "MiB of one process, a batch of 2 processes × 32" in printed
     assert printed.count("Run folder:") == 1
     assert len(re.findall(r"^epoch \d", printed, re.MULTILINE)) == 2
 

@@ -171,6 +171,13 @@ def test_weight_decay_is_raised_for_every_block(tmp_path):
     assert [rates[epoch // 2] for epoch, rates in enumerate(look.seen)] == pytest.approx([4e-3] * 6)
 
 
+def test_a_factor_on_no_weight_decay_is_refused(tmp_path):
+    plain, raised = partial(SGD, lr=0.05), Regularization(weight_decay=3)
+    with pytest.raises(UnsupportedError, match=r"weight_decay 3 is a factor .* --model.optimizer.weight_decay"):
+        train(layerwise(optimizer=plain, regularization=raised), tmp_path)
+    train(layerwise(optimizer=plain), tmp_path)  # without a factor it may be 0
+
+
 @pytest.mark.parametrize(
     "regularization", [Regularization(input_dropout=0.5), Regularization(input_noise=0.5)], ids=["dropout", "noise"]
 )
@@ -350,7 +357,11 @@ def test_a_full_disk_is_refused_before_anything_is_written(how, tmp_path, monkey
 
         monkeypatch.setattr(os, "posix_fallocate", full)
     model = layerwise(store=FeatureStore(1, str(tmp_path / "store")))
-    message = r"needs .* GiB, but only" if how == "free" else r"cannot be written to .* \(No space left on device\)"
+    message = (
+        r"needs 0\.\d\d MiB, but only 0\.00 MiB is free"
+        if how == "free"
+        else r"cannot be written to .* \(No space left on device\)"
+    )
     with pytest.raises(FeatureStoreError, match=message):
         train(model, tmp_path)
     assert not os.listdir(tmp_path / "store")
@@ -371,6 +382,11 @@ def test_features_that_cannot_be_recomputed_are_noticed(tmp_path, monkeypatch):
     monkeypatch.setattr(Digits, "training_pass", fickle)
     with pytest.raises(FeatureStoreError, match="differ from recomputed ones"):
         train(layerwise(store=FeatureStore()), tmp_path)
+
+
+def test_more_passes_than_a_block_has_epochs_are_refused(tmp_path):
+    with pytest.raises(FeatureStoreError, match=r"2 epochs reads only 2 of .* 3 passes: set --model.store.passes 2"):
+        train(layerwise(store=FeatureStore(3)), tmp_path)
 
 
 def test_a_store_wants_a_pass_and_a_data_module(tmp_path):

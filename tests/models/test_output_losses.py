@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from datamodules import Batch
 from losses import CrossEntropy, ExpGB, LinearOutput, Pow3GB, SoftmaxMSE, diversity
-from models import Backprop, DecoupledGreedy, InfoPro, NeuronGroups
+from models import Backprop, DecoupledGreedy, InfoPro, NeuronGroups, UnsupportedError
 from models.networks import VGG, AuxHead, Cut
 
 SHAPE, CLASSES = (1, 8, 8), 5
@@ -49,6 +49,17 @@ def test_every_blocks_loss_is_the_mean_of_its_samples_output_losses(make):
     for loss, logits in local_losses(decoupled(output_loss=make), batch):
         assert not logits.requires_grad
         torch.testing.assert_close(loss.detach(), make()(logits, batch.labels).mean())
+
+
+def test_losses_that_are_not_one_per_sample_are_refused():
+    class Forgetful(DecoupledGreedy):
+        def sample_losses(self, logits, labels):
+            return F.cross_entropy(logits, labels)
+
+    model = Forgetful(network, SHAPE, CLASSES, 3, Cut(), head).double()
+    for batch in (draw(), draw(1), draw(weights=torch.ones(12))):
+        with pytest.raises(UnsupportedError, match=r'sample_losses of Forgetful .* shape \(\): .*reduction="none"'):
+            local_losses(model, batch)
 
 
 def test_groups_sum_their_output_losses_and_their_diversity():
