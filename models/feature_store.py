@@ -1,5 +1,6 @@
 """Features that frozen blocks hand on, computed once and read back in every epoch of the block that learns."""
 
+import copy
 import os
 import shutil
 import tempfile
@@ -26,7 +27,7 @@ class FeatureStore:
     images × size of an image's features, while it is exchanged for the next block's twice that.
 
     Args:
-        passes: number of augmented versions, at most one per epoch of a block; 1 if the data are not augmented.
+        passes: number of augmented versions, of which a block reads one per epoch; 1 if the data are not augmented.
         folder: folder for the file, which is removed at the end; in memory by default.
         dtype: what features are rounded to, for all blocks behind alike.
 
@@ -41,20 +42,11 @@ class FeatureStore:
             raise FeatureStoreError(f"A feature store holds at least 1 pass over the data, not {passes}.")
         self.passes, self.folder, self._dtype = passes, folder, getattr(torch, dtype)
 
-    def require_use(self, epochs: int) -> None:
-        """See that every pass is read while a block learns.
-
-        Args:
-            epochs: of each block.
-
-        Raises:
-            FeatureStoreError: there are fewer epochs than passes.
-        """
-        if self.passes > epochs:
-            raise FeatureStoreError(
-                f"A block of {epochs} epoch{'s' if epochs > 1 else ''} reads only {epochs} of the feature store's "
-                f"{self.passes} passes: set --model.store.passes {epochs}, or raise epochs_per_block."
-            )
+    def for_epochs(self, epochs: int) -> "FeatureStore":
+        """The same with no more passes than so many epochs read, a pass each."""
+        fitting = copy.copy(self)
+        fitting.passes = min(self.passes, epochs)
+        return fitting
 
     def require_folder(self) -> None:
         """See that the folder, if there is one, can be written.

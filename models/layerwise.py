@@ -89,7 +89,8 @@ class Layerwise(DecoupledGreedy):
             epochs_per_block=epochs_per_block,
             **training,
         )
-        self.keep_heads, self.regularization, self.store = keep_heads, regularization, store
+        self.keep_heads, self.regularization = keep_heads, regularization
+        self.store = store.for_epochs(epochs_per_block) if store else None
         self.disturb = regularization.disturbance()
         for block in self.blocks:
             overparameterize(block, regularization.overparameterize)
@@ -232,11 +233,10 @@ class Layerwise(DecoupledGreedy):
         """Refuse what would train wrongly, or fail when the second block begins.
 
         Raises:
-            FeatureStoreError: the store holds passes that no epoch would read, or its folder cannot be written.
+            FeatureStoreError: the store's folder cannot be written.
         """
         super().setup(stage)
         if stage == "fit" and self.store:
-            self.store.require_use(self.epochs_per_block)
             self.store.require_folder()
 
     @property

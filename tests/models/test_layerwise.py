@@ -384,9 +384,10 @@ def test_features_that_cannot_be_recomputed_are_noticed(tmp_path, monkeypatch):
         train(layerwise(store=FeatureStore()), tmp_path)
 
 
-def test_more_passes_than_a_block_has_epochs_are_refused(tmp_path):
-    with pytest.raises(FeatureStoreError, match=r"2 epochs reads only 2 of .* 3 passes: set --model.store.passes 2"):
-        train(layerwise(store=FeatureStore(3)), tmp_path)
+def test_no_more_passes_are_stored_than_a_block_has_epochs():
+    given = FeatureStore(passes=3)
+    model = layerwise(store=given, epochs_per_block=2)
+    assert (model.store.passes, given.passes) == (2, 3)
 
 
 def test_a_store_wants_a_pass_and_a_data_module(tmp_path):
