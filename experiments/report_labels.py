@@ -1,7 +1,7 @@
 """What tells the rows of a report apart: the settings of its runs, and names made of those that differ."""
 
 import statistics
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 _NO_SETTINGS = ("seed", "root", "folder", "download", "num_workers", "num_blocks", "num_groups")
@@ -68,18 +68,18 @@ _MANY = 3
 def labels(alike: Sequence[Setting]) -> dict[Setting, str]:
     """What tells settings of one problem and method apart.
 
-    Named are the options in which those that have them differ, and the classes that only some have: the options of
-    such a class (the temperature of one loss among several) go without saying. Where that leaves two alike, all that
-    some lack is named too; where many options differ, the most common value of each goes without saying.
+    Named are the options in which those that have them, in the same class, differ, and the classes that only some have:
+    the options of such a class (the temperature of one loss among several) go without saying. Where that leaves two
+    alike, all that some lack is named too; where many options differ, the most common value of each goes without
+    saying.
 
     Args:
         alike: the settings of one problem and method.
     """
     known = {one: dict(one.options) for one in alike}
     names = {name for options in known.values() for name in options}
-    values = {name: {options.get(name) for options in known.values()} for name in names}
-    differ = {name for name in names if len(values[name] - {None}) > 1}
-    lacked = {name for name in names if None in values[name]}
+    differ = {name for name in names if _differs(name, known.values())}
+    lacked = {name for name in names if any(name not in options for options in known.values())}
     classes = {name for name in lacked if name.endswith(_CLASS) and not differ.intersection(_classes_around(name))}
 
     def label(one: Setting, told: set[str]) -> str:
@@ -91,6 +91,16 @@ def labels(alike: Sequence[Setting]) -> dict[Setting, str]:
     brief = {one: label(one, differ | classes) for one in alike}
     unclear = len({(one.nodes, text) for one, text in brief.items()}) < len(brief)
     return {one: label(one, differ | lacked) for one in alike} if unclear else brief
+
+
+def _differs(name: str, known: Iterable[Mapping[str, str]]) -> bool:
+    """Whether an option has several values where the classes that it belongs to are the same."""
+    values: dict[tuple[str | None, ...], set[str]] = {}
+    for options in known:
+        if name in options:
+            classes = tuple(options.get(around) for around in _classes_around(name))
+            values.setdefault(classes, set()).add(options[name])
+    return any(len(found) > 1 for found in values.values())
 
 
 def _classes_around(name: str) -> Iterator[str]:

@@ -10,7 +10,7 @@ import matplotlib
 matplotlib.use("Agg")  # files only: no screen is needed
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from experiments.report_columns import columns
 from experiments.report_rows import Row
@@ -49,7 +49,8 @@ def _problems(cells: Mapping[str, Sequence[str]]) -> list[list[str]]:
 
 def _nodes(row: Row) -> str:
     k, g = row.nodes
-    return f"K = {k}" + (f", G = {g}" if g > 1 else "")
+    text = f"K = {k}" + (f", G = {g}" if g > 1 else "")
+    return text.replace(" = ", "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}")
 
 
 def _draw_depth(axes: Axes, rows: Sequence[Row], colours: Sequence[Any]) -> None:
@@ -100,6 +101,7 @@ def _draw_bars(
     axes.invert_yaxis()
     axes.set_title(title)
     axes.set_xlim(0, 1.25 * max(values) or 1)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -133,10 +135,10 @@ def draw_cost(rows: Sequence[Row], title: str, path: Path) -> None:
         for row, x, y in zip(line, cost, top1, strict=True):
             axes.annotate(f"K{row.nodes[0]}", (x, y), ha="center", va="center", fontsize=7)
     axes.set_xscale("log")
-    left, right = axes.get_xlim()
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if right > 10 * left else MaxNLocator(6))
+    left, right = axes.set_xlim(axes.get_xlim())  # which the locator would widen to whole decades
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if right > 30 * left else (1, 1.5, 2, 3, 5, 7)))
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("")
     axes.set(xlabel="forward pass of the slowest node, M MACs per image", ylabel="test top-1, %")
     meaning = "area: cost of inference; full: the model's prediction, empty: the ensemble's; bars: ± sd over seeds"
     figure.suptitle(f"{title}\n{meaning}", fontsize=9)

@@ -151,13 +151,14 @@ def test_every_callback_of_ours_is_known_to_watch_or_to_change_training():
 def test_a_class_says_nothing_of_what_is_inside_it(tmp_path):
     coder = {"class_path": "coders.Zlib", "init_args": {"level": 9}}
     hooks = {
+        "half": {"class_path": "hooks.Half", "init_args": {"c": 0.5}},
         "none": {"class_path": "hooks.Uncompressed"},
         "coded": {"class_path": "hooks.EntropyCoded", "init_args": {"c": 1.0, "coder": coder}},
     }
     for name, hook in hooks.items():
         finished(tmp_path, name, {}, {"strategy": {"class_path": "CompressedDDP", "init_args": {"hook": hook}}})
     rows = group(find_summaries([tmp_path]))
-    assert [row.method for row in rows] == ["Backprop (EntropyCoded)", "Backprop (Uncompressed)"]
+    assert [row.method for row in rows] == ["Backprop (EntropyCoded)", "Backprop (Half)", "Backprop (Uncompressed)"]
 
 
 def test_an_entry_of_a_mapping_is_named_with_the_mapping(tmp_path):
