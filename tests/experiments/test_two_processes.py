@@ -72,6 +72,6 @@ def test_a_termination_signal_stops_both(tmp_path):
     while process.poll() is None and not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists():
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
-    printed, _ = process.communicate(timeout=300)
+    printed, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
     assert "--name run --ckpt_path last" in printed

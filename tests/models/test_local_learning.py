@@ -164,9 +164,7 @@ def test_checkpointed_network_has_the_weights_of_a_plain_one():
         backprop(checkpoint_segments=5)
 
 
-def test_compiled_blocks_train_like_plain_ones(tmp_path, monkeypatch):
-    # Traced and differentiated as ever; the C++ that would be made of the graphs takes a compiler half a minute.
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+def test_compiled_blocks_train_like_plain_ones(tmp_path):
     network = partial(MLP, hidden=(16, 16), batch_norm=False)
     plain = decoupled(2, network, head=partial(AuxHead, convs=0, fcs=1))
     compiled = decoupled(2, network, head=partial(AuxHead, convs=0, fcs=1), compile=True)
