@@ -341,6 +341,8 @@ def main(args: Sequence[str] | None = None) -> None:
         who = f"process {rank}: " if (rank := run_folder.process_rank()) else ""
         print(f"{who}error: {fault}", file=sys.stderr)
         raise SystemExit(2) from error
+    finally:
+        run_folder.release()
 
 
 def _with_config_of_run(args: Sequence[str]) -> list[str]:

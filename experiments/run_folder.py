@@ -1,13 +1,14 @@
 """The run folder: its name, its checkpoints, and whether they can be trusted."""
 
+import contextlib
+import fcntl
 import os
 import pickle
 import re
-import shutil
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import nn
@@ -20,6 +21,14 @@ PROBE, REGIONS = "probe.json", "decision_regions.png"
 OBSERVATIONS, OBSERVATIONS_PICTURE = "observations.json", "observations.png"
 OBSERVATIONS_OVER_TIME = "observations_over_time.png"
 LAST, PREVIOUS, BEST = "checkpoints/last.ckpt", "checkpoints/previous.ckpt", "checkpoints/best.ckpt"
+UNFINISHED = ".unfinished"
+"""Mark of a folder that a run made or found empty; locked while the run is alive, removed when it is finished."""
+
+_BEFORE_A_CHECKPOINT = (CONFIG, "config.new", METRICS, f"{METRICS}.kept", "events.out.tfevents.*", UNFINISHED)
+"""What a run writes before its first checkpoint."""
+
+_marks: dict[Path, IO[str]] = {}  # of the run folder that this process writes: open and locked
+_begun_here: set[Path] = set()  # folders in which nothing is that a run did not write
 
 
 _INHERITED = "LOCAL_LEARNING_RUN_FOLDER"
@@ -62,6 +71,17 @@ def default_name(config: Mapping[str, Any]) -> str:
     return "-".join([*parts, f"seed{config['seed_everything']}"])
 
 
+def plain_name(name: str) -> str:
+    """The name, if it is one plain component of a path.
+
+    Raises:
+        RunError: it is empty, leads elsewhere (``..``, ``/tmp/x``, ``a/b``), or no name of a folder.
+    """
+    if name in ("", ".", "..") or os.sep in name or "\0" in name:
+        raise RunError(f"A run's name is one plain folder name, not {name!r}. Choose where it goes with --runs.")
+    return name
+
+
 def choose(runs: Path, name: str | None, default: str, resume: bool) -> Path:
     """The folder of a run: the named one, or a numbered one under the default name.
 
@@ -72,15 +92,22 @@ def choose(runs: Path, name: str | None, default: str, resume: bool) -> Path:
         resume: whether a run that is there already goes on.
 
     Raises:
-        RunError: the named folder is taken, or there is nothing to resume.
+        RunError: the name is none, the named folder is taken or not a run's, or there is nothing to resume.
     """
-    if name:
-        folder = runs / name
-        if not resume and folder.is_dir() and any(folder.iterdir()):
-            state = "already holds a run. Go on with it by --ckpt_path last, or choose"
-            if not (folder / LAST).exists():
-                state = "is not empty, and there is no checkpoint in it to go on from. Empty it, or choose"
-            raise RunError(f"{folder} {state} another --name.")
+    if name is not None:
+        folder = runs / plain_name(name)
+        if folder.exists() and not folder.is_dir():
+            raise RunError(f"{folder} is a file. Choose another --name.")
+        held = has_checkpoint(folder)
+        if held and not resume:
+            raise RunError(
+                f"{folder} already holds a run. Go on with it by --ckpt_path last, or choose another --name."
+            )
+        if not held and not (folder / UNFINISHED).is_file() and folder.is_dir() and any(folder.iterdir()):
+            raise RunError(
+                f"{folder} is not empty, and there is no checkpoint in it to go on from. Empty it, or choose "
+                "another --name."
+            )
         return folder
     taken = [runs / default]
     while taken[-1].exists():
@@ -88,27 +115,65 @@ def choose(runs: Path, name: str | None, default: str, resume: bool) -> Path:
     return taken[-2] if resume and len(taken) > 1 else taken[-1]
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Whether there is something in a folder to go on from, or a summary."""
+    return (folder / SUMMARY).exists() or any((folder / LAST).parent.glob("*.ckpt"))
+
+
 def create(folder: Path) -> None:
-    """Make the folder and see that it can be written.
+    """Make the folder, see that it can be written, and mark it as that of a living run.
+
+    What a run left there that broke off before its first checkpoint is removed.
 
     Raises:
-        RunError: it cannot.
+        RunError: it cannot be written, or another process is writing it.
     """
+    mark = folder / UNFINISHED
     try:
+        begun_before, anew = mark.is_file(), not has_checkpoint(folder)
+        empty = not folder.exists() or not any(folder.iterdir())
         (folder / LAST).parent.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
+        file = mark.open("w")
     except OSError as fault:
         raise RunError(
             f"The run folder {folder} cannot be written ({fault.strerror}). Choose another with --runs."
         ) from fault
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as fault:
+        file.close()
+        raise RunError(f"The run {folder} is being trained by another process. Choose another --name.") from fault
+    _marks[folder] = file
+    if anew and (begun_before or empty):
+        _begun_here.add(folder)
+        _remove_files(folder, keep=UNFINISHED)
+
+
+def release() -> None:
+    """This process writes no run folder any longer: a finished run loses its mark."""
+    while _marks:
+        folder, file = _marks.popitem()
+        if (folder / SUMMARY).is_file():
+            (folder / UNFINISHED).unlink(missing_ok=True)
+        file.close()
+    _begun_here.clear()
 
 
 def discard_empty(folder: Path) -> None:
-    """Remove a run folder in which there is nothing to go on from: no checkpoint, no summary."""
-    if not (folder / LAST).exists() and not (folder / PREVIOUS).exists() and not (folder / SUMMARY).exists():
-        shutil.rmtree(folder, ignore_errors=True)
+    """Remove what this run wrote itself, file by file, if there is nothing to go on from; then the folder, if empty."""
+    if folder in _begun_here and not has_checkpoint(folder):
+        _remove_files(folder)
+        with contextlib.suppress(OSError):  # somebody else's files are in it
+            (folder / LAST).parent.rmdir()
+            folder.rmdir()
+
+
+def _remove_files(folder: Path, keep: str = "") -> None:
+    """Remove what a run writes before its first checkpoint."""
+    for pattern in _BEFORE_A_CHECKPOINT:
+        for file in folder.glob(pattern):
+            if file.name != keep and file.is_file():
+                file.unlink()
 
 
 def find_checkpoint(path: Path) -> Path:

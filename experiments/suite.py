@@ -15,7 +15,7 @@ import yaml
 
 from experiments.errors import RunError
 from experiments.report import report
-from experiments.run_folder import LAST, PART_OF_SUITE, SUMMARY, discard_empty
+from experiments.run_folder import LAST, PART_OF_SUITE, SUMMARY, plain_name
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,11 @@ def _expand(folder: Path, entry: Mapping[str, Any]) -> Iterator[Run]:
     grid = entry.get("grid", {})
     for values in itertools.product(*grid.values()):
         chosen = dict(zip(grid, values, strict=True))
-        suffix = "".join(f"-{option.rpartition('.')[2]}{value}" for option, value in chosen.items())
+        suffix = "".join(f"-{option.rpartition('.')[2]}{value}" for option, value in chosen.items()).replace("/", "_")
         options = {**entry.get("options", {}), **chosen}
-        yield Run(name + suffix, config, tuple(f"--{option}={value}" for option, value in options.items()), probe)
+        yield Run(
+            plain_name(name + suffix), config, tuple(f"--{option}={value}" for option, value in options.items()), probe
+        )
 
 
 def suite(path: Path, runs: Path, extra: Sequence[str], fault_of: Callable[[Sequence[str]], str | None]) -> None:
@@ -97,7 +99,7 @@ def suite(path: Path, runs: Path, extra: Sequence[str], fault_of: Callable[[Sequ
     """
     if clash := [option for option in extra if re.match(r"--(name|config|runs|ckpt_path)\b", option)]:
         raise RunError(f"{clash[0]} belongs to one run: a suite names its runs, and resumes them, itself.")
-    folder = runs / path.stem
+    folder = runs / plain_name(path.stem)
     planned = read_suite(path)
     for run in planned:
         for line in _unchecked(run, folder, extra):
@@ -134,7 +136,6 @@ def _commands(run: Run, folder: Path, extra: Sequence[str]) -> list[list[str]]:
         return [] if '"probe_lin' in (run_folder / SUMMARY).read_text() else probe
     if (run_folder / LAST).is_file():
         return [[*fit, "--ckpt_path=last"], *probe]
-    discard_empty(run_folder)  # cut off in its first epoch
     return [fit, *probe]
 
 
