@@ -14,11 +14,11 @@ from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from datamodules.augment import Augment, augment_batch, cutout, normalise
 from datamodules.batch import Batch, Selection
-from datamodules.epoch_batches import EpochBatches, SeededBatches, count_batches, mix
+from datamodules.epochs import EpochBatches, SeededBatches, count_batches, mix
 from datamodules.files import DataError
 from datamodules.images import Images, MemoryImages, TrainingImages
-from datamodules.paired_images import BatchedPairs, PairedImages, normalised
-from datamodules.views import Views
+from datamodules.views.pairs import BatchedPairs, PairedImages, normalised
+from datamodules.views.transforms import Views
 
 
 class ImageDataModule(L.LightningDataModule):

@@ -4,74 +4,54 @@ import argparse
 import contextlib
 import io
 import logging
+import pkgutil
 import re
 import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import lightning.pytorch as L
 import yaml
-from lightly.utils.scheduler import CosineWarmupScheduler
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
-from datamodules import DataError, ImageDataModule
-from experiments import run_folder
-from experiments.allocator import keep_freed_memory
-from experiments.callbacks import (
-    BestCheckpoint,
-    BlockProgressBar,
-    CutTable,
-    EpochLines,
-    LastCheckpoint,
-    Meter,
-    OnlineProbe,
-    PredictionsFile,
-    RunCSVLogger,
-    RunTensorBoardLogger,
-    TensorBoardPage,
-)
-from experiments.communication import (
-    CommunicationError,
-    CommunicationLog,
-    CompressedDDP,
-    EntropyCoded,
-    HalfPrecision,
-    PowerSGD,
-    Uncompressed,
-)
-from experiments.errors import RunError
+import datamodules
+import models
+from datamodules.base import ImageDataModule
+from datamodules.files import DataError
+from experiments import callbacks, distributed
+from experiments.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
+from experiments.callbacks.communication_log import CommunicationLog
+from experiments.callbacks.meter import Meter
+from experiments.callbacks.online_probe import OnlineProbe
+from experiments.callbacks.predictions import PredictionsFile
+from experiments.callbacks.progress import BlockProgressBar, CutTable, EpochLines
+from experiments.callbacks.tensorboard import TensorBoardPage
+from experiments.distributed.errors import CommunicationError
+from experiments.distributed.strategy import CompressedDDP
+from experiments.measure.allocator import keep_freed_memory
 from experiments.parser import Parser, swallowed
-from experiments.report import report
-from experiments.saved_config import SavedConfig
+from experiments.report.report import report
+from experiments.run import folder as run_folder
+from experiments.run.errors import RunError
+from experiments.run.loggers import RunCSVLogger, RunTensorBoardLogger
+from experiments.run.saved_config import SavedConfig
+from experiments.run.summary import log_to_hparams, show_summary, summarise, write_summary
 from experiments.suite import suite
-from experiments.summary import log_to_hparams, show_summary, summarise, write_summary
 from experiments.trainer import Trainer
 from losses import OutputLossError
-from models import (
-    Backprop,
-    BlockwiseSSL,
-    ClosedFormMLP,
-    CollapsedError,
-    DecoupledGreedy,
-    FeatureStoreError,
-    InfoPro,
-    Layerwise,
-    LoCo,
-    Method,
-    NeuronGroups,
-    NonFiniteLossError,
-    PredSim,
-    UnsupportedError,
-)
-from models.local_learning import require_supported_processes
-from models.networks import CutError, NetworkError
-from models.optimizers import BlockLARS
-from models.schedules import WarmupCosine
+from models.local_learning import NonFiniteLossError, UnsupportedError, require_supported_processes
+from models.method import Method
+from models.methods.blockwise_ssl import CollapsedError
+from models.networks.chain import NetworkError
+from models.networks.cut import CutError
+from models.parts.feature_store import FeatureStoreError
 
 FAULTS = (
     RunError,
@@ -89,13 +69,6 @@ FAULTS = (
 """Faults of use: reported in one sentence, without a traceback."""
 
 
-METHODS = (Backprop, BlockwiseSSL, ClosedFormMLP, DecoupledGreedy, InfoPro, Layerwise, LoCo, NeuronGroups, PredSim)
-CHOICES = (
-    *(BlockLARS, CosineWarmupScheduler, WarmupCosine),
-    *(CompressedDDP, EntropyCoded, HalfPrecision, PowerSGD, Uncompressed),
-)
-"""Imported so that their short names do: ``--model NeuronGroups``, ``--model.optimizer BlockLARS``."""
-
 OF_A_RUN = ("probe", "observe")
 """Commands of a finished run, whose own config they take."""
 
@@ -103,11 +76,19 @@ DESCRIPTION = """Local learning: networks trained block by block.
 Besides the commands below: suite S.yaml runs a list or grid of configs, report RUNS... compares finished runs."""
 
 
+def import_all(*packages: ModuleType) -> None:
+    """Import every file of packages, so that their classes are known by their short names: ``--model NeuronGroups``."""
+    for package in packages:
+        for file in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            import_module(file.name)
+
+
 class LocalLearningCLI(LightningCLI):
     """Lightning's commands and ``cost``, ``bench``, ``probe`` and ``observe`` of a model on data."""
 
     def __init__(self, args: Sequence[str]) -> None:
         self.asked = args[0] if args else None
+        import_all(models, datamodules, callbacks, distributed)
         super().__init__(
             Method,
             ImageDataModule,

@@ -13,9 +13,9 @@ from typing import Any
 
 import yaml
 
-from experiments.errors import RunError
-from experiments.report import report
-from experiments.run_folder import LAST, PART_OF_SUITE, SUMMARY, plain_name
+from experiments.report.report import report
+from experiments.run.errors import RunError
+from experiments.run.folder import LAST, PART_OF_SUITE, SUMMARY, plain_name
 
 
 @dataclass(frozen=True)

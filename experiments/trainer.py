@@ -5,14 +5,15 @@ from pathlib import Path
 import lightning.pytorch as L
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
-from datamodules import ImageDataModule
-from experiments.bench import bench, show_bench
-from experiments.cost import show_cost
-from experiments.hidden_layers import Every
-from experiments.observe import observe_run
-from experiments.probe import Protocol, probe_run
-from models import LocalLearning, Method, UnsupportedError
-from models.networks.profile import Convention
+from datamodules.base import ImageDataModule
+from experiments.measure.bench import bench, show_bench
+from experiments.measure.cost import show_cost
+from experiments.probing.hidden_layers import Every
+from experiments.probing.observe import observe_run
+from experiments.probing.probe import Protocol, probe_run
+from models.local_learning import LocalLearning, UnsupportedError
+from models.method import Method
+from models.networks.memory.profile import Convention
 
 
 class Trainer(L.Trainer):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from losses import CrossEntropy, OutputLossCallable, ensemble, probabilities, top1
 from models.local_learning import LocalLearning, UnsupportedError
 from models.method import Classifier, LabelledImages
-from models.networks import Chain, NetworkCallable
+from models.networks.chain import Chain, NetworkCallable
 
 
 class LocalClassification(Classifier, LocalLearning):
@@ -101,7 +101,7 @@ class LocalClassification(Classifier, LocalLearning):
 
     def end_to_end(self, checkpoint_segments: int = 0) -> "LocalClassification":
         """The network under backpropagation, with its own classifier."""
-        from models.backprop import Backprop  # a method itself
+        from models.methods.backprop import Backprop  # a method itself
 
         options = {"optimizer": self.make_optimizer, "output_loss": self.make_output_loss}
         return Backprop(self.make_network, self.image_shape, self.num_classes, checkpoint_segments, **options)

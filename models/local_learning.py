@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from models import networks
 from models.method import LabelledImages, Method
-from models.networks import Chain, NetworkCallable
-from models.networks.pooling import GlobalAveragePool
+from models.networks.chain import Chain, NetworkCallable
+from models.networks.layers.pooling import GlobalAveragePool
+from models.networks.memory import recomputed
 
 SchedulerCallable = Callable[[Optimizer], LRScheduler]
 
@@ -85,7 +85,7 @@ class LocalLearning(Method):
         self.make_network, self.network_title = network, chain.title
         self.image_shape, self.num_classes = chain.image_shape, num_classes
         parts = [nn.ModuleList(blocks), nn.ModuleList(heads)]
-        self.blocks, self.heads = map(networks.recompute, parts) if recompute else parts
+        self.blocks, self.heads = map(recomputed.recompute, parts) if recompute else parts
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.scheduler_interval, self.clip, self.epochs_per_block = scheduler_interval, clip, epochs_per_block
         self.to(memory_format=torch.channels_last)

@@ -7,7 +7,7 @@ import lightning.pytorch as L
 from torch import Tensor
 
 from losses import probabilities, top1
-from models.networks import NetworkCallable
+from models.networks.chain import NetworkCallable
 
 
 class LabelledImages(Protocol):

@@ -15,7 +15,8 @@ from PIL import Image
 from scipy.io import savemat
 from torchvision import datasets
 
-from datamodules import ImageNet, Imagenet32
+from datamodules.folders import ImageNet
+from datamodules.imagenet32 import Imagenet32
 
 SHAPES = {
     "MNIST": (28, 28, 1),

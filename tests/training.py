@@ -3,7 +3,8 @@
 import lightning.pytorch as L
 import torch
 
-from datamodules import Augment, Digits
+from datamodules.augment import Augment
+from datamodules.digits import Digits
 
 
 def train(model, tmp_path, data=None, callbacks=(), resume=None, **trainer_arguments):

@@ -9,7 +9,7 @@ import lightning.pytorch as L
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from experiments.run_folder import BEST, LAST, PART_OF_SUITE, PREVIOUS
+from experiments.run.folder import BEST, LAST, PART_OF_SUITE, PREVIOUS
 
 
 class LastCheckpoint(Checkpoint):

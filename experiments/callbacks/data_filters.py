@@ -8,10 +8,10 @@ import lightning.pytorch as L
 import torch
 from torch import Tensor
 
-from datamodules import Batch, Selection
+from datamodules.batch import Batch, Selection
 from losses import probabilities
-from models import UnsupportedError
 from models.classification import LocalClassification
+from models.local_learning import UnsupportedError
 
 
 class DataFilter(L.Callback, ABC):

@@ -11,10 +11,10 @@ from torch import Tensor
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from experiments.decision_regions import draw_regions
-from experiments.errors import RunError
-from experiments.run_folder import REGIONS
-from models import Method
+from experiments.probing.decision_regions import draw_regions
+from experiments.run.errors import RunError
+from experiments.run.folder import REGIONS
+from models.method import Method
 
 
 class DecisionBoundary(L.Callback):

@@ -7,7 +7,7 @@ import lightning.pytorch as L
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from experiments.communication.entropy import h8
+from experiments.distributed.entropy import h8
 
 
 class Entropy(L.Callback):
@@ -15,7 +15,7 @@ class Entropy(L.Callback):
 
     Per tensor ``entropy/<parameter>/``, and as ``entropy/total/`` the mean over all weights:
 
-    - ``weight_h8``, ``gradient_h8``, ``update_h8``: range-normalised entropy (:func:`experiments.communication.h8`) of
+    - ``weight_h8``, ``gradient_h8``, ``update_h8``: range-normalised entropy (:func:`experiments.distributed.h8`) of
       the weights, of their gradient in the epoch's last step, and of their change over the epoch;
     - ``weight_rms``, and ``weight_kurtosis``: fourth moment over squared variance: 1.8 uniform, 3 normal.
 

@@ -8,14 +8,15 @@ from jsonargparse.typing import PositiveInt
 from lightning.pytorch.utilities.seed import isolate_rng
 from PIL import Image
 
-from datamodules import Batch, ImageDataModule
-from experiments.callbacks.loggers import RunCSVLogger
+from datamodules.base import ImageDataModule
+from datamodules.batch import Batch
 from experiments.callbacks.tensorboard import tensorboard_page
-from experiments.features import Compute, Features, draw, evaluating, in_order, read
-from experiments.hidden_layers import Every, Figures, flat, layer_figures, layers_of, reader, redundancy
-from experiments.observe_pictures import draw_over_time
-from models import LocalLearning, UnsupportedError
+from experiments.probing.features import Compute, Features, draw, evaluating, in_order, read
+from experiments.probing.hidden_layers import Every, Figures, flat, layer_figures, layers_of, reader, redundancy
+from experiments.probing.observe_pictures import draw_over_time
+from experiments.run.loggers import RunCSVLogger
 from models.classification import LocalClassification
+from models.local_learning import LocalLearning, UnsupportedError
 
 
 class HiddenLayers(L.Callback):

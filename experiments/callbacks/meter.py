@@ -7,7 +7,7 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 
-from models.networks import SavedTensorMeter
+from models.networks.memory.saved_tensors import SavedTensorMeter
 
 
 class Meter(L.Callback):

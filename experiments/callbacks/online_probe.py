@@ -9,9 +9,8 @@ from torch.nn import functional as F
 from torch.optim import SGD
 from torch.utils.hooks import RemovableHandle
 
-from experiments.linear_probe import linear_head
-from models import LocalLearning
-from models.local_learning import LabelledImages, pooled
+from experiments.probing.linear_probe import linear_head
+from models.local_learning import LabelledImages, LocalLearning, pooled
 
 
 class OnlineProbe(L.Callback):

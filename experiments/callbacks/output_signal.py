@@ -6,9 +6,8 @@ import lightning.pytorch as L
 from torch import Tensor
 from torch.optim import Optimizer
 
-from models import UnsupportedError
 from models.classification import LocalClassification
-from models.local_learning import LabelledImages
+from models.local_learning import LabelledImages, UnsupportedError
 
 
 class OutputSignal(L.Callback):

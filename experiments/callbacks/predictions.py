@@ -9,7 +9,7 @@ import lightning.pytorch as L
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from experiments.errors import RunError
+from experiments.run.errors import RunError
 
 
 class PredictionsFile(BasePredictionWriter):

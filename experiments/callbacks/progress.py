@@ -6,8 +6,8 @@ from typing import Any
 import lightning.pytorch as L
 from lightning.pytorch.callbacks import TQDMProgressBar
 
-from experiments.cost import show_cost
-from models import LocalLearning
+from experiments.measure.cost import show_cost
+from models.local_learning import LocalLearning
 
 
 class CutTable(L.Callback):

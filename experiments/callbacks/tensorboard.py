@@ -8,9 +8,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid
 
-from datamodules import ImageDataModule
-from experiments.cost import markdown_table
-from models import LocalLearning
+from datamodules.base import ImageDataModule
+from experiments.measure.cost import markdown_table
+from models.local_learning import LocalLearning
 
 _EVERY = ("train/{}/loss", "train/{}/grad_norm", "train/{}/lr")
 _WITH_LABELS = ("val/{}/top1", "train/{}/top1", *_EVERY)

@@ -5,10 +5,11 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from datamodules import ImageDataModule
-from experiments.features import evaluating
+from datamodules.base import ImageDataModule
+from experiments.probing.features import evaluating
 from losses import probabilities
-from models import Method, UnsupportedError
+from models.local_learning import UnsupportedError
+from models.method import Method
 
 
 class TrainingAccuracy(L.Callback):

@@ -10,7 +10,7 @@ from typing import Literal
 from torch import nn
 
 from models.networks.chain import Chain
-from models.networks.profile import Cost, activation_bytes, profile
+from models.networks.memory.profile import Cost, activation_bytes, profile
 
 
 class CutError(ValueError):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from models.networks.chain import Chain, NetworkError, initialise_convolutions
-from models.networks.pooling import GlobalAveragePool
+from models.networks.layers.pooling import GlobalAveragePool
 
 
 def _stem(channels_in: int, channels_out: int) -> nn.Sequential:

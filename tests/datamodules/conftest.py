@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from datamodules import ImageDataModule
+from datamodules.base import ImageDataModule
 
 
 @pytest.fixture

@@ -3,9 +3,11 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules import Augment, Batch, DataError, ImageDataModule
-from datamodules.augment import augment_batch, cutout, normalise
-from datamodules.epoch_batches import EpochBatches
+from datamodules.augment import Augment, augment_batch, cutout, normalise
+from datamodules.base import ImageDataModule
+from datamodules.batch import Batch
+from datamodules.epochs import EpochBatches
+from datamodules.files import DataError
 from datamodules.images import MemoryImages
 
 TRAIN, TEST, CLASSES = 103, 30, 4

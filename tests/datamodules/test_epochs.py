@@ -6,8 +6,11 @@ import pytest
 import torch
 from fake_data import write_data_set
 
-from datamodules import DataError, Digits, ImageFolder, Selection
-from datamodules.epoch_batches import EpochBatches, count_batches
+from datamodules.batch import Selection
+from datamodules.digits import Digits
+from datamodules.epochs import EpochBatches, count_batches
+from datamodules.files import DataError
+from datamodules.folders import ImageFolder
 
 
 def training(data):

@@ -9,8 +9,8 @@ from fake_data import FOLDER_CLASSES, write_data_set
 from PIL import Image
 from torchvision.transforms import v2
 
-from datamodules import DataError, ImageFolder, ImageNet
-from datamodules.folders import StreamedImages, decode
+from datamodules.files import DataError
+from datamodules.folders import ImageFolder, ImageNet, StreamedImages, decode
 from datamodules.images import MemoryImages
 
 CLASSES = FOLDER_CLASSES["ImageFolder"]

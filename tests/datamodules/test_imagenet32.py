@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from fake_data import fake_images, python3_pickle, rows_of_bytes, write_data_set
 
-from datamodules import DataError, Imagenet32
+from datamodules.files import DataError
+from datamodules.imagenet32 import Imagenet32
 
 
 @pytest.fixture

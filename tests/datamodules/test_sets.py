@@ -9,7 +9,10 @@ from sklearn.datasets import load_digits
 from torchvision import datasets as published
 
 import datamodules
-from datamodules import CIFAR10, MNIST, DataError, Digits, FashionMNIST
+from datamodules.cifar import CIFAR10
+from datamodules.digits import Digits
+from datamodules.files import DataError
+from datamodules.mnist import MNIST, FashionMNIST
 
 IN_MEMORY = list(SHAPES)
 ALL = [*IN_MEMORY, "Digits", "ImageFolder", "ImageNet"]

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules import Checkerboard, DataError, NoisyProducts, Rings, Spirals
+from datamodules.files import DataError
+from datamodules.toys import Checkerboard, NoisyProducts, Rings, Spirals
 
 TASKS = [Checkerboard, Rings, Spirals, NoisyProducts]
 

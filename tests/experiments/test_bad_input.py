@@ -3,9 +3,10 @@
 import pytest
 from helpers import CONFIGS, DIGITS, SMALL, fault, summary
 
-from datamodules import DataError, Digits
+from datamodules.digits import Digits
+from datamodules.files import DataError
 from experiments.cli import main
-from models import DecoupledGreedy
+from models.methods.decoupled_greedy import DecoupledGreedy
 
 FIT = ("fit", "--config", str(DIGITS), *SMALL, "--trainer.max_epochs=2")
 

@@ -6,10 +6,10 @@ from helpers import CONFIGS, fault, fit, summary
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from datamodules import Checkerboard
+from datamodules.toys import Checkerboard
 from experiments.cli import main
-from experiments.report_rows import find_summaries, group
-from models import ClosedFormMLP
+from experiments.report.rows import find_summaries, group
+from models.methods.closed_form import ClosedFormMLP
 
 CONFIG = CONFIGS / "closed_form" / "checkerboard.yaml"
 QUIET = ("--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu")

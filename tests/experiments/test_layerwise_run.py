@@ -132,7 +132,7 @@ def test_frozen_blocks_that_are_recomputed_are_counted_as_they_learn(tmp_path):
 
 
 def test_bench_names_the_benchmark_of_single_blocks(capsys):
-    assert "experiments.benchmarks.layerwise" in fault(capsys, "bench", "--config", str(CONFIG))
+    assert "experiments.studies.layerwise" in fault(capsys, "bench", "--config", str(CONFIG))
 
 
 def test_batch_sizes_that_cost_prints_can_be_typed(tmp_path):

@@ -10,13 +10,17 @@ import torch
 import yaml
 from helpers import CONFIGS, DIGITS, fault, fit, summary
 
-from datamodules import Batch, Digits
-from experiments.benchmarks import output_signal, outputs
-from experiments.callbacks import OutputSignal
+from datamodules.batch import Batch
+from datamodules.digits import Digits
+from experiments.callbacks.output_signal import OutputSignal
+from experiments.studies import output_signal, outputs
 from experiments.suite import read_suite
 from losses import CrossEntropy, ExpGB, SoftmaxMSE
-from models import BlockwiseSSL, DecoupledGreedy, UnsupportedError
-from models.networks import VGG, AuxHead
+from models.local_learning import UnsupportedError
+from models.methods.blockwise_ssl import BlockwiseSSL
+from models.methods.decoupled_greedy import DecoupledGreedy
+from models.networks.heads.classifiers import AuxHead
+from models.networks.vgg import VGG
 
 GROUPS = CONFIGS / "neuron_groups" / "digits.yaml"
 FIGURES = ("delta", "confident_wrong", "largest_logit", "first_weight_gradient")

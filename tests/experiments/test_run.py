@@ -17,11 +17,11 @@ import yaml
 from helpers import DIGITS, SMALL, fault, fit, summary
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from experiments.callbacks.loggers import RunTensorBoardLogger
 from experiments.cli import main
-from experiments.run_folder import default_name
-from experiments.saved_config import changes
-from models import LocalLearning
+from experiments.run.folder import default_name
+from experiments.run.loggers import RunTensorBoardLogger
+from experiments.run.saved_config import changes
+from models.local_learning import LocalLearning
 
 
 def checkpoint(folder, name="last"):
@@ -170,7 +170,7 @@ def test_predict_writes_one_line_per_test_image(copied):
         predictions = list(csv.DictReader(file))
     assert [int(row["index"]) for row in predictions] == list(range(360))
     assert all(0.1 <= float(row["probability"]) <= 1 for row in predictions)
-    from datamodules import Digits
+    from datamodules.digits import Digits
 
     labels = Digits().load(train=False).labels.tolist()
     accuracy = sum(int(row["class"]) == y for row, y in zip(predictions, labels, strict=True)) / len(labels)

@@ -9,7 +9,7 @@ from helpers import CONFIGS, fault, fit, summary
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from experiments.cli import main
-from models import BlockwiseSSL
+from models.methods.blockwise_ssl import BlockwiseSSL
 
 SSL = CONFIGS / "blockwise_ssl" / "digits.yaml"
 LOCO = CONFIGS / "loco" / "digits.yaml"

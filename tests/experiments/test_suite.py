@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import pytest
 from helpers import CONFIGS, DIGITS, SMALL, fault
 
-from experiments import callbacks
+from experiments.callbacks.checkpoints import LastCheckpoint
 from experiments.cli import main
-from experiments.errors import RunError
-from experiments.run_folder import PART_OF_SUITE
+from experiments.run.errors import RunError
+from experiments.run.folder import PART_OF_SUITE
 from experiments.suite import read_suite, suite
 
 
@@ -146,7 +146,7 @@ def test_ctrl_c_stops_a_suite_and_says_how_it_goes_on(tmp_path, capsys, monkeypa
     def interrupted(command, check, env):
         monkeypatch.setenv(PART_OF_SUITE, env[PART_OF_SUITE])  # the run is told, and leaves the word to the suite
         trainer = SimpleNamespace(is_global_zero=True)
-        callbacks.LastCheckpoint(tmp_path / "one").on_exception(trainer, None, KeyboardInterrupt())
+        LastCheckpoint(tmp_path / "one").on_exception(trainer, None, KeyboardInterrupt())
         raise KeyboardInterrupt
 
     monkeypatch.setattr(subprocess, "run", interrupted)

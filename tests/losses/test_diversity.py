@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from experiments.benchmarks.published_loop import diversity as pair_by_pair
+from experiments.studies.published_loop import diversity as pair_by_pair
 from losses import diversity
 
 

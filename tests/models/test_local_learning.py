@@ -13,10 +13,18 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
 from training import assert_equal_weights, train
 
-from datamodules import Batch, Digits
-from experiments.cost import network_cost
-from models import Backprop, DecoupledGreedy, NonFiniteLossError, UnsupportedError
-from models.networks import MLP, VGG, AuxHead, Cut, NetworkError, SavedTensorMeter
+from datamodules.batch import Batch
+from datamodules.digits import Digits
+from experiments.measure.cost import network_cost
+from models.local_learning import NonFiniteLossError, UnsupportedError
+from models.methods.backprop import Backprop
+from models.methods.decoupled_greedy import DecoupledGreedy
+from models.networks.chain import NetworkError
+from models.networks.cut import Cut
+from models.networks.heads.classifiers import AuxHead
+from models.networks.memory.saved_tensors import SavedTensorMeter
+from models.networks.mlp import MLP
+from models.networks.vgg import VGG
 
 SHAPE, CLASSES = (1, 8, 8), 10
 small_vgg = partial(VGG, plan=(8, 8, "M", 16, 16))

@@ -1,15 +1,26 @@
 """What the command line may ask of any method."""
 
+import inspect
+import pkgutil
+from importlib import import_module
+
 import pytest
 import torch
 
-from experiments.cli import METHODS
-from models import Backprop, BlockwiseSSL, ClosedFormMLP, LocalLearning, Method
+from models import methods
+from models.local_learning import LocalLearning
+from models.method import Method
+from models.methods.backprop import Backprop
+from models.methods.blockwise_ssl import BlockwiseSSL
+from models.methods.closed_form import ClosedFormMLP
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_is_one(method):
-    assert issubclass(method, Method)
+@pytest.mark.parametrize("file", [file.name for file in pkgutil.iter_modules(methods.__path__)])
+def test_a_file_of_methods_holds_one_method(file):
+    own = import_module(f"models.methods.{file}")
+    found = [one for one in vars(own).values() if inspect.isclass(one) and one.__module__ == own.__name__]
+    (method,) = [one for one in found if issubclass(one, Method)]
+    assert method.__name__.lower().startswith(file.replace("_", ""))
     assert issubclass(method, LocalLearning) == (method is not ClosedFormMLP)
 
 

@@ -6,10 +6,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from datamodules import Batch
+from datamodules.batch import Batch
 from losses import CrossEntropy, ExpGB, LinearOutput, Pow3GB, SoftmaxMSE, diversity
-from models import Backprop, DecoupledGreedy, InfoPro, NeuronGroups, UnsupportedError
-from models.networks import VGG, AuxHead, Cut
+from models.local_learning import UnsupportedError
+from models.methods.backprop import Backprop
+from models.methods.decoupled_greedy import DecoupledGreedy
+from models.methods.infopro import InfoPro
+from models.methods.neuron_groups import NeuronGroups
+from models.networks.cut import Cut
+from models.networks.heads.classifiers import AuxHead
+from models.networks.vgg import VGG
 
 SHAPE, CLASSES = (1, 8, 8), 5
 network = partial(VGG, plan=(8, 8, "M", 16, 16))

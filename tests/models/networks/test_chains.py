@@ -8,8 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from models.networks import MLP, VGG, VGG16, CifarResNet, NetworkError, ResNet, VGG6a, VGG8b, VGG11b, profile
-from models.networks.chain import initialise_convolutions
+from models.networks.chain import NetworkError, initialise_convolutions
+from models.networks.memory.profile import profile
+from models.networks.mlp import MLP
+from models.networks.resnet import CifarResNet, ResNet
+from models.networks.vgg import VGG, VGG16, VGG6a, VGG8b, VGG11b
 
 
 def count(module):

@@ -6,20 +6,12 @@ import random
 import pytest
 import torch
 
-from models.networks import (
-    MLP,
-    VGG,
-    AuxHead,
-    CifarResNet,
-    Cut,
-    CutError,
-    ResNet,
-    activation_bytes,
-    cut_chain,
-    feature_shapes,
-    profile,
-)
-from models.networks.cut import balanced_stops
+from models.networks.cut import Cut, CutError, balanced_stops, cut_chain, feature_shapes
+from models.networks.heads.classifiers import AuxHead
+from models.networks.memory.profile import activation_bytes, profile
+from models.networks.mlp import MLP
+from models.networks.resnet import CifarResNet, ResNet
+from models.networks.vgg import VGG
 
 
 def aux_head(shape):

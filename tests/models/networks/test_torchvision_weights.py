@@ -5,7 +5,7 @@ import torch
 import torchvision
 from torch import nn
 
-from models.networks import ResNet, from_torchvision
+from models.networks.resnet import ResNet, from_torchvision
 
 
 def torchvision_resnet(depth, classes=10):

@@ -1,0 +1,1 @@
+"""Pairs of random views of images, for self-supervised losses."""

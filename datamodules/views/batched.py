@@ -1,0 +1,153 @@
+"""lightly's view transforms, carried out on whole batches: the same operations, in the same order."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from lightly.transforms.gaussian_blur import GaussianBlur
+from lightly.transforms.rotation import RandomRotate, RandomRotateDegrees
+from lightly.transforms.solarize import RandomSolarization
+from lightly.transforms.torchvision_v2_compatibility import ToTensor
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, v2
+
+from datamodules.files import DataError
+from datamodules.views.operations import Blur, Crop, Gray, Jitter, JitterDraw, Operation, Solarize
+
+Chain = tuple[Any, ...]
+# Images that a CPU works on at a time: 128 of 32×32 pixels stay in a core's cache: experiments/studies/views.py.
+CHUNK = 128
+_BILINEAR = (InterpolationMode.BILINEAR, InterpolationMode.BILINEAR.value)  # torchvision takes both
+
+
+class BatchedView:
+    """One view of every image of a batch: :meth:`draw` the random numbers, then :meth:`render` them.
+
+    Every image draws its own, from torch's global generator. The same numbers can be rendered at
+    several strengths, which gives nested views: weaker crops contain stronger ones, colours change
+    the same way but less. Strength 1 is the ordinary view, at 0 only the flip is left.
+
+    Args:
+        transform: makes one view of a PIL image; a composition of torchvision's and lightly's operations.
+        mean: mean of each channel for images in 0 … 1; by default nothing is normalised.
+        std: standard deviation of each channel.
+
+    Raises:
+        DataError: the transform has an operation without a batched form.
+    """
+
+    def __init__(
+        self, transform: Callable[[Any], Tensor], mean: Sequence[float] = (0,), std: Sequence[float] = (1,)
+    ) -> None:
+        self._operations = translate(transform)
+        self._scale = torch.tensor([1 / (255 * s) for s in std])
+        self._shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)])
+
+    def draw(self, images: Tensor) -> Chain:
+        """Random numbers for images ``(B, H, W, C)``: one named tuple of tensors ``(B, …)`` per operation."""
+        count, height, width, _ = images.shape
+        return tuple(operation.draw(count, height, width, images.device) for operation in self._operations)
+
+    def render(self, images: Tensor, chain: Chain, strength: float = 1.0, chunk: int | None = None) -> Tensor:
+        """Make the view that was drawn.
+
+        Args:
+            images: uint8 ``(B, H, W, C)``.
+            chain: what :meth:`draw` gave for them.
+            strength: 0 … 1.
+            chunk: images worked on at a time; by default few on a CPU, all elsewhere.
+
+        Returns:
+            Normalised float32 ``(B, C, size, size)`` in channels-last memory.
+
+        Raises:
+            DataError: the images are larger than the view: a look-up would alias.
+        """
+        (height, width), (batch, *sides, channels) = self._operations[0].size, images.shape
+        if height < sides[0] or width < sides[1]:
+            raise DataError(
+                f"Views of {height}×{width} pixels would reduce images of {sides[0]}×{sides[1]}: not batched."
+            )
+        order = _order(chain, batch, images.device)
+        result = torch.empty(batch, height, width, channels, device=images.device)
+        # One figure per pixel and channel of a row, as in augment.normalise.
+        scale, shift = (t.expand(channels).repeat(width).to(images.device) for t in (self._scale, self._shift))
+        for chosen in order.split(chunk or (CHUNK if images.device.type == "cpu" else batch)):
+            view = self._changed(images, chosen, chain, strength).permute(0, 2, 3, 1).contiguous()
+            rows = view.flatten(2)
+            torch.addcmul(shift, rows, scale, out=rows)
+            result.index_copy_(0, chosen, view)
+        return result.permute(0, 3, 1, 2)
+
+    def _changed(self, images: Tensor, chosen: Tensor, chain: Chain, strength: float) -> Tensor:
+        """The chosen images after all operations, float32 ``(B, C, H, W)`` in 0 … 255."""
+        x = images.index_select(0, chosen).permute(0, 3, 1, 2).float().contiguous()
+        for operation, drawn in zip(self._operations, chain, strict=True):
+            x = operation.apply(x, type(drawn)(*(figures.index_select(0, chosen) for figures in drawn)), strength)
+        return x
+
+
+def _order(chain: Chain, batch: int, device: torch.device) -> Tensor:
+    """The images in the order in which the jitter wants them."""
+    groups = [drawn.group() for drawn in chain if isinstance(drawn, JitterDraw)]
+    return groups[0].argsort() if groups else torch.arange(batch, device=device)
+
+
+def translate(transform: Callable[[Any], Tensor]) -> tuple[Operation, ...]:
+    """The batched form of a view's operations: crop and flips, then the others in their order.
+
+    Flips join the crop wherever they stand, as they change places with everything else.
+
+    Raises:
+        DataError: an operation has no batched form, or the first is no crop.
+    """
+    first, *others = steps(transform)
+    crop, operations, names = _crop(first), [], []
+    for step in others:
+        if isinstance(step, v2.RandomHorizontalFlip):
+            crop = replace(crop, flip=step.p)
+        elif isinstance(step, v2.RandomVerticalFlip):
+            crop = replace(crop, vertical_flip=step.p)
+        elif operation := _batched(step):
+            operations.append(operation)
+        names.append(type(step).__name__)
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise DataError(f"A batched view has no operation twice, as here {min(twice)}: set views.batched to false.")
+    return (crop, *operations)
+
+
+def steps(transform: Any) -> Iterator[Any]:
+    """The single operations of a composition, unpacked from lightly's classes around it."""
+    if isinstance(transform, v2.Compose):
+        for step in transform.transforms:
+            yield from steps(step)
+    elif isinstance(getattr(transform, "transform", None), v2.Compose) and not isinstance(transform, ToTensor):
+        yield from steps(transform.transform)
+    else:
+        yield transform
+
+
+def _crop(step: Any) -> Crop:
+    if not isinstance(step, v2.RandomResizedCrop) or step.interpolation not in _BILINEAR:
+        raise DataError(
+            f"A batched view begins with a bilinear RandomResizedCrop, not with {type(step).__name__}: "
+            "set views.batched to false."
+        )
+    return Crop(tuple(step.size), step.scale, step.ratio, flip=0.0)
+
+
+def _batched(step: Any) -> Operation | None:
+    """The batched form of an operation that changes colours; ``None`` if it never changes any."""
+    match step:
+        case v2.RandomApply(transforms=[v2.ColorJitter() as jitter], p=p):
+            return Jitter(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue, p)
+        case v2.RandomGrayscale(p=p):
+            return Gray(p)
+        case GaussianBlur(prob=p, sigmas=sigmas):
+            return Blur(p, sigmas) if p else None
+        case RandomSolarization(prob=p, threshold=threshold):
+            return Solarize(p, threshold) if p else None
+        case ToTensor() | RandomRotate(prob=0) | RandomRotateDegrees(transform=v2.RandomApply(p=0)):
+            return None
+    raise DataError(f"The view operation {type(step).__name__} has no batched form: set views.batched to false.")

@@ -1,0 +1,177 @@
+"""Pairs of random views of every image, as self-supervised losses compare them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lightly.transforms import BYOLTransform, SimCLRTransform, VICRegTransform
+from lightly.transforms.byol_transform import BYOLView1Transform, BYOLView2Transform
+from lightly.transforms.multi_view_transform import MultiViewTransform
+from torchvision.transforms import v2
+
+from datamodules.files import DataError
+from datamodules.views.batched import steps, translate
+
+
+@dataclass
+class Views:
+    """Which views training images are shown in.
+
+    Args:
+        transform: image side in pixels → lightly's transform that makes two views of a PIL image, not
+            normalised: :class:`SimCLRViews`, :class:`BarlowTwinsViews`, :class:`VICRegViews` or another.
+        batched: carry the transform out on whole batches on the device, for images held in memory; otherwise
+            it runs on one image after the other while they are loaded, as lightly does it. Images that
+            are read from disk need that: they are cropped from their full size.
+        levels: strengths at which each pair is rendered, rising to 1. Weaker views of an image
+            are nested: their crop contains the stronger one, their colours change the same way but less.
+
+    Raises:
+        DataError: levels that do not rise to 1 within 0 … 1, or several without ``batched``.
+    """
+
+    transform: Callable[[int], MultiViewTransform]
+    batched: bool = True
+    levels: tuple[float, ...] = (1.0,)
+
+    def __post_init__(self) -> None:
+        self.levels = tuple(self.levels)
+        if not self.levels or self.levels[0] < 0 or self.levels[-1] != 1 or sorted(set(self.levels)) != [*self.levels]:
+            raise DataError(f"views.levels must rise from 0 or more to 1, unlike {self.levels}.")
+        if len(self.levels) > 1 and not self.batched:
+            raise DataError("Views of several levels are rendered in batches only: set views.batched to true.")
+
+    def pair_transform(self, side: int) -> MultiViewTransform:
+        """The transform for images of that side.
+
+        Raises:
+            DataError: it does not make two views, normalises them itself, or with ``batched`` has an
+                operation without a batched form.
+        """
+        transform = self.transform(side)
+        if len(transform.transforms) != 2:
+            raise DataError(f"Views come in pairs, but {type(transform).__name__} makes {len(transform.transforms)}.")
+        if any(isinstance(step, v2.Normalize) for view in transform.transforms for step in steps(view)):
+            raise DataError(
+                f"{type(transform).__name__} normalises its views, which the data module does: give it normalize: null."
+            )
+        if self.batched:
+            for view in transform.transforms:
+                translate(view)
+        return transform
+
+
+class SimCLRViews(SimCLRTransform):
+    """The two views of SimCLR (Chen et al., 2020), not normalised; both are drawn alike.
+
+    The defaults are the paper's for ImageNet. CIFAR: ``strength: 0.5, blur: 0`` (the paper and lightly's
+    benchmark), or the defaults (solo-learn).
+
+    Args:
+        input_size: side of the views, in pixels; the data module gives it.
+        min_scale: smallest share of the image that a crop shows.
+        strength: factor of the jitter .8, .8, .8, .2 of brightness, contrast, saturation, hue.
+        blur: probability of Gaussian blur.
+        gray: probability of taking the colour away.
+        flip: probability of mirroring; 0 for digits and letters.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        min_scale: float = 0.08,
+        strength: float = 1.0,
+        blur: float = 0.5,
+        gray: float = 0.2,
+        flip: float = 0.5,
+    ) -> None:
+        super().__init__(
+            input_size,
+            cj_strength=strength,
+            min_scale=min_scale,
+            gaussian_blur=blur,
+            random_gray_scale=gray,
+            hf_prob=flip,
+            normalize=None,
+        )
+
+
+class BarlowTwinsViews(BYOLTransform):
+    """The two views of Barlow Twins (Zbontar et al., 2021) and BYOL, not normalised.
+
+    Jitter .4, .4, .2, .1 of brightness, contrast, saturation, hue. The defaults are the papers' for ImageNet.
+    CIFAR: ``blur: [0, 0]`` (lightly's benchmark and solo-learn).
+
+    Args:
+        input_size: side of the views, in pixels; the data module gives it.
+        min_scale: smallest share of the image that a crop shows.
+        blur: probability of Gaussian blur of view a and view b.
+        solarize: probability of solarization of view a and view b.
+        strength: factor of the jitter.
+        gray: probability of taking the colour away.
+        flip: probability of mirroring; 0 for digits and letters.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        min_scale: float = 0.08,
+        blur: tuple[float, float] = (1.0, 0.1),
+        solarize: tuple[float, float] = (0.0, 0.2),
+        strength: float = 1.0,
+        gray: float = 0.2,
+        flip: float = 0.5,
+    ) -> None:
+        super().__init__(
+            *(
+                view(
+                    input_size,
+                    cj_strength=strength,
+                    min_scale=min_scale,
+                    gaussian_blur=blur[side],
+                    solarization_prob=solarize[side],
+                    random_gray_scale=gray,
+                    hf_prob=flip,
+                    normalize=None,
+                )
+                for side, view in enumerate((BYOLView1Transform, BYOLView2Transform))
+            )
+        )
+
+
+class VICRegViews(VICRegTransform):
+    """The two views of VICReg (Bardes et al., 2022), not normalised; solarization comes before blur.
+
+    Jitter .4, .4, .2, .1 of brightness, contrast, saturation, hue. The defaults are the paper's for ImageNet.
+    CIFAR: ``min_scale: 0.2, blur: 0`` (solo-learn).
+
+    Args:
+        input_size: side of the views, in pixels; the data module gives it.
+        min_scale: smallest share of the image that a crop shows.
+        blur: probability of Gaussian blur.
+        solarize: probability of solarization.
+        strength: factor of the jitter.
+        gray: probability of taking the colour away.
+        flip: probability of mirroring; 0 for digits and letters.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        min_scale: float = 0.08,
+        blur: float = 0.5,
+        solarize: float = 0.1,
+        strength: float = 1.0,
+        gray: float = 0.2,
+        flip: float = 0.5,
+    ) -> None:
+        # lightly states the jitter as half of .8, .8, .4, .2.
+        super().__init__(
+            input_size,
+            cj_strength=strength / 2,
+            min_scale=min_scale,
+            gaussian_blur=blur,
+            solarize_prob=solarize,
+            random_gray_scale=gray,
+            hf_prob=flip,
+            normalize=None,
+        )

@@ -1,0 +1,149 @@
+"""Communication hooks of DDP: how the gradients of several processes are averaged, and the bytes that it takes."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook, fp16_compress_hook
+from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
+from torch.futures import Future
+from torch.nn.parallel import DistributedDataParallel
+
+from experiments.distributed.errors import CommunicationError
+
+
+class CommunicationHook(ABC):
+    """Averages gradients over the processes, a bucket of them at a time, and counts what this process sends.
+
+    Counted is the message of one process, as if it were sent once: what an all-reduce passes around for it depends on
+    the network. Use it with :class:`CompressedDDP`, or on a ``DistributedDataParallel`` by :meth:`register`.
+
+    Attributes:
+        calibrating: whether the run is in the epoch from which references are taken.
+        measuring: whether figures that cost time are wanted of this step.
+        figures: name → figure of the step, for the loggers.
+        steps: how many there have been.
+        total_bytes: sent in all of them.
+    """
+
+    def __init__(self) -> None:
+        self.calibrating, self.measuring = True, False
+        self.figures: dict[str, float] = {}
+        self.steps, self.total_bytes = 0, 0
+        self._names: dict[nn.Parameter, str] = {}
+        self._parameters = 0
+        self._bytes = 0
+
+    def register(self, model: DistributedDataParallel) -> None:
+        """Have a model's gradients averaged by this hook."""
+        self._names = {parameter: name for name, parameter in model.module.named_parameters()}
+        self._parameters = sum(p.numel() for p in self._names if p.requires_grad)
+        model.register_comm_hook(self, type(self).average)
+
+    def average(self, bucket: dist.GradBucket) -> Future[Tensor]:
+        """What DDP calls for every bucket.
+
+        Raises:
+            CommunicationError: there are no processes that could communicate.
+        """
+        if not dist.is_initialized():
+            raise CommunicationError(
+                f"{type(self).__name__} averages gradients over processes, and there is no process group: use it "
+                "through --trainer.strategy CompressedDDP, or call torch.distributed.init_process_group first."
+            )
+        if bucket.index() == 0:
+            self._bytes, self.figures = 0, {}
+        averaged = self.exchange(bucket)
+        self._bytes += self.message_bytes(bucket)
+        if bucket.is_last():
+            self.steps += 1
+            self.total_bytes += self._bytes
+            self.figures |= self._traffic(self._bytes, 1)
+        return averaged
+
+    @abstractmethod
+    def exchange(self, bucket: dist.GradBucket) -> Future[Tensor]:
+        """Average a bucket; the future is its buffer."""
+
+    @abstractmethod
+    def message_bytes(self, bucket: dist.GradBucket) -> int:
+        """Bytes of this process' message for the bucket that was just exchanged."""
+
+    def _traffic(self, sent: int, steps: int) -> dict[str, float]:
+        bits = 8 * sent / (steps * self._parameters)
+        return {
+            "bits_per_parameter": bits,
+            "ratio": 32 / bits,
+            "bytes_per_step": sent / steps,
+            "megabytes": self.total_bytes / 1e6,
+        }
+
+    def summary(self) -> dict[str, float]:
+        """Means over all steps: bits per parameter, ratio to float32, bytes per step; megabytes (10⁶) of all."""
+        return self._traffic(self.total_bytes, self.steps) if self.steps else {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs of this process."""
+        return {"steps": self.steps, "total_bytes": self.total_bytes}
+
+    def load_state_dict(self, state_dict: dict[str, Any], device: torch.device | str = "cpu") -> None:
+        """Go on where a checkpoint stood."""
+        self.steps, self.total_bytes = state_dict["steps"], state_dict["total_bytes"]
+
+
+class Uncompressed(CommunicationHook):
+    """DDP's own all-reduce of float32 gradients: the yardstick."""
+
+    def exchange(self, bucket: dist.GradBucket) -> Future[Tensor]:
+        """Average a bucket."""
+        return allreduce_hook(None, bucket)
+
+    def message_bytes(self, bucket: dist.GradBucket) -> int:
+        """All of the bucket."""
+        return bucket.buffer().nbytes
+
+
+class HalfPrecision(CommunicationHook):
+    """Gradients are averaged in float16: torch's ``fp16_compress_hook``."""
+
+    def exchange(self, bucket: dist.GradBucket) -> Future[Tensor]:
+        """Average a bucket."""
+        return fp16_compress_hook(None, bucket)
+
+    def message_bytes(self, bucket: dist.GradBucket) -> int:
+        """Two bytes a number."""
+        return 2 * bucket.buffer().numel()
+
+
+class PowerSGD(CommunicationHook):
+    """Low-rank gradients with error feedback (Vogels, Karimireddy & Jaggi, NeurIPS 2019): torch's ``powerSGD_hook``.
+
+    Torch keys its memory by bucket, and buckets change: it is not kept in checkpoints. A resumed run begins anew with
+    ``start`` uncompressed steps, and is therefore not the run that it would have been.
+
+    Args:
+        rank: of the matrices that are sent.
+        start: first steps, uncompressed (at least 2).
+
+    Raises:
+        CommunicationError: compression would start before torch's buckets have settled.
+    """
+
+    def __init__(self, rank: int = 2, start: int = 10) -> None:
+        super().__init__()
+        if rank < 1 or start < 2:
+            raise CommunicationError(f"PowerSGD needs rank ≥ 1 and start ≥ 2, not {rank} and {start}.")
+        self._state = PowerSGDState(None, matrix_approximation_rank=rank, start_powerSGD_iter=start)
+        self._counted = 0
+
+    def exchange(self, bucket: dist.GradBucket) -> Future[Tensor]:
+        """Average a bucket."""
+        return powerSGD_hook(self._state, bucket)
+
+    def message_bytes(self, bucket: dist.GradBucket) -> int:
+        """Four bytes a number of the low-rank matrices, and of what is not worth compressing."""
+        _, _, numbers = self._state.compression_stats()
+        sent, self._counted = numbers - self._counted, numbers
+        return 4 * sent if sent else bucket.buffer().nbytes

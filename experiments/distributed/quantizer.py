@@ -1,0 +1,126 @@
+"""Quantization with a step that follows the payload's root mean square, and error feedback."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from experiments.distributed.errors import CommunicationError
+
+Rule = Literal["fixed_ref", "relative"]
+
+
+class Quantized(NamedTuple):
+    """A tensor as integers.
+
+    Attributes:
+        symbols: ``(n,)``, int8, or int32 if nothing is clipped.
+        step: one float32.
+        values: step · symbols, what the receivers get, float32 ``(n,)``.
+        wanted: what was to be sent, ``(n,)``: payload plus what earlier steps left over.
+        rms: root mean square of the payload.
+    """
+
+    symbols: Tensor
+    step: Tensor
+    values: Tensor
+    wanted: Tensor
+    rms: Tensor
+
+
+@dataclass
+class _Memory:
+    """What is kept of one parameter.
+
+    Attributes:
+        residual: what was not sent yet.
+        average: exponential moving average of the RMS, from 0.
+        updates: how many it has had.
+    """
+
+    residual: Tensor
+    average: Tensor
+    updates: int = 0
+
+
+class Quantizer:
+    """Mid-tread quantizer with error feedback: one per worker, its memory keyed by the parameter's name.
+
+        v = payload + e,   s = c · r_ref,   q = clip(round(v / s), ±127),   v̂ = s · q,   e ← v − v̂
+
+    Nothing is lost but delayed: Σ v̂ + e = Σ payload, and abs(e) ≤ s / 2 where nothing is clipped. The algorithm is our
+    reading of "more bits when the RMS of the gradient is larger" (accounts of A. Øland's thesis, CMU-CS-24-147; its
+    text was not available).
+
+    Args:
+        c: step over reference RMS.
+        rule: ``fixed_ref``: the reference is the average RMS (exponential, 0.99, its start corrected for) while
+            ``calibrating``, then frozen, so that twice the gradient takes one bit more; ``relative``: the RMS of the
+            payload itself, so that the bits stay about the same.
+        largest: bound of the symbols; None: they are not clipped.
+
+    Attributes:
+        calibrating: whether ``fixed_ref`` still follows the payload; to be set by who trains: during epoch 0.
+
+    Raises:
+        CommunicationError: c is not positive, or the bound is none of int8.
+    """
+
+    DECAY = 0.99
+
+    def __init__(self, c: float = 1.0, rule: Rule = "fixed_ref", largest: int | None = 127) -> None:
+        if c <= 0:
+            raise CommunicationError(f"c is the quantizer's step over the RMS of the gradient: above 0, not {c:g}.")
+        if largest is not None and not 1 <= largest <= 127:
+            raise CommunicationError(f"largest bounds symbols of 8 bits: 1 … 127, or none, not {largest}.")
+        self.c, self.rule, self.largest = c, rule, largest
+        self.calibrating = True
+        self._memories: dict[str, _Memory] = {}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the symbols."""
+        return torch.int32 if self.largest is None else torch.int8
+
+    def __call__(self, name: str, payload: Tensor) -> Quantized:
+        """Quantize what is to be sent for a parameter, ``(n,)``, and remember what is left over."""
+        if name not in self._memories:
+            self._memories[name] = _Memory(torch.zeros_like(payload), payload.new_zeros(()))
+        memory = self._memories[name]
+        rms = torch.linalg.vector_norm(payload) / len(payload) ** 0.5
+        step = self.c * self._reference(memory, rms)
+        wanted = payload + memory.residual
+        scaled = (
+            wanted * torch.where(step > 0, 1 / step, 0)
+        ).round_()  # nothing before the first gradient that is not 0
+        if self.largest is not None:
+            scaled.clamp_(-self.largest, self.largest)
+        symbols = scaled.to(self.dtype)
+        quantized = Quantized(symbols, step, scaled.mul_(step), wanted, rms)
+        memory.residual = wanted - quantized.values
+        return quantized
+
+    def _reference(self, memory: _Memory, rms: Tensor) -> Tensor:
+        if self.rule == "relative":
+            return rms
+        if self.calibrating or not memory.updates:
+            memory.average = torch.lerp(rms, memory.average, self.DECAY)
+            memory.updates += 1
+        reference = memory.average / (1 - self.DECAY**memory.updates)
+        return torch.where(reference > 0, reference, rms)  # a gradient that was 0 all through calibration
+
+    def residual(self, name: str) -> Tensor:
+        """What of a parameter was not sent yet, ``(n,)``."""
+        return self._memories[name].residual
+
+    def state_dict(self) -> dict[str, Any]:
+        """Residuals and references of all parameters."""
+        return {name: dict(vars(memory)) for name, memory in self._memories.items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any], device: torch.device | str = "cpu") -> None:
+        """Go on with a checkpoint's residuals and references."""
+        self._memories = {
+            name: _Memory(kept["residual"].to(device), kept["average"].to(device), kept["updates"])
+            for name, kept in state_dict.items()
+        }

@@ -1,0 +1,60 @@
+"""Lightning's DDP with a communication hook, on any device."""
+
+from typing import Any
+
+import torch.distributed as dist
+from lightning.pytorch.strategies import DDPStrategy
+
+from experiments.distributed.errors import CommunicationError
+from experiments.distributed.hooks import CommunicationHook
+
+_KEY = "communication"
+
+
+class CompressedDDP(DDPStrategy):
+    """DDP whose gradients are averaged by a hook: ``--trainer.strategy CompressedDDP``.
+
+    Lightning 2.6 registers hooks on CUDA only and drops them silently elsewhere; this strategy registers its own on
+    every device. What each process' hook remembers goes into checkpoints; a run resumed with as many processes goes
+    on exactly. Networks of one block only: several blocks take a backward pass each.
+
+    Args:
+        hook: how gradients are averaged.
+    """
+
+    def __init__(self, hook: CommunicationHook) -> None:
+        super().__init__()
+        self.hook = hook
+
+    def configure_ddp(self) -> None:
+        """Wrap the model and register the hook."""
+        super().configure_ddp()
+        self.hook.register(self.model)
+
+    def on_validation_start(self) -> None:
+        """Give all processes the first one's BatchNorm statistics: those that are saved, and trained on with."""
+        for buffer in self.lightning_module.buffers():
+            dist.broadcast(buffer, src=0)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Save, with what the hooks of all processes remember."""
+        states: list[Any] = [None] * self.world_size
+        dist.all_gather_object(states, self.hook.state_dict())
+        super().save_checkpoint(checkpoint | {_KEY: states}, filepath, storage_options)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Load, and give the hook what it remembered; nothing if the checkpoint is of a run without one.
+
+        Raises:
+            CommunicationError: there were more or fewer processes.
+        """
+        checkpoint = super().load_checkpoint(checkpoint_path, weights_only)
+        states = checkpoint.pop(_KEY, None)
+        if states is not None and self.lightning_module.trainer.training:
+            if len(states) != self.world_size:
+                raise CommunicationError(
+                    f"The checkpoint {checkpoint_path} was written by {len(states)} processes, each with what it had "
+                    f"not sent yet: go on with --trainer.devices {len(states)}, not {self.world_size}."
+                )
+            self.hook.load_state_dict(states[self.global_rank], self.root_device)
+        return checkpoint

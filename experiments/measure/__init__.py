@@ -1,0 +1,1 @@
+"""What training costs: counted (``cost``) and measured (``bench``), against ordinary backpropagation."""

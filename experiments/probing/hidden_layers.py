@@ -1,0 +1,105 @@
+"""Hidden layers: what each makes of images, and what that is worth. For the command ``observe`` and its callback."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from experiments.probing.features import Compute, Features
+from losses import effective_rank, nearest_mean_top1, probabilities, redundant_shares, separation_fuzziness
+from models.local_learning import LocalLearning
+
+Every = Literal["unit", "block"]
+"""What counts as a layer: every unit of the network, or the end of every block."""
+
+Layers = Mapping[str, nn.Sequential]
+"""Name of a layer → the units that make its features of the layer before, in the order of the network."""
+
+Figures = dict[str, dict[str, float]]
+"""Layer or block → figure → value."""
+
+
+def layers_of(model: LocalLearning, every: Every = "unit") -> dict[str, nn.Sequential]:
+    """The layers of a network: ``block<k>/<unit>``, or ``block<k>`` if only the ends of blocks count."""
+    layers: dict[str, nn.Sequential] = {}
+    for name, block in zip(model.block_names, model.blocks, strict=True):
+        units = OrderedDict(block.named_children())
+        if every == "unit":
+            layers |= {f"{name}/{unit}": nn.Sequential(OrderedDict({unit: units[unit]})) for unit in units}
+        elif units:  # neuron groups' final head reads the last block, it has no units of its own
+            layers[name] = nn.Sequential(units)
+    return layers
+
+
+def reader(layers: Layers) -> Compute:
+    """What makes the features of all layers of images: maps averaged over a 2×2 grid, flattened ``(B, 4·C)``."""
+
+    def compute(images: Tensor) -> dict[str, Tensor]:
+        features = {}
+        for name, layer in layers.items():
+            images = layer(images)
+            features[name] = pooled_2x2(images)
+        return features
+
+    return compute
+
+
+def pooled_2x2(features: Tensor) -> Tensor:
+    """Maps ``(B, C, H, W)`` averaged over a 2×2 grid, or less if they are smaller, flattened; else ``(B, d)``."""
+    if features.dim() == 4:
+        height, width = features.shape[2:]
+        features = F.adaptive_avg_pool2d(features, (min(2, height), min(2, width)))
+    return features.flatten(1)
+
+
+def layer_figures(train: Features, judged: Features, split: str) -> Figures:
+    """Accuracy of the nearest class mean, separation fuzziness and effective rank of every layer.
+
+    Args:
+        train: features of training images; the class means are theirs.
+        judged: of other images.
+        split: name of those, such as ``val``.
+
+    Returns:
+        Layer → ``ncm_train``, ``ncm_<split>`` (shares, 0 … 1), ``ncm_gap`` (their difference), ``fuzziness_train``,
+        ``fuzziness_<split>``, ``rank_train``, ``rank_<split>``.
+    """
+    found: Figures = {layer: {} for layer in train.kinds}
+    for layer, figures in found.items():
+        for name, features in (("train", train), (split, judged)):
+            values, labels = features.kinds[layer], features.labels
+            figures[f"ncm_{name}"] = nearest_mean_top1(train.kinds[layer], train.labels, values, labels)
+            figures[f"fuzziness_{name}"] = separation_fuzziness(values, labels)
+            figures[f"rank_{name}"] = effective_rank(values)
+        figures["ncm_gap"] = figures["ncm_train"] - figures[f"ncm_{split}"]
+    return found
+
+
+def redundancy(logits: Features, sample_losses: Callable[[Tensor, Tensor], Tensor]) -> Figures:
+    """How much of the training data teaches a head nothing more.
+
+    Args:
+        logits: of un-augmented training images; head → ``(N, classes)``, or ``(N, G, classes)`` of G heads.
+        sample_losses: logits and labels → what the head is trained on, ``(N,)``.
+
+    Returns:
+        Head → ``confident_train``, ``small_loss_train``: shares of images, 0 … 1, with p > 0.99 of the true class, and
+        with a loss below 0.01. p is the softmax, which only cross-entropy trains to be a probability.
+    """
+    names, figures = ("confident_train", "small_loss_train"), {}
+    for head, z in logits.kinds.items():
+        shares = redundant_shares(probabilities(z), sample_losses(z, logits.labels), logits.labels)
+        figures[head] = dict(zip(names, shares, strict=True))
+    return figures
+
+
+def flat(figures: Figures) -> dict[str, float]:
+    """The figures under their logged names: ``observe/<layer>/<figure>``; what could not be computed is left out."""
+    return {
+        f"observe/{layer}/{figure}": value
+        for layer, found in figures.items()
+        for figure, value in found.items()
+        if value == value  # no NaN
+    }

@@ -1,0 +1,61 @@
+"""Weighted k-nearest-neighbour vote on frozen features (Wu et al., CVPR 2018, arXiv 1805.01978)."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from experiments.probing.features import Features
+
+_CHUNK = 2**26  # similarities at once: 256 MiB
+
+
+def knn_top1(bank: Features, queries: Features, kind: str, k: int, temperature: float, device: torch.device) -> float:
+    """Share of queries, 0 … 1, whose class the vote of their neighbours in the bank finds.
+
+    Args:
+        bank: features with known labels.
+        queries: features to classify.
+        kind: which of their features.
+        k: number of neighbours, at most the size of the bank.
+        temperature: t of the votes' weights.
+        device: where to compute.
+    """
+    found = knn_classes(
+        bank.kinds[kind].to(device),
+        bank.labels.to(device),
+        queries.kinds[kind].to(device),
+        k,
+        temperature,
+    )
+    return (found == queries.labels.to(device)).float().mean().item()
+
+
+def knn_classes(bank: Tensor, labels: Tensor, queries: Tensor, k: int, temperature: float) -> Tensor:
+    """Class of each query by the votes of its k nearest neighbours; the lower class wins a tie.
+
+    A neighbour at cosine similarity s votes for its class with weight exp(s / t). Of equally near
+    images at the k-th place those of the lower class are taken, then those that come first.
+
+    Args:
+        bank: ``(N, d)``.
+        labels: int64 ``(N,)``.
+        queries: ``(M, d)``.
+        k: number of neighbours, at most N.
+        temperature: t.
+
+    Returns:
+        int64 ``(M,)``.
+    """
+    bank, by_class, classes = F.normalize(bank.float()), labels.argsort(stable=True), int(labels.max()) + 1
+    found = []
+    for some in F.normalize(queries.float()).split(max(1, _CHUNK // len(bank))):
+        similarity = some @ bank.T
+        nearest, neighbours = similarity.topk(k)
+        tied = (similarity >= nearest[:, -1:]).sum(1) > k  # topk takes any of them
+        if tied.any():
+            order = similarity[tied][:, by_class].argsort(dim=1, descending=True, stable=True)[:, :k]
+            neighbours[tied] = by_class[order]
+        weights = ((nearest - 1) / temperature).exp()  # a constant factor, exp(-1 / t), against overflow
+        votes = weights.new_zeros(len(some), classes).scatter_add_(1, labels[neighbours], weights)
+        found.append(votes.argmax(1))  # the first of equal ones
+    return torch.cat(found)

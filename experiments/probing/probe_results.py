@@ -1,0 +1,110 @@
+"""What a probe found: the table, the run's summary, its TensorBoard page."""
+
+import json
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from experiments.run.folder import PROBE, SUMMARY
+from experiments.run.loggers import RunTensorBoardLogger
+from experiments.run.summary import write_json
+
+
+@dataclass
+class Figures:
+    """What a probe found.
+
+    Attributes:
+        metrics: figures under their logged names.
+        seconds: part of the work → time that it took.
+        images: number of images that went through a frozen network.
+    """
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    images: int = 0
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Add the time of what is done within."""
+        start = time.perf_counter()
+        yield
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+
+
+_NAME = re.compile(r"(?P<control>random/)?(?P<protocol>[^/]+)/block(?P<block>\d+)/(?P<kind>\w+)(/top1)?")
+_JUDGES = {"probe_lin": "linear", "knn": "kNN", "effective_rank": "rank"}
+"""Beginning of a protocol's name → its column; in the table's order."""
+
+
+def table_of(figures: Figures) -> tuple[list[str], list[list[str]]]:
+    """Headings, and one row per block and kind of features: accuracies on the test split in %, and effective rank."""
+    cells: dict[tuple[int, bool, str], dict[str, str]] = {}
+    for name, value in figures.metrics.items():
+        if found := _NAME.fullmatch(name):
+            judge = next(title for start, title in _JUDGES.items() if found["protocol"].startswith(start))
+            text = f"{value:.1f}" if judge == "rank" else f"{100 * value:.2f}"
+            row = (int(found["block"]), found["kind"] != "gap", found["kind"])
+            cells.setdefault(row, {})[("random " if found["control"] else "") + judge] = text
+    known = {heading for row in cells.values() for heading in row}
+    columns = [c + judge for c in ("", "random ") for judge in _JUDGES.values() if c + judge in known]
+    rows = [[str(row[0]), row[2], *(cells[row].get(column, "–") for column in columns)] for row in sorted(cells)]
+    return ["block", "features", *columns], rows
+
+
+def markdown(figures: Figures) -> str:
+    """The table for TensorBoard's text page."""
+    headings, rows = table_of(figures)
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def show(figures: Figures, title: str) -> None:
+    """Print the table, the supervised control, and where the time went."""
+    headings, rows = table_of(figures)
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(*row)
+    print(title)
+    Console(width=max(100, Console().width)).print(table)
+    if (supervised := figures.metrics.get("supervised/test/top1")) is not None:
+        print(f"supervised, end to end: {100 * supervised:.2f} %")
+    times = ", ".join(f"{part} {seconds:.1f} s" for part, seconds in figures.seconds.items())
+    print(f"{times}; {figures.images / figures.seconds['extraction']:,.0f} images/s through the frozen network")
+
+
+def record(figures: Figures, checkpoint: Path, saved: Mapping[str, Any], dataset: str) -> None:
+    """Write the figures into the run's ``summary.json`` and TensorBoard page; or, if they are no final ones, elsewhere.
+
+    A summary speaks of the last weights and the run's own data set. Figures of other weights or data, or
+    of an unfinished run, which must have no summary, go to ``probe.json``.
+
+    Args:
+        figures: what was found.
+        checkpoint: file with the weights.
+        saved: what is in it.
+        dataset: title of the data set.
+    """
+    folder, step = checkpoint.absolute().parents[1], saved["global_step"]
+    summary = json.loads((folder / SUMMARY).read_text()) if (folder / SUMMARY).is_file() else {}
+    if (summary.get("global_step"), summary.get("dataset")) != (step, dataset):
+        about = {"checkpoint": checkpoint.name, "global_step": step, "dataset": dataset}
+        write_json(folder / PROBE, about | {"metrics": figures.metrics})
+        print(f"Written to {folder / PROBE}: these are not the final weights of a finished run on its own data.")
+        return
+    write_json(folder / SUMMARY, summary | {"metrics": dict(sorted((summary["metrics"] | figures.metrics).items()))})
+    logger = RunTensorBoardLogger(folder)
+    logger.log_metrics(figures.metrics, step)
+    logger.experiment.add_text("probe", markdown(figures), step)
+    logger.finalize("success")
+    print(f"Written to {folder / SUMMARY}\nTo watch:   tensorboard --logdir {folder}")

@@ -1,0 +1,1 @@
+"""What a run leaves: its folder, config, loggers, summary, and errors for people."""

@@ -1,0 +1,83 @@
+"""``config.yaml`` of a run: when it is written, and what a resumed run changed in it."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import yaml
+from lightning.pytorch.cli import SaveConfigCallback
+
+from experiments.report.labels import settings
+from experiments.run.folder import CONFIG
+
+
+class SavedConfig(SaveConfigCallback):
+    """Writes ``config.yaml`` without what belongs to one call only, so that it runs again as it is.
+
+    A new run has it from its first step on. That of a resumed run is replaced when a step has succeeded: a resume
+    that is refused, or cannot take a step, leaves the run as it was.
+    """
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Nothing yet, unlike Lightning's: the method may still refuse."""
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Name the settings that differ from those of the run that goes on."""
+        asked = self.config.get("ckpt_path")
+        if asked and trainer.is_global_zero:
+            file = Path(asked).absolute().parent.parent / CONFIG
+            before = yaml.safe_load(file.read_text()) if file.is_file() else None
+            if before and (changed := changes(before, self._lasting())):
+                print(
+                    f"note: resumed with other settings than before: {', '.join(changed)}. "
+                    "Optimizers and schedules go on with the checkpoint's.",
+                    file=sys.stderr,
+                )
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """Write that of a new run."""
+        if not (Path(trainer.default_root_dir) / CONFIG).exists():
+            self._save_once(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """Write that of a resumed run."""
+        self._save_once(trainer, pl_module)
+
+    def _save_once(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero and not self.already_saved:
+            self.save_config(trainer, pl_module, "fit")
+            self.already_saved = True
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Write the file under another name first: at no moment is there half of one."""
+        file = Path(trainer.default_root_dir) / CONFIG
+        spare = file.with_suffix(".new")
+        spare.write_text(yaml.safe_dump(self._lasting(), sort_keys=False))
+        spare.replace(file)
+
+    def _lasting(self) -> dict[str, Any]:
+        """The configuration without what belongs to one call."""
+        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        return {key: value for key, value in config.items() if key not in ("ckpt_path", "weights_only", "name", "runs")}
+
+
+def changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """The settings of model, data and seed that differ between two configurations: ``path old -> new``.
+
+    Options that only one of two classes has go without saying: the class is named.
+    """
+    old, new = _compared(before), _compared(after)
+    differ = {name: None for name in {**old, **new} if old.get(name) != new.get(name)}  # in order
+    told = [name for name in differ if name in old.keys() & new.keys() or not _classes_beside(name) & differ.keys()]
+    return [f"{name} {old.get(name, 'unset')} -> {new.get(name, 'unset')}" for name in told]
+
+
+def _compared(config: dict[str, Any]) -> dict[str, str]:
+    seed = {"seed_everything": str(config.get("seed_everything"))}
+    return settings({part: config.get(part) for part in ("model", "data")}) | seed
+
+
+def _classes_beside(name: str) -> set[str]:
+    """The class that ``model.init_args.scheduler`` is an option of, and the one that may take its place."""
+    return {f"{name.rpartition('.init_args.')[0]}.class_path", f"{name}.class_path"}

@@ -1,0 +1,135 @@
+"""What compressed gradients cost and save: two processes train one network with each hook in turns.
+
+    python -m experiments.studies.communication
+    python -m experiments.studies.communication --data FashionMNIST --root data --steps 200
+
+One table row per hook: bits per parameter, bytes per step of one process, ratio to float32, and the time of a step as
+the median over all steps: elapsed, and of the CPU in one process, which other work on the machine changes little.
+Within a step the contenders take turns. The network between the processes is this machine's memory: on a slower one,
+time also falls with the bytes that travel of float16, PowerSGD and mode ``true``; ``counting`` sends float32 and only
+measures.
+"""
+
+import argparse
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import SGD
+
+import datamodules
+from datamodules.augment import normalise
+from experiments.distributed.coders import Huffman, Zlib
+from experiments.distributed.entropy_coded import EntropyCoded
+from experiments.distributed.hooks import CommunicationHook, HalfPrecision, PowerSGD, Uncompressed
+from experiments.measure.allocator import keep_freed_memory
+from models.networks.mlp import MLP
+
+HOOKS: dict[str, Callable[[], CommunicationHook]] = {
+    "none": Uncompressed,
+    "float16": HalfPrecision,
+    "PowerSGD, rank 2": lambda: PowerSGD(start=2),
+    "coded, c = 0.5": lambda: EntropyCoded(0.5),
+    "coded, c = 1": EntropyCoded,
+    "coded, c = 2": lambda: EntropyCoded(2),
+    "coded, c = 4": lambda: EntropyCoded(4),
+    "coded, c = 1, relative": lambda: EntropyCoded(1, "relative"),
+    "coded, c = 2, relative": lambda: EntropyCoded(2, "relative"),
+    "coded, c = 1, true": lambda: EntropyCoded(mode="true"),
+    "coded, c = 1, own Huffman": lambda: EntropyCoded(coder=Huffman()),
+    "coded, c = 1, zlib-9": lambda: EntropyCoded(coder=Zlib()),
+}
+
+
+class _Contender:
+    """A replica that trains with one hook, and the clock of its steps."""
+
+    def __init__(self, network: nn.Module, hook: CommunicationHook) -> None:
+        self.model, self.hook = DistributedDataParallel(network), hook
+        self.elapsed: list[float] = []
+        self.cpu: list[float] = []
+        hook.register(self.model)
+        self._optimizer = SGD(self.model.parameters(), lr=0.05, momentum=0.9)
+
+    def step(self, images: Tensor, labels: Tensor) -> None:
+        """One training step."""
+        dist.barrier()
+        start, busy = time.perf_counter(), time.process_time()
+        self._optimizer.zero_grad()
+        cross_entropy(self.model(images), labels).backward()
+        self._optimizer.step()
+        self.elapsed.append(time.perf_counter() - start)
+        self.cpu.append(time.process_time() - busy)
+
+
+def batches(options: argparse.Namespace) -> Iterator[tuple[Tensor, Tensor]]:
+    """Normalised images and labels of this process, epoch after epoch."""
+    data = getattr(datamodules, options.data)(root=options.root)
+    data.setup("fit")
+    images, generator = data.training_images, torch.Generator().manual_seed(dist.get_rank())
+    while True:
+        for chosen in torch.randperm(len(images), generator=generator).split(options.batch)[:-1]:
+            batch = images.__getitems__(chosen)
+            yield normalise(batch.images, data.mean, data.std), batch.labels
+
+
+def work(rank: int, options: argparse.Namespace, folder: str) -> None:
+    """One process: train all contenders side by side; the first prints the table."""
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=options.processes)
+    source = batches(options)
+    images, labels = next(source)
+    contenders = {}
+    for name in options.hooks:
+        torch.manual_seed(0)
+        network = MLP(tuple(images.shape[1:]), 10, options.hidden, batch_norm=False)
+        contenders[name] = _Contender(network, HOOKS[name]())
+    for step in range(options.steps):
+        images, labels = next(source)
+        for contender in contenders.values():
+            contender.hook.calibrating = step < options.steps // 2
+            contender.step(images, labels)
+    if rank == 0:
+        show(contenders)
+    dist.destroy_process_group()
+
+
+def show(contenders: dict[str, _Contender]) -> None:
+    """Print the table."""
+    headings = ("hook", "bits/parameter", "bytes/step", "ratio", "ms/step", "CPU ms/step", "× none")
+    print("| " + " | ".join(headings) + " |\n" + "|---" * len(headings) + "|")
+    base = statistics.median(contenders["none"].cpu) if "none" in contenders else math.nan
+    for name, contender in contenders.items():
+        figures, cpu = contender.hook.summary(), statistics.median(contender.cpu)
+        cells = [f"{figures['bits_per_parameter']:.2f}", f"{figures['bytes_per_step']:,.0f}", f"{figures['ratio']:.1f}"]
+        cells += [f"{1e3 * statistics.median(contender.elapsed):.1f}", f"{1e3 * cpu:.1f}", f"{cpu / base:.2f}"]
+        print("| " + " | ".join([name, *cells]) + " |")
+
+
+def main() -> None:
+    """Start the processes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hooks", nargs="+", default=list(HOOKS), choices=HOOKS, metavar="NAME")
+    parser.add_argument("--data", default="Digits", help="data set, a class of datamodules")
+    parser.add_argument("--root", default="data")
+    parser.add_argument("--hidden", nargs="+", type=int, default=[512, 256], help="widths of the perceptron")
+    parser.add_argument("--batch", type=int, default=64, help="images of one process")
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--processes", type=int, default=2)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(work, (options, str(Path(folder))), nprocs=options.processes)
+
+
+if __name__ == "__main__":
+    main()

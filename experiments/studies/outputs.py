@@ -1,0 +1,154 @@
+"""Output losses compared: accuracy at the best learning rate, and epochs to reach cross-entropy's final figure.
+
+    python -m experiments.studies.outputs RUNS... [--seeds 1 2 --suite FILE]
+
+Reads the run folders below RUNS, which differ in output loss, learning rate and seed. The rate of each output is that
+of the highest final validation accuracy at the first seed; test accuracy is of the last epoch. Epochs are counted up
+to the first whose validation accuracy is at least cross-entropy's final one (the mean over its seeds). With
+``--suite`` a suite of further seeds at the chosen rates is written.
+"""
+
+import argparse
+import csv
+import inspect
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from experiments.run.folder import CONFIG, METRICS, SUMMARY
+from losses import CrossEntropy
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder.
+
+    Attributes:
+        folder: where it is.
+        output: the output loss, and what is set of its parameters beside their defaults.
+        rate: learning rate.
+        seed: its seed.
+        curve: validation top-1 after each epoch.
+        test: test top-1 of the last epoch; None if the run did not get there.
+    """
+
+    folder: Path
+    output: str
+    rate: float
+    seed: int
+    curve: Sequence[float]
+    test: float | None
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """The run in a folder, finished or not."""
+        config, summary, metrics = (folder / name for name in (CONFIG, SUMMARY, METRICS))
+        settings = yaml.safe_load(config.read_text())
+        model = settings["model"]["init_args"]
+        rows = csv.DictReader(metrics.read_text().splitlines()) if metrics.is_file() else ()
+        curve = [float(row["val/top1"]) for row in rows if row.get("val/top1")]
+        test = json.loads(summary.read_text())["metrics"]["test/top1"] if summary.is_file() else None
+        rate = model["optimizer"]["init_args"]["lr"]
+        return cls(folder, _title(model["output_loss"]), rate, settings["seed_everything"], curve, test)
+
+    def epochs_to(self, accuracy: float) -> int | None:
+        """Epochs up to the first with at least that validation accuracy; None if there is none."""
+        return next((epoch for epoch, top1 in enumerate(self.curve, start=1) if top1 >= accuracy), None)
+
+
+def _title(output: dict[str, Any]) -> str:
+    module, _, name = output["class_path"].rpartition(".")
+    usual = inspect.signature(getattr(import_module(module), name)).parameters
+    options = {key: value for key, value in output.get("init_args", {}).items() if value != usual[key].default}
+    return name + (f"({', '.join(f'{key}={value}' for key, value in options.items())})" if options else "")
+
+
+def best_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Output → its finished runs at the rate that was best at the first seed, by seed; none if all failed."""
+    first, best = min(run.seed for run in runs), {}
+    for output in dict.fromkeys(run.output for run in runs):
+        finished = [run for run in runs if run.output == output and run.test is not None]
+        rate = max(finished, key=lambda run: (run.seed == first, run.curve[-1])).rate if finished else None
+        best[output] = sorted((run for run in finished if run.rate == rate), key=lambda run: run.seed)
+    return best
+
+
+def table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells, a row per output."""
+    best, first = best_runs(runs), min(run.seed for run in runs)
+    reference = statistics.fmean(run.curve[-1] for run in best[CrossEntropy.__name__])
+    tried = {(run.output, run.rate): run for run in runs if run.seed == first}
+    rates = sorted({rate for _, rate in tried})
+    lines = []
+    for output, chosen in best.items():
+        by_rate = [_last(tried.get((output, rate))) for rate in rates]
+        figures = [_percent([run.curve[-1] for run in chosen]), _percent([run.test for run in chosen])]
+        reached = [run.epochs_to(reference) for run in chosen]
+        epochs = ", ".join("–" if count is None else str(count) for count in reached)
+        lines.append([output, *by_rate, f"{chosen[0].rate:g}" if chosen else "–", *figures, epochs or "–"])
+    headings = ["output", *(f"val % at {rate:g}" for rate in rates), "best rate", "val top-1 %", "test top-1 %"]
+    return [*headings, f"epochs to {100 * reference:.2f} % val"], lines
+
+
+def _last(run: Run | None) -> str:
+    if run is None:
+        return "–"
+    return "unfinished" if run.test is None else _percent([run.curve[-1]])
+
+
+def _percent(values: Sequence[float]) -> str:
+    if not values:
+        return "–"
+    spread = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{100 * statistics.fmean(values):.2f}{spread}"
+
+
+def further_seeds(chosen: Iterable[Run], seeds: Sequence[int]) -> dict[str, Any]:
+    """A suite that repeats runs with other seeds."""
+    return {
+        "runs": [
+            {
+                "config": str(run.folder.resolve() / CONFIG),
+                "name": run.folder.name.partition("-seed_everything")[0],
+                "grid": {"seed_everything": list(seeds)},
+            }
+            for run in chosen
+        ]
+    }
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Print the table; write the suite of further seeds."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+", help="folders of runs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2], help="of the suite that is written")
+    parser.add_argument("--suite", type=Path, help="file to write it to")
+    options = parser.parse_args(args)
+    runs = [Run.read(file.parent) for folder in options.runs for file in sorted(folder.rglob(CONFIG))]
+    best = best_runs(runs) if runs else {}
+    if not best.get(CrossEntropy.__name__):
+        parser.error(f"no finished run with {CrossEntropy.__name__} to compare with in the folders given")
+    headings, lines = table(runs)
+    shown = Table(box=box.SIMPLE_HEAD)
+    for heading in headings:
+        shown.add_column(heading, no_wrap=heading == "output")
+    for line in lines:
+        shown.add_row(*line)
+    Console(width=max(150, Console().width)).print(shown)
+    print("val % at a rate: first seed. Epochs: up to cross-entropy's final validation accuracy, one number per seed.")
+    if options.suite:
+        suite = further_seeds([chosen[0] for chosen in best.values() if chosen], options.seeds)
+        options.suite.write_text(yaml.safe_dump(suite, sort_keys=False))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""Draw the entropy of the weights over training: one panel per run, one line per weight tensor, coloured by depth.
+
+The head of a network of one block is grey; those of several blocks, which move much more than these, are left out.
+
+    python -m experiments.studies.weight_entropy runs/A runs/B --output weight_entropy.png
+
+The runs need the callback ``experiments.callbacks.Entropy``. A folder of runs stands for all runs in it.
+"""
+
+import argparse
+import csv
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")  # files only: no screen is needed
+import matplotlib.pyplot as plt
+import numpy as np
+import yaml
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from experiments.run.errors import RunError
+from experiments.run.folder import CONFIG, METRICS
+
+Curves = dict[str, dict[int, float]]
+"""Weight tensor → epochs of training → figure."""
+
+_TOTAL = "total"
+_LEGEND_ROWS = 32  # of the picture's height
+
+
+def read_curves(run: Path, figure: str = "weight_h8") -> Curves:
+    """A figure of every weight tensor, before training (epoch 0) and after every epoch, from ``metrics.csv``.
+
+    Raises:
+        RunError: the run has no such figures.
+    """
+    curves: Curves = {}
+    with (run / METRICS).open(newline="") as file:
+        for row in csv.DictReader(file):
+            epoch = int(row["epoch"]) + 1 if row["epoch"] else 0
+            for name, value in row.items():
+                if value and (found := re.fullmatch(rf"entropy/(.+)/{figure}", name)):
+                    curves.setdefault(found[1], {})[epoch] = float(value)
+    if not curves:
+        raise RunError(f"{run} logged no entropy: train it with --trainer.callbacks+=Entropy.")
+    return dict(sorted(curves.items(), key=lambda item: _depth(item[0])))
+
+
+def find_runs(folders: Sequence[Path]) -> list[Path]:
+    """The runs that are meant by run folders or folders of them.
+
+    Raises:
+        RunError: there is none in one of the folders.
+    """
+    runs = {
+        folder: [file.parent for file in sorted(folder.rglob(METRICS)) if file.with_name(CONFIG).is_file()]
+        for folder in folders
+    }
+    for folder, inside in runs.items():
+        if not inside:
+            raise RunError(f"{folder} is no run folder, nor are there runs in it.")
+    return [run for inside in runs.values() for run in inside]
+
+
+def draw(runs: list[Path], path: Path) -> None:
+    """Entropy of the weights above, their RMS relative to its beginning below; one column per run.
+
+    Args:
+        runs: run folders.
+        path: the PNG file.
+    """
+    figure, axes = plt.subplots(
+        2, len(runs), figsize=(3 + 4.5 * len(runs), 7), sharex=True, sharey="row", squeeze=False, layout="constrained"
+    )
+    entropy, rms = ([_drawn(read_curves(run, name)) for run in runs] for name in ("weight_h8", "weight_rms"))
+    styles = _styles({name for curves in entropy for name in curves})
+    for column, run, bits, sizes in zip(axes.T, runs, entropy, rms, strict=True):
+        column[0].set_title(_title(run))
+        _lines(column[0], bits, styles)
+        _lines(column[1], {name: {t: v / curve[0] for t, v in curve.items()} for name, curve in sizes.items()}, styles)
+        column[1].set_xlabel("epochs of training")
+        column[1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[0, 0].set_ylabel("H8 of the weights, bits")
+    axes[1, 0].set_ylabel("RMS of the weights, × initial")
+    lines = {line.get_label(): line for one in axes[0] for line in one.lines}
+    labels = list(dict.fromkeys(_layer(name) for name in styles))
+    figure.legend(
+        [lines[label] for label in labels],
+        labels,
+        loc="outside right upper",
+        ncols=-(-len(labels) // _LEGEND_ROWS),
+        frameon=False,
+        fontsize=8,
+    )
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def _drawn(curves: Curves) -> Curves:
+    """Without the heads of several blocks."""
+    several = any(name.startswith("blocks.1.") for name in curves)
+    return {name: curve for name, curve in curves.items() if not (several and name.startswith("heads."))}
+
+
+def _styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """How each tensor's line looks: dark to light from the first layer to the last, a head pale behind them."""
+    names = sorted(names, key=_depth)
+    layers = [name for name in names if name.startswith("blocks.")]
+    colours = plt.get_cmap("viridis")(np.linspace(0, 0.92, len(layers)))  # the end is too light on white
+    head = {"color": "0.75", "linewidth": 0.8, "zorder": 1}
+    styles = dict.fromkeys(names, head) | {
+        name: {"color": colour, "marker": "o", "markersize": 2, "linewidth": 1.2}
+        for name, colour in zip(layers, colours, strict=True)
+    }
+    return styles | {_TOTAL: {"color": "black", "linewidth": 2, "linestyle": "--", "zorder": 3}}
+
+
+def _lines(axes: Axes, curves: Curves, styles: Mapping[str, Mapping[str, Any]]) -> None:
+    for name, curve in curves.items():
+        axes.plot(list(curve), list(curve.values()), label=_layer(name), **styles[name])
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _depth(name: str) -> list[Any]:
+    """Sorts blocks, then heads, then the mean; ``conv10`` behind ``conv9``."""
+    return [name == _TOTAL, *((not part.isdigit(), part.zfill(6)) for part in re.findall(r"\d+|\D+", name))]
+
+
+def _layer(name: str) -> str:
+    """``blocks.0.fc1.1.weight`` → ``block 1, fc1``; ``heads.0.weight`` → ``head``."""
+    if name == _TOTAL:
+        return "mean over all weights, heads too"
+    kind, number, *units = name.removesuffix(".weight").split(".")
+    return "head" if kind == "heads" else ", ".join([f"block {int(number) + 1}", *units[:1]])
+
+
+def _title(run: Path) -> str:
+    """The initialisation that the run asked for, or its name."""
+    callbacks = yaml.safe_load((run / CONFIG).read_text())["trainer"]["callbacks"] or []
+    callbacks = [callbacks] if isinstance(callbacks, dict) else callbacks  # a single one may stand alone
+    drawn = [(one.get("init_args") or {}).get("distribution") for one in callbacks]
+    return next((f"{distribution} initialisation" for distribution in drawn if distribution), run.name)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Draw the runs that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+", help="run folders, or folders of them")
+    parser.add_argument("--output", type=Path, help="PNG file (default: weight_entropy.png in the first folder)")
+    options = parser.parse_args(args)
+    path = options.output or options.runs[0] / "weight_entropy.png"
+    try:
+        draw(find_runs(options.runs), path)
+    except RunError as fault:
+        parser.exit(2, f"error: {fault}\n")
+    print(f"Picture: {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,321 @@
+"""Blockwise self-supervised learning: no labels, every block has a projector and a loss on pairs of views.
+
+S. A. Siddiqui, D. Krueger, Y. LeCun, S. Deny, "Blockwise Self-Supervised Learning at Scale", TMLR 2024
+(arXiv 2302.01647): Barlow Twins, SimCLR or VICReg in each of the blocks, all at once.
+
+    view a ──► block 1 ──detach──► block 2 ──detach──► … ──► block K
+    view b ──►    │                   │                         │
+          pooling head, projector   …                         …          (one head for both views)
+                  │                   │                         │
+            L(z_a, z_b)            L(z_a, z_b)               L(z_a, z_b)
+
+Both views pass block k, its loss goes back and its graph is freed before block k + 1 sees them. K = 1 is the
+ordinary method with the same head.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from lightly.loss import BarlowTwinsLoss
+from torch import Tensor, nn
+
+from losses import SubsampledNTXent, correlation_parts, largest_deviation, pretext_top1
+from models.local_learning import LocalLearning, PairsOfViews, UnsupportedError, pooled
+from models.networks.chain import NetworkCallable
+from models.networks.cut import Cut, block_shapes, cut_chain
+from models.networks.heads.embeddings import (
+    BiasFreeProjector,
+    ConvExpansion,
+    EmbeddingHead,
+    GlobalPooling,
+    PoolingCallable,
+    ProjectorCallable,
+    full_precision,
+)
+from models.networks.layers.noise import FeatureNoise
+from models.networks.memory.checkpointed import Checkpointed
+from models.parts.difficulty import Difficulty, nearest
+from models.parts.frozen_statistics import frozen_statistics
+
+LossCallable = Callable[[], nn.Module]
+"""Makes one block's loss: (embeddings of view a, of view b) → scalar."""
+
+Pair = tuple[Tensor, Tensor]
+"""Something of view a, the same of view b."""
+
+_COLLAPSED = 1e-6
+
+
+class CollapsedError(FloatingPointError):
+    """A block gives every image of a batch the same embedding; the message names the block and the step."""
+
+
+class BlockwiseSSL(LocalLearning):
+    """K blocks, each with a pooling head, a projector and a self-supervised loss of its own.
+
+    Logged per block in training: ``loss``, ``pretext_top1`` (share of images whose other view is the nearest of the
+    batch), ``invariance`` and ``redundancy`` (the sums of the Barlow Twins loss, whatever the loss is) and
+    ``deviation`` (largest standard deviation of an embedding's dimension over the batch; 0 is collapse).
+
+    Args:
+        network: the network, a class from ``models.networks``; its classifier is not used.
+        image_shape: ``(C, H, W)``; the command line takes it from the data.
+        num_classes: number of classes; the command line takes it from the data. Nothing is trained on them.
+        num_blocks: K; 1 is end-to-end training.
+        cut: where to cut.
+        loss: class of the loss, made once per block: ``lightly.loss.BarlowTwinsLoss``, ``…NTXentLoss``,
+            ``…VICRegLoss``, ``losses.SubsampledNTXent``.
+        loss_scale: factor on every loss; with LARS it matters for biases, BatchNorm and weight decay only.
+        pooling: class of the pooling head: ``ConvExpansion`` (CbE + GSP), ``GlobalPooling``, ``LocalPooling``.
+        expand_dim: E, what ConvExpansion and LocalPooling make of any block's channels.
+        projector: class of the projector.
+        noise: on every block's output in training, read by its own head and by the next block: ``FeatureNoise``;
+            none by default.
+        concatenate_views: send both views through a block as one batch, so that BatchNorm sees them together;
+            the published code sends them one after the other.
+        difficulty: how hard each block's task is; the same for all by default.
+        training: optimizer, scheduler and the other arguments of :class:`LocalLearning`.
+
+    Raises:
+        CutError: the network cannot be cut as asked.
+        NetworkError: a pooling head does not fit the features.
+        UnsupportedError: a difficulty that does not fit the loss or the number of blocks.
+    """
+
+    def __init__(
+        self,
+        network: NetworkCallable,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        num_blocks: int = 4,
+        cut: Cut = Cut(),
+        loss: LossCallable = BarlowTwinsLoss,
+        loss_scale: float = 1.0,
+        pooling: PoolingCallable = ConvExpansion,
+        expand_dim: int = 512,
+        projector: ProjectorCallable = BiasFreeProjector,
+        noise: FeatureNoise | None = None,
+        concatenate_views: bool = False,
+        difficulty: Difficulty | None = None,
+        **training: Any,
+    ) -> None:
+        def make_head(shape: tuple[int, ...]) -> EmbeddingHead:
+            return EmbeddingHead(pooling, projector, shape, expand_dim)
+
+        chain = network(image_shape, num_classes)
+        blocks = cut_chain(chain, num_blocks, cut, make_head)
+        heads = [make_head(shape) for shape in block_shapes(chain, blocks)]
+        super().__init__(network, chain, num_classes, blocks, heads, **training)
+        self.losses = nn.ModuleList(loss() for _ in blocks)
+        self.noise, self.concatenate_views, self.loss_scale = noise or nn.Identity(), concatenate_views, loss_scale
+        self._make_loss, self._projector = loss, projector
+        self.difficulty = difficulty
+        self.difficulties = (difficulty or Difficulty("constant_full")).of_blocks(num_blocks)
+        self.loss_weights = _temper(self.losses, self.difficulties, difficulty)
+        self._strengths = [1.0] * num_blocks
+        self._deviations: dict[int, Tensor] = {}
+
+    # -- the algorithm: what goes through the blocks is, per strength of views, a pair -----------------
+
+    def network_input(self, batch: PairsOfViews) -> dict[float, Pair]:
+        """The pairs of views that some block takes, by their strength.
+
+        Raises:
+            UnsupportedError: there are none, or single images.
+        """
+        if not batch.views:
+            raise UnsupportedError(
+                "Self-supervised blocks learn from pairs of views: give the data views, for example "
+                "--data.views.transform datamodules.SimCLRViews."
+            )
+        pairs = {strength: (a, b) for strength, a, b in batch.views}
+        if any(len(a) < 2 for a, _ in pairs.values()):
+            raise UnsupportedError("Pairs of views of one image have nothing to differ from: batches hold at least 2.")
+        self._strengths = self._assigned(list(pairs))
+        return {strength: pairs[strength] for strength in set(self._strengths)}
+
+    def block_output(self, k: int, x: Mapping[float, Pair]) -> dict[float, Pair]:
+        """What block k makes of its own views and, without learning from them, of those that later blocks take."""
+        later = set(self._strengths[k : self.learners.stop])
+        return {
+            strength: self._features(k, pair) if strength == self._strengths[k] else self._passed(k, pair)
+            for strength, pair in x.items()
+            if strength in later
+        }
+
+    def local_loss(self, k: int, features: Mapping[float, Pair], batch: PairsOfViews) -> Tensor:
+        """Loss of block k's embeddings of its two views, in float32."""
+        a, b = features[self._strengths[k]]
+        z_a, z_b = self.heads[k](a), self.heads[k](b)
+        with full_precision(z_a):  # squares underflow in half precision
+            z_a, z_b = z_a.float(), z_b.float()
+            self._deviations[k] = largest_deviation(z_a.detach())
+            if self.logs_this_step:
+                self._record_embeddings(k, z_a.detach(), z_b.detach())
+            return self.loss_scale * self.loss_weights[k] * self.pair_loss(k, z_a, z_b, a)
+
+    def pair_loss(self, k: int, z_a: Tensor, z_b: Tensor, features: Tensor) -> Tensor:
+        """Loss of block k (counted from 0); what a method of your own overrides.
+
+        Args:
+            k: the block.
+            z_a: embeddings ``(B, D)`` of view a, float32.
+            z_b: embeddings of view b.
+            features: what the block made of view a, ``(B, C, H, W)``.
+        """
+        loss = self.losses[k]
+        if not isinstance(loss, SubsampledNTXent):
+            return loss(z_a, z_b)
+        if self.difficulty is not None and self.difficulty.easy_negatives is not None:
+            easy, most = self.difficulty.easy_negatives, 2 * len(z_a) - 2
+            loss.negatives = round(easy + self.difficulties[k] * (most - easy))
+        return loss(z_a, z_b, pooled(features))
+
+    def hand_on(self, k: int, features: Mapping[float, Pair]) -> dict[float, Pair]:
+        """The pairs that later blocks take; no gradient goes back."""
+        later = set(self._strengths[k + 1 : self.learners.stop])
+        return {s: (a.detach(), b.detach()) for s, (a, b) in features.items() if s in later}
+
+    def _features(self, k: int, pair: Pair) -> Pair:
+        """Both views through block k, with noise."""
+        if self.concatenate_views:
+            a, b = self.blocks[k](torch.cat(pair)).chunk(2)
+            return self.noise(a), self.noise(b)
+        a, b = pair
+        return self.noise(self.blocks[k](a)), self.noise(self.blocks[k](b))
+
+    def _passed(self, k: int, pair: Pair) -> Pair:
+        """The same for views that block k does not learn from: BatchNorm forgets them."""
+        with torch.no_grad(), frozen_statistics(self.blocks[k]):
+            return self._features(k, pair)
+
+    def _assigned(self, strengths: list[float]) -> list[float]:
+        """Strength of the views that each block takes, of those that the data give.
+
+        Raises:
+            UnsupportedError: blocks want views of several strengths, but there is one.
+        """
+        if self.difficulty is None or not self.difficulty.views:
+            return [max(strengths)] * self.num_blocks
+        if len(strengths) == 1 and len(set(self.difficulties)) > 1:
+            raise UnsupportedError(
+                "difficulty.views needs views of several strengths: set data.views.levels, for example to "
+                f"{sorted({*self.difficulties, 1.0})}."
+            )
+        return [nearest(d, strengths) for d in self.difficulties]
+
+    # -- watching ------------------------------------------------------------------------------------
+
+    def _record_embeddings(self, k: int, z_a: Tensor, z_b: Tensor) -> None:
+        invariance, redundancy = correlation_parts(z_a, z_b)
+        self.record(k, "invariance", invariance)
+        self.record(k, "redundancy", redundancy)
+        self.record(k, "pretext_top1", pretext_top1(z_a, z_b))
+        self.record(k, "deviation", self._deviations[k])
+
+    def on_train_batch_end(self, outputs: object, batch: PairsOfViews, batch_idx: int) -> None:
+        """Stop at a loss that is no number or at collapsed embeddings; log; step the schedules.
+
+        Raises:
+            CollapsedError: all images of the batch have the same embedding.
+        """
+        super().on_train_batch_end(outputs, batch, batch_idx)
+        deviations, self._deviations = self._deviations, {}
+        collapsed = [k for k, deviation in deviations.items() if deviation < _COLLAPSED]
+        if collapsed:
+            k = collapsed[0]
+            raise CollapsedError(
+                f"{self.block_names[k]} has collapsed at step {self.global_step}: all images of the batch have one "
+                "embedding. Lower the learning rate, or give it a loss that keeps variance; the checkpoints of earlier "
+                "epochs are untouched."
+            )
+
+    # -- beside training -------------------------------------------------------------------------------
+
+    def block_features(self, images: Tensor, last: int | None = None) -> dict[str, Tensor]:
+        """``block<k>/gap`` and, if its head expands them, ``block<k>/cbe`` → the head's pooled features ``(B, E)``."""
+        features = {}
+        for name, block, head in list(zip(self.block_names, self.blocks, self.heads, strict=True))[:last]:
+            images = block(images)
+            features[f"{name}/gap"] = pooled(images)
+            if isinstance(getattr(head, "pooling", None), ConvExpansion):
+                features[f"{name}/cbe"] = head.pooling(images)
+        return features
+
+    def validation_step(self, batch: PairsOfViews, batch_idx: int) -> None:
+        """Send the images through the blocks, where an online probe reads their features."""
+        self._read(batch.images)
+
+    def test_step(self, batch: PairsOfViews, batch_idx: int) -> None:
+        """The same for the test images."""
+        self._read(batch.images)
+
+    def _read(self, images: Tensor) -> None:
+        for block in self.blocks:
+            images = block(images)
+
+    def end_to_end(self, checkpoint_segments: int = 0) -> "BlockwiseSSL":
+        """One block with the same loss and projector on globally pooled features."""
+        whole = BlockwiseSSL(
+            self.make_network,
+            self.image_shape,
+            self.num_classes,
+            num_blocks=1,
+            loss=self._make_loss,
+            loss_scale=self.loss_scale,
+            pooling=GlobalPooling,
+            projector=self._projector,
+            concatenate_views=self.concatenate_views,
+            optimizer=self.make_optimizer,
+        )
+        if checkpoint_segments:
+            whole.blocks[0] = Checkpointed(whole.blocks[0], checkpoint_segments)
+        return whole
+
+    @property
+    def training_blocks(self) -> list[nn.Module]:
+        """The blocks with the noise on their output."""
+        return [nn.Sequential(block, self.noise) for block in self.blocks]
+
+    @property
+    def monitor(self) -> str | None:
+        """The online probe of the last block; nothing in sequential training, where that comes into being at last."""
+        return None if self.epochs_per_block else f"probe_online/{self.block_names[-1]}/gap/top1"
+
+    @property
+    def why_one_process(self) -> str | None:
+        """Its loss is no mean over single images."""
+        return super().why_one_process or (
+            "compares the images of a batch with each other, and each process would see its own only"
+        )
+
+    @property
+    def views_per_image(self) -> int:
+        """Two."""
+        return 2
+
+
+def _temper(losses: nn.ModuleList, difficulties: list[float], difficulty: Difficulty | None) -> list[float]:
+    """Set the temperature of every block's loss; the factors that keep the scale of its gradients.
+
+    Raises:
+        UnsupportedError: the loss has no such setting.
+    """
+    if difficulty is None:
+        return [1.0] * len(losses)
+    kind = type(losses[0]).__name__
+    if difficulty.easy_negatives is not None and not isinstance(losses[0], SubsampledNTXent):
+        raise UnsupportedError(f"difficulty.easy_negatives needs losses.SubsampledNTXent; {kind} takes all negatives.")
+    if difficulty.easy_temperature is None:
+        return [1.0] * len(losses)
+    if not hasattr(losses[0], "temperature"):
+        raise UnsupportedError(
+            f"difficulty.easy_temperature needs a contrastive loss: {kind} has no temperature. Use "
+            "lightly.loss.NTXentLoss."
+        )
+    full = losses[0].temperature
+    factors = [(difficulty.easy_temperature / full) ** (1 - d) for d in difficulties]
+    for loss, factor in zip(losses, factors, strict=True):
+        loss.temperature = full * factor
+    return factors

@@ -1,0 +1,140 @@
+"""Local learning with neuron groups (GN-DGL): blocks across the depth, groups across the width.
+
+A. Patel, M. Eickenberg, E. Belilovsky, "Local Learning with Neuron Groups", arXiv 2301.07635, 2023.
+K blocks of G groups are K·G nodes that learn at once, each with a head and a loss of its own:
+
+    images ──► block 1: group 1 … G ──detach──► … ──► block K: group 1 … G ──detach──► final head
+                 │ G heads, L₁                          │ G heads, L_K                    │ L
+                 └ optimizer 1                          └ optimizer K                     └ optimizer
+
+    L_k = Σ_g CE(z_kg, y) + λ · diversity(z_k1 … z_kG)        (or another output loss than CE)
+
+Groups of a block share what they computed (the next block and all heads read all channels) and what
+they predict (the diversity), but no gradient through activations.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from losses import diversity, top1
+from models.classification import LocalClassification
+from models.local_learning import UnsupportedError
+from models.networks.chain import NetworkCallable
+from models.networks.cut import Cut, CutError, block_shapes, cut_chain
+from models.networks.groups.cut import end_at_last_map, group_blocks
+from models.networks.groups.heads import GroupHeads
+from models.networks.heads.classifiers import AuxHead, HeadCallable
+
+
+class NeuronGroups(LocalClassification):
+    """GN-DGL: K blocks × G neuron groups, trained simultaneously.
+
+    One group and no ``final_head`` is decoupled greedy learning, exactly. Logged beside the figures of
+    :class:`LocalClassification`, whose ``block<k>`` is the mean of the block's G predictions:
+    ``val/final/…`` of the final head, which is also the model's prediction (``val/top1``);
+    ``val/block<k>/group1/top1`` of the block's first group alone; ``val/block<k>/diversity``.
+
+    Args:
+        network: the network, a class from ``models.networks``; of a VGG the convolutions are grouped, and
+            the fully connected layers belong to its classifier.
+        image_shape: ``(C, H, W)``; the command line takes it from the data.
+        num_classes: number of classes; the command line takes it from the data.
+        num_blocks: K. With 1, the groups are G thin networks.
+        num_groups: G, a divisor of every width.
+        cut: where to cut the depth.
+        head: head of one group, a class from ``models.networks``.
+        final_head: head on the detached features of the last block; the network's own classifier if
+            none is given (the paper has ``AuxHead``).
+        sharing: groups read all channels of the block before, and their heads all channels of their
+            block; otherwise the groups never see each other, and heads have 1/G of their width.
+        diversity: λ, weight of the diversity loss; without effect if G is 1.
+        temperature: T of its softmax.
+        training: output_loss, optimizer and the other arguments of :class:`LocalClassification` and its base.
+
+    Raises:
+        CutError: the network cannot be cut, or not be grouped, as asked.
+        UnsupportedError: a negative weight or temperature.
+        NetworkError: the network or a head does not fit the images.
+    """
+
+    def __init__(
+        self,
+        network: NetworkCallable,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        num_blocks: int = 2,
+        num_groups: int = 2,
+        cut: Cut = Cut(),
+        head: HeadCallable = AuxHead,
+        final_head: HeadCallable | None = None,
+        sharing: bool = True,
+        diversity: float = 0.5,
+        temperature: float = 3.0,
+        **training: Any,
+    ) -> None:
+        if num_groups < 1:
+            raise CutError(f"num_groups counts the groups of a block: at least 1, not {num_groups}.")
+        if diversity < 0 or temperature <= 0:
+            raise UnsupportedError(
+                f"diversity is a weight, at least 0, and temperature above 0, not {diversity} and {temperature}."
+            )
+        chain = network(image_shape, num_classes)
+        if num_groups > 1:
+            end_at_last_map(chain)
+
+        def block_head(shape: tuple[int, ...]) -> nn.Module:
+            if num_groups == 1:
+                return head(shape, num_classes)
+            return GroupHeads(head, shape, num_classes, num_groups, sharing)
+
+        blocks = cut_chain(chain, num_blocks, cut, lambda shape: head(shape, num_classes))
+        shapes = block_shapes(chain, blocks)
+        if num_groups > 1:
+            group_blocks(blocks, chain.image_shape, num_groups, sharing)
+        if num_groups == 1 and final_head is None:
+            heads = [*map(block_head, shapes[:-1]), chain.classifier]
+        else:
+            final = chain.classifier if final_head is None else final_head(shapes[-1], num_classes)
+            heads = [*map(block_head, shapes), final]
+            blocks = [*blocks, nn.Sequential()]  # the final head reads what the last block hands on
+        super().__init__(network, chain, num_classes, blocks, heads, **training)
+        self.diversity, self.temperature = diversity, temperature
+        self._num_blocks, self._num_groups = num_blocks, num_groups
+
+    @property
+    def num_blocks(self) -> int:
+        """K; the final head is not counted."""
+        return self._num_blocks
+
+    @property
+    def num_groups(self) -> int:
+        """G."""
+        return self._num_groups
+
+    @property
+    def block_names(self) -> list[str]:
+        """``block1`` … ``blockK``, and ``final`` if there is a final head."""
+        names = super().block_names
+        return names if len(names) == self.num_blocks else [*names[:-1], "final"]
+
+    def sample_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Sum of the groups' output losses plus λ times their diversity; of the final head, its output loss."""
+        if logits.dim() == 2:
+            return super().sample_losses(logits, labels)
+        groups = logits.shape[1]
+        losses = super().sample_losses(logits.flatten(0, 1), labels.repeat_interleave(groups))
+        loss = losses.view(-1, groups).sum(dim=1)
+        if not self.diversity:
+            return loss
+        return loss + self.diversity * diversity(logits, labels, self.temperature, reduction="none")
+
+    def figures(self, logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
+        """Those of every block, and those of its groups."""
+        figures = super().figures(logits, labels)
+        for name, z in logits.items():
+            if z.dim() == 3:
+                figures[f"{name}/group1/top1"] = top1(z[:, 0], labels)
+                figures[f"{name}/diversity"] = diversity(z, labels, self.temperature)
+        return figures

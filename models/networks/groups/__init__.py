@@ -1,0 +1,1 @@
+"""Neuron groups: the cut across the width, and the heads of all groups at once."""

@@ -1,0 +1,114 @@
+"""The cut across the width: a block's channels fall apart into neuron groups.
+
+    features ─┬─ group 1: own channels ──► head 1, loss 1 ─┐
+    of the    ├─ group 2: own channels ──► head 2, loss 2  ├─ concatenated, detached ──► next block
+    block     └─ group G: own channels ──► head G, loss G ─┘
+    before
+
+Group g owns the same slice of channels, from g·C/G on, in every layer of the block. Groups share values
+and never gradients: the first convolution of a group and its head read the channels of all groups,
+but gradient only flows back into the group's own.
+
+Source: GN-DGL (Patel, Eickenberg, Belilovsky, "Local Learning with Neuron Groups", 2023).
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from models.networks.chain import Chain
+from models.networks.cut import CutError, feature_shapes
+from models.networks.memory.profile import profile
+
+
+def end_at_last_map(chain: Chain) -> None:
+    """Move the fully connected units of a chain into its classifier: what is left can be grouped.
+
+    Raises:
+        CutError: nothing is left.
+    """
+    names = [name for name, shape in feature_shapes(chain).items() if len(shape) < 3]
+    if len(names) == len(chain.units):
+        raise CutError(
+            f"{chain.title} has no feature maps whose channels could be split into neuron groups. Use num_groups: 1, "
+            "or a CifarResNet or VGG."
+        )
+    if not names:
+        return
+    units = dict(chain.units.named_children())
+    chain.classifier = nn.Sequential(*(units.pop(name) for name in names), chain.classifier)
+    chain.units = nn.Sequential(OrderedDict(units))
+
+
+def group_blocks(
+    blocks: Sequence[nn.Sequential], image_shape: tuple[int, int, int], num_groups: int, sharing: bool = True
+) -> None:
+    """Split the convolutions of blocks into groups, in place; BatchNorm, ReLU and pooling work per channel anyway.
+
+    Convolutions that read what a block is handed stay whole, so that every group sees all channels of
+    the block before (values only: the block's input carries no gradient); so does the stem. A
+    convolution that becomes grouped keeps a part of its weights: drawn with the full number of output
+    channels in He's rule, as in the published code.
+
+    Args:
+        blocks: blocks in the order of the forward pass.
+        image_shape: ``(C, H, W)`` of an input image.
+        num_groups: G.
+        sharing: False also groups what reads the block's input (but not the image): G thin networks
+            that never see each other.
+
+    Raises:
+        CutError: a width is not a multiple of G, or a layer has parameters that cannot be split by channels.
+    """
+    shape: tuple[int, ...] = image_shape
+    for k, block in enumerate(blocks):
+        readers, shape = _readers(block, shape)
+        whole = readers if sharing or k == 0 else set()
+        for name, layer in block.named_modules():
+            _require_divisible(f"{name} of block {k + 1}", layer, num_groups, whole=layer in whole)
+            if isinstance(layer, nn.Conv2d) and layer not in whole:
+                layer.groups *= num_groups
+                layer.weight = nn.Parameter(layer.weight[:, : layer.in_channels // layer.groups].detach().clone())
+
+
+def _readers(block: nn.Sequential, shape: tuple[int, ...]) -> tuple[set[nn.Module], tuple[int, ...]]:
+    """The convolutions that read the block's input itself, and the shape of the block's output."""
+    found: set[nn.Module] = set()
+    handed: list[Tensor] = []
+
+    def look(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if layer is block:
+            handed.append(inputs[0])
+        elif inputs[0] is handed[0]:
+            found.add(layer)
+
+    watched = [block, *(layer for layer in block.modules() if isinstance(layer, nn.Conv2d))]
+    handles = [layer.register_forward_pre_hook(look) for layer in watched]
+    try:
+        ((cost, _),) = profile([block], shape)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found, cost.output_shape
+
+
+def _require_divisible(name: str, layer: nn.Module, num_groups: int, whole: bool) -> None:
+    if isinstance(layer, nn.Conv2d):
+        widths = [layer.out_channels] if whole else [layer.in_channels // layer.groups, layer.out_channels]
+    elif isinstance(layer, _BatchNorm):
+        widths = [layer.num_features]
+    elif list(layer.parameters(recurse=False)):
+        raise CutError(
+            f"Neuron groups split convolutions and BatchNorm by channels, but {name} is a {type(layer).__name__}. "
+            "Use num_groups: 1, or a CifarResNet or VGG."
+        )
+    else:
+        return
+    for width in widths:
+        if width % num_groups:
+            raise CutError(
+                f"{num_groups} groups do not divide the {width} channels of {name}. Choose num_groups among the "
+                f"divisors of {width}, or other widths (a VGG rounds them with width_multiple: {num_groups})."
+            )

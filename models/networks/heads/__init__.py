@@ -1,0 +1,1 @@
+"""Heads: what turns a block's features into what its loss needs."""

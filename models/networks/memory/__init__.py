@@ -1,0 +1,1 @@
+"""What a piece of network keeps for its backward pass: counted, measured, computed again."""

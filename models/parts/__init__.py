@@ -1,0 +1,1 @@
+"""What methods are furnished with."""

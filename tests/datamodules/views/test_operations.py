@@ -1,0 +1,412 @@
+"""The batched operations against torchvision, lightly and Pillow, image by image."""
+
+import math
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+from lightly.transforms import BYOLTransform, SimCLRTransform, VICRegTransform
+from lightly.transforms.gaussian_blur import GaussianBlur
+from PIL import Image, ImageFilter, ImageOps
+from scipy.stats import ks_2samp, kstest
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional as tv
+
+from datamodules.files import DataError
+from datamodules.views.batched import BatchedView, translate
+from datamodules.views.operations import Blur, Crop, Gray, Jitter, JitterDraw, Solarize, gray_of, shift_hue_
+from datamodules.views.transforms import BarlowTwinsViews, SimCLRViews, VICRegViews
+
+# torchvision's tensor functions round grey's weights to .2989; nothing else may differ.
+GRAY_WEIGHTS = 2e-4
+ADJUST = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)
+
+
+def noise(*shape, seed=0):
+    return torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def smooth(count, side, channels=3):
+    """Images with edges and areas of one colour, enlarged from few pixels, and some noise."""
+    few = noise(count, channels, 4, 4).float()
+    images = torch.nn.functional.interpolate(few, (side, side), mode="bilinear").permute(0, 2, 3, 1)
+    return (images + 0.1 * noise(count, side, side, channels, seed=1)).clamp(0, 255).to(torch.uint8)
+
+
+def planar(images):
+    """uint8 ``(B, H, W, C)`` → float ``(B, C, H, W)``, still in 0 … 255."""
+    return images.permute(0, 3, 1, 2).float().contiguous()
+
+
+def picture(image):
+    return Image.fromarray(image.squeeze(2).numpy() if image.shape[2] == 1 else image.numpy())
+
+
+def levels(image):
+    """A Pillow image as ``(C, H, W)`` in 0 … 255."""
+    return torch.from_numpy(np.array(image)).reshape(*image.size[::-1], -1).permute(2, 0, 1).float()
+
+
+def draw(operation, count, side, seed=0):
+    torch.manual_seed(seed)
+    return operation.draw(count, side, side, torch.device("cpu"))
+
+
+def jittered(image, drawn, i, strength=1.0):
+    """One image ``(C, H, W)`` in 0 … 1 through torchvision, in the order that it drew."""
+    if not drawn.applied[i]:
+        return image
+    figures = [*(1 + strength * (drawn.factors[i] - 1)).tolist(), strength * float(drawn.hue[i])]
+    for change in drawn.slots[i].argsort().tolist():
+        if change < 3 or figures[3]:  # torchvision leaves out a hue that is None; Pillow's is never without rounding
+            image = ADJUST[change](image, figures[change])
+    return image
+
+
+def by_torchvision(image, operations, chain, i):
+    """Crop, flips, jitter and gray of one image ``(C, H, W)`` in 0 … 1, by torchvision."""
+    for operation, drawn in zip(operations, chain, strict=True):
+        if isinstance(operation, Crop):
+            image = tv.resized_crop(image, *drawn.box[i].int().tolist(), list(operation.size), antialias=True)
+            image = image.flip(2) if drawn.flip[i] else image
+            image = image.flip(1) if drawn.vertical_flip[i] else image
+        elif isinstance(operation, Jitter):
+            image = jittered(image, drawn, i)
+        elif drawn.chance[i] < operation.probability:
+            image = tv.rgb_to_grayscale(image, image.shape[0])
+    return image
+
+
+# What is done to an image
+
+
+@pytest.mark.parametrize("side", [8, 28, 32])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_crop_equals_pillows(side, channels):
+    images, crop = noise(60, side, side, channels), Crop((side, side), vertical_flip=0.3)
+    drawn = draw(crop, 60, side)
+    got = crop.apply(planar(images), drawn, 1.0)
+    for i, image in enumerate(images):
+        top, left, height, width = drawn.box[i].int().tolist()
+        box = (left, top, left + width, top + height)
+        wanted = picture(image).crop(box).resize((side, side), Image.Resampling.BILINEAR)
+        wanted = ImageOps.mirror(wanted) if drawn.flip[i] else wanted
+        wanted = ImageOps.flip(wanted) if drawn.vertical_flip[i] else wanted
+        assert (got[i] - levels(wanted)).abs().max() < 1.1  # Pillow rounds twice to whole levels
+
+
+def test_hue_equals_torchvisions_to_rounding():
+    x = torch.cat([noise(48, 3, 16, 16).float(), torch.rand(16, 3, 16, 16) * 255])
+    x[:4] = x[:4, :1]  # grey
+    x[4:8, 1] = x[4:8, 0]  # two channels alike
+    x[8:12, 2] = x[8:12, 1]
+    x[12] = 0
+    x[13] = 255
+    turns = torch.linspace(-0.5, 0.5, 64)
+    wanted = torch.stack([tv.adjust_hue(image / 255, float(t)) for image, t in zip(x, turns, strict=True)])
+    shift_hue_(x, turns)
+    assert (x / 255 - wanted).abs().max() < 1e-5
+
+
+def test_gray_has_pillows_weights():
+    images = noise(8, 16, 16, 3)
+    wanted = torch.stack([levels(picture(image).convert("L")) for image in images])
+    assert (gray_of(planar(images)) - wanted).abs().max() < 0.51
+
+
+@pytest.mark.parametrize("only", ["brightness", "contrast", "saturation", "hue", "all"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("strength", [1.0, 0.4])
+def test_jitter_equals_torchvisions_in_each_images_own_order(only, channels, strength):
+    limits = {"brightness": (0.2, 1.8), "contrast": (0.2, 1.8), "saturation": (0.2, 1.8), "hue": (-0.2, 0.2)}
+    jitter = Jitter(*(v if only in (name, "all") else None for name, v in limits.items()), probability=0.8)
+    images, drawn = smooth(120, 12, channels), draw(jitter, 120, 12)
+    order = drawn.group().argsort()
+    got = jitter.apply(planar(images[order]), JitterDraw(*(figures[order] for figures in drawn)), strength)
+    for i, image in zip(order.tolist(), got, strict=True):
+        wanted = jittered(planar(images)[i] / 255, drawn, i, strength)
+        assert (image / 255 - wanted).abs().max() < (1e-5 if channels == 1 else GRAY_WEIGHTS)
+
+
+def test_jitter_is_within_rounding_of_pillows():
+    jitter = Jitter((0.6, 1.4), (0.6, 1.4), (0.6, 1.4), None)
+    images, drawn = smooth(60, 16), draw(jitter, 60, 16)
+    order = drawn.group().argsort()
+    got = jitter.apply(planar(images[order]), JitterDraw(*(figures[order] for figures in drawn)), 1.0)
+    for i, image in zip(order.tolist(), got, strict=True):
+        wanted = levels(jittered(picture(images[i]), drawn, i))
+        # Pillow cuts fractions off (1 level) and rounds gray or mean (0.5, times 0.4), and the next change, at a
+        # factor of 1.4, makes 1.8 of what was wrong before: 1.2, then 1.8 · 1.2 + 1.2, then 7.3 levels at most.
+        assert (image - wanted).abs().max() < 7.3
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_solarize_equals_pillows(channels):
+    images, solarize = noise(40, 8, 8, channels), Solarize(0.5, 100)
+    drawn = draw(solarize, 40, 8)
+    got = solarize.apply(planar(images), drawn, 1.0)
+    for i, image in enumerate(images):
+        wanted = ImageOps.solarize(picture(image), 100) if drawn.chance[i] < 0.5 else picture(image)
+        assert torch.equal(got[i], levels(wanted))
+
+
+@pytest.mark.parametrize("side", [8, 28, 32])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_blur_equals_pillows_up_to_and_at_the_border(side, channels):
+    images, blur = noise(60, side, side, channels), Blur(0.8, (0.1, 2.0))
+    drawn = draw(blur, 60, side)
+    got = blur.apply(planar(images), drawn, 1.0)
+    for i, image in enumerate(images):
+        sigma = float(drawn.sigma[i])
+        blurred = picture(image).filter(ImageFilter.GaussianBlur(sigma))
+        wanted = levels(blurred if drawn.chance[i] < 0.8 else picture(image))
+        assert (got[i] - wanted).abs().max() <= 3  # Pillow rounds six times to whole levels, 0.5 each
+
+
+def test_gray_replaces_the_images_that_drew_it():
+    images, gray = noise(50, 8, 8, 3), Gray(0.3)
+    drawn = draw(gray, 50, 8)
+    got = gray.apply(planar(images), drawn, 1.0)
+    changed = drawn.chance < 0.3
+    assert torch.equal(got[~changed], planar(images)[~changed])
+    assert torch.equal(got[changed], gray_of(planar(images)[changed]).expand(-1, 3, -1, -1))
+    assert 0 < changed.sum() < 50
+
+
+@pytest.mark.parametrize(("side", "channels"), [(8, 1), (28, 1), (8, 3), (32, 3)])
+def test_a_whole_view_equals_torchvisions_image_by_image(side, channels):
+    transform = SimCLRViews(side, blur=0).transforms[0]
+    view, images = BatchedView(transform), smooth(150, side, channels)
+    torch.manual_seed(3)
+    chain = view.draw(images)
+    got = view.render(images, chain)
+    for i, image in enumerate(planar(images) / 255):
+        wanted = by_torchvision(image, translate(transform), chain, i)
+        assert (got[i] - wanted).abs().max() < 3 * GRAY_WEIGHTS  # grey is taken three times
+
+
+def test_normalises_into_channels_last_memory():
+    view, images = SimCLRViews(8, strength=0, blur=0, gray=0).transforms[0], noise(10, 8, 8, 3)
+    mean, std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
+    plain, scaled = BatchedView(view), BatchedView(view, mean, std)
+    chain = plain.draw(images)
+    got = scaled.render(images, chain)
+    assert got.dtype == torch.float32
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(got, tv.normalize(plain.render(images, chain), mean, std), atol=1e-5)
+
+
+def test_chunks_change_nothing():
+    view, images = BatchedView(BarlowTwinsViews(16).transforms[1]), smooth(50, 16)
+    chain = view.draw(images)
+    whole = view.render(images, chain, chunk=50)
+    for chunk in (1, 7, 49):
+        assert torch.allclose(view.render(images, chain, chunk=chunk), whole, atol=1e-5)
+
+
+def test_the_images_are_left_as_they_are():
+    view, images = BatchedView(VICRegViews(16).transforms[0]), smooth(20, 16)
+    before = images.clone()
+    view.render(images, view.draw(images))
+    assert torch.equal(images, before)
+
+
+# What is drawn
+
+
+@pytest.mark.parametrize("side", [8, 32])
+@pytest.mark.parametrize("scale", [(0.08, 1.0), (0.5, 1.0), (0.9, 1.0)])
+def test_boxes_are_drawn_as_torchvision_draws_them(side, scale):
+    boxes = draw(Crop((side, side), scale), 20_000, side).box
+    crop, image = v2.RandomResizedCrop(side, scale), torch.empty(3, side, side)
+    wanted = torch.tensor([list(crop.make_params([image]).values()) for _ in range(3000)], dtype=torch.float)
+    for measure in (lambda b: b[:, 0], lambda b: b[:, 1], lambda b: b[:, 2] * b[:, 3], lambda b: b[:, 3] / b[:, 2]):
+        ours, theirs = measure(boxes), measure(wanted)
+        values = torch.cat([ours, theirs]).unique()
+        distance = max(abs(float((ours <= v).float().mean() - (theirs <= v).float().mean())) for v in values)
+        assert distance < 1.95 * math.sqrt(1 / len(ours) + 1 / len(theirs))  # Kolmogorov and Smirnov, 0.1 %
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 8), (8, 32), (32, 30)])
+def test_where_no_try_fits_the_box_is_torchvisions_central_one(height, width):
+    crop = v2.RandomResizedCrop(32, scale=(1.0, 1.0), ratio=(1.2, 1.3))
+    crop = crop if height == width else v2.RandomResizedCrop(32, scale=(1.5, 2.0), ratio=(3 / 4, 4 / 3))
+    wanted = list(crop.make_params([torch.empty(3, height, width)]).values())
+    boxes = Crop((32, 32), crop.scale, crop.ratio).draw(5, height, width, torch.device("cpu")).box
+    assert boxes.tolist() == [wanted] * 5
+
+
+def test_jitter_is_drawn_uniformly():
+    drawn = draw(Jitter((0.6, 1.4), (0.2, 1.8), None, (-0.1, 0.1), 0.8), 20_000, 8)
+    for values, low, high in (
+        (drawn.factors[:, 0], 0.6, 1.4),
+        (drawn.factors[:, 1], 0.2, 1.8),
+        (drawn.hue, -0.1, 0.1),
+    ):
+        assert kstest(values.numpy(), "uniform", (low, high - low)).pvalue > 1e-3
+    assert (drawn.factors[:, 2] == 1).all()
+    assert abs(drawn.applied.float().mean() - 0.8) < 5 * math.sqrt(0.16 / 20_000)
+
+
+def test_every_order_of_the_four_changes_is_drawn_equally_often():
+    slots = draw(Jitter((0.6, 1.4), None, None, None), 24_000, 8).slots
+    counts = [int((slots == torch.tensor(order)).all(1).sum()) for order in permutations(range(4))]
+    assert sum(counts) == 24_000
+    assert min(counts) > 1000 - 5 * 31
+    assert max(counts) < 1000 + 5 * 31
+
+
+@pytest.mark.parametrize("operation", [Gray(0.2), Solarize(0.2), Blur(0.2)], ids=lambda o: type(o).__name__)
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_a_change_comes_as_often_as_its_probability_times_the_strength(operation, strength):
+    x = planar(noise(1, 8, 8, 3)).repeat(4000, 1, 1, 1)
+    drawn = draw(operation, 4000, 8)
+    changed = (operation.apply(x.clone(), drawn, strength) != x).flatten(1).any(1).float().mean()
+    share = 0.2 * strength
+    # A blur with a tiny sigma changes too, if by less than a level.
+    assert abs(changed - share) < 5 * math.sqrt(share * (1 - share) / 4000)
+
+
+def test_flips_and_sigmas_are_drawn_with_their_own_figures():
+    drawn = draw(Crop((8, 8), flip=0.3, vertical_flip=0.1), 20_000, 8)
+    assert abs(drawn.flip.float().mean() - 0.3) < 5 * math.sqrt(0.21 / 20_000)
+    assert abs(drawn.vertical_flip.float().mean() - 0.1) < 5 * math.sqrt(0.09 / 20_000)
+    assert kstest(draw(Blur(0.5, (0.1, 2.0)), 20_000, 8).sigma.numpy(), "uniform", (0.1, 1.9)).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("name", ["SimCLR", "BarlowTwins"])
+def test_every_image_draws_its_own(name):
+    views = {"SimCLR": SimCLRViews, "BarlowTwins": BarlowTwinsViews}[name](16)
+    images = smooth(1, 16).repeat(64, 1, 1, 1)
+    for transform in views.transforms:
+        view = BatchedView(transform)
+        shown = view.render(images, view.draw(images)).flatten(1)
+        apart = (shown.unsqueeze(0) - shown.unsqueeze(1)).abs().amax(2)
+        assert (apart < 1e-3).sum() == 64  # each equals itself only
+
+
+def figures_of(views):
+    """Brightness, contrast, colourfulness and sharpness of each view ``(B, 3, H, W)`` in 0 … 1."""
+    return {
+        "brightness": views.mean((1, 2, 3)),
+        "contrast": views.std((1, 2, 3)),
+        "colour": (views.amax(1) - views.amin(1)).mean((1, 2)),
+        "warmth": (views[:, 0] - views[:, 2]).mean((1, 2)),
+        "sharpness": views.diff(dim=3).abs().mean((1, 2, 3)),
+        "slope": (views[..., 8:] - views[..., :8]).mean((1, 2, 3)),
+    }
+
+
+@pytest.mark.parametrize(
+    ("recipe", "side"), [(SimCLRViews, 0), (BarlowTwinsViews, 0), (BarlowTwinsViews, 1), (VICRegViews, 1)]
+)
+def test_views_of_an_image_are_distributed_as_lightlys(recipe, side):
+    image, transform = smooth(1, 16), recipe(16).transforms[side]
+    torch.manual_seed(5)
+    np.random.seed(5)
+    theirs = figures_of(torch.stack([transform(picture(image[0])) for _ in range(600)]))
+    view, images = BatchedView(transform), image.expand(6000, -1, -1, -1)
+    ours = figures_of(view.render(images, view.draw(images)))
+    for name, values in ours.items():
+        assert ks_2samp(values.numpy(), theirs[name].numpy()).pvalue > 1e-3, name
+
+
+# Nested strengths
+
+
+@pytest.mark.parametrize(
+    "transform", [SimCLRViews(16), BarlowTwinsViews(16), VICRegViews(16)], ids=lambda t: type(t).__name__
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_at_strength_0_only_the_flip_is_left(transform, channels):
+    images = noise(40, 16, 16, channels)
+    view = BatchedView(transform.transforms[1])
+    chain = view.draw(images)
+    flip = chain[0].flip.view(-1, 1, 1, 1)
+    wanted = torch.where(flip, planar(images).flip(3), planar(images)) / 255
+    assert torch.allclose(view.render(images, chain, 0.0), wanted, atol=2e-5)
+
+
+def test_weaker_crops_contain_stronger_ones():
+    columns = (torch.arange(32) * 8).to(torch.uint8).view(1, 1, 32, 1).expand(100, 32, 32, 1)
+    images = torch.cat([columns, columns.transpose(1, 2)], 3)
+    crop = Crop((32, 32))
+    drawn = draw(crop, 100, 32)
+    outer = None
+    for strength in (0.0, 0.25, 0.5, 0.75, 1.0):
+        shown = crop.apply(planar(images), drawn, strength).flatten(2)
+        low, high = shown.amin(2), shown.amax(2)
+        if outer:
+            assert (low >= outer[0] - 1e-2).all()
+            assert (high <= outer[1] + 1e-2).all()
+        outer = (low, high)
+    top, left, height, width = drawn.box.unbind(1)
+    assert torch.allclose(outer[0], 8 * torch.stack((left, top), 1), atol=1e-2)
+    assert torch.allclose(outer[1], 8 * torch.stack((left + width - 1, top + height - 1), 1), atol=1e-2)
+
+
+def test_what_changes_weakly_changes_strongly_too():
+    x = planar(noise(1, 8, 8, 3)).repeat(500, 1, 1, 1)
+    for operation in (Gray(0.5), Solarize(0.5), Blur(0.5)):
+        drawn = draw(operation, 500, 8)
+        weak, strong = ((operation.apply(x.clone(), drawn, s) != x).flatten(1).any(1) for s in (0.3, 1.0))
+        assert (weak <= strong).all()
+        assert weak.sum() < strong.sum()
+
+
+# Translation
+
+
+def test_parameters_come_from_lightlys_transforms():
+    transform = SimCLRTransform(
+        24, cj_prob=0.7, cj_strength=0.5, min_scale=0.3, random_gray_scale=0.15, vf_prob=0.25, normalize=None
+    )
+    crop, jitter, gray, blur = translate(transform.transforms[0])
+    assert crop == Crop((24, 24), (0.3, 1.0), crop.ratio, 0.5, 0.25)
+    assert crop.ratio == pytest.approx((3 / 4, 4 / 3))
+    assert [*jitter.brightness, *jitter.saturation, *jitter.hue] == pytest.approx([0.6, 1.4, 0.6, 1.4, -0.1, 0.1])
+    assert (jitter.probability, gray, blur) == (0.7, Gray(0.15), Blur(0.5, (0.1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("transform", "side", "kinds"),
+    [
+        (SimCLRTransform(8, normalize=None), 0, [Crop, Jitter, Gray, Blur]),
+        (BarlowTwinsViews(8), 0, [Crop, Jitter, Gray, Blur]),
+        (BarlowTwinsViews(8), 1, [Crop, Jitter, Gray, Blur, Solarize]),
+        (VICRegTransform(8, normalize=None), 1, [Crop, Jitter, Gray, Solarize, Blur]),
+    ],
+)
+def test_operations_keep_their_order(transform, side, kinds):
+    assert [type(operation) for operation in translate(transform.transforms[side])] == kinds
+
+
+CROP = v2.RandomResizedCrop(8)
+
+
+@pytest.mark.parametrize(
+    ("transform", "complaint"),
+    [
+        (SimCLRTransform(8, rr_prob=0.5, normalize=None).transforms[0], "RandomRotate has no batched form"),
+        (SimCLRTransform(8, rr_prob=0.5, rr_degrees=9.0, normalize=None).transforms[0], "RandomRotateDegrees has no"),
+        (BYOLTransform().transforms[0], "Normalize has no batched form"),
+        (v2.Compose([CROP, v2.RandomPosterize(4)]), "RandomPosterize has no batched form"),
+        (v2.Compose([v2.RandomHorizontalFlip(), CROP]), "begins with a bilinear RandomResizedCrop, not with RandomHor"),
+        (v2.Compose([v2.RandomResizedCrop(8, interpolation=InterpolationMode.BICUBIC)]), "bilinear"),
+        (v2.Compose([CROP, GaussianBlur(), GaussianBlur()]), "no operation twice, as here GaussianBlur"),
+    ],
+)
+def test_refuses_what_has_no_batched_form(transform, complaint):
+    with pytest.raises(DataError, match=rf"{complaint}.*: set views.batched to false\."):
+        translate(transform)
+
+
+def test_an_idle_rotation_is_no_operation():
+    assert len(translate(SimCLRTransform(8, rr_prob=0, rr_degrees=9.0, normalize=None).transforms[0])) == 4
+
+
+def test_refuses_to_reduce_images():
+    view, images = BatchedView(SimCLRViews(8).transforms[0]), noise(2, 9, 8, 3)
+    with pytest.raises(DataError, match="8×8 pixels would reduce images of 9×8"):
+        view.render(images, view.draw(images))

@@ -1,0 +1,180 @@
+"""Communication hooks on two processes (gloo, CPU), without Lightning."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
+
+from experiments.distributed.coders import Huffman, Zlib
+from experiments.distributed.entropy_coded import EntropyCoded
+from experiments.distributed.errors import CommunicationError
+from experiments.distributed.hooks import HalfPrecision, PowerSGD, Uncompressed
+
+STEPS, PARAMETERS, CODED = 6, 64 * 96 + 96 + 96 * 40 + 40 + 40 * 10 + 10, 64 * 96 + 96 * 40
+
+HOOKS = {
+    "plain": lambda: None,
+    "uncompressed": Uncompressed,
+    "half": HalfPrecision,
+    "power": lambda: PowerSGD(rank=1, start=2),
+    "counting": EntropyCoded,
+    "true": lambda: EntropyCoded(mode="true"),
+    "counting, relative": lambda: EntropyCoded(2, "relative"),
+    "true, relative": lambda: EntropyCoded(2, "relative", Zlib(), "true"),
+    "true, huffman": lambda: EntropyCoded(coder=Huffman(), mode="true"),
+    "tiny step": lambda: EntropyCoded(1e-5, clip=False),
+    "tiny step, true": lambda: EntropyCoded(1e-5, clip=False, mode="true"),
+    "every third": lambda: EntropyCoded(code_every=3),
+}
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 40), nn.ReLU(), nn.Linear(40, 10))
+
+
+def batches():
+    """Per step a batch of 32; each process takes every other image."""
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(STEPS, 32, 64, generator=generator)
+    return list(zip(images, torch.randint(10, (STEPS, 32), generator=generator), strict=True))
+
+
+def train(model, share=slice(None)):
+    """A few steps of SGD: the weights after each, ``(steps, parameters)``."""
+    optimizer, weights = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), []
+    for images, labels in batches():
+        optimizer.zero_grad()
+        cross_entropy(model(images[share]), labels[share]).backward()
+        optimizer.step()
+        weights.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
+    return torch.stack(weights)
+
+
+def work(rank, folder):
+    """One of the two processes: train with every hook; write down weights and figures."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    results = {}
+    for name, make in HOOKS.items():
+        model, hook = DistributedDataParallel(network(), bucket_cap_mb=0.02), make()  # several buckets
+        if hook:
+            hook.register(model)
+            hook.measuring = True
+        results[name] = {"weights": train(model, slice(rank, None, 2))}
+        if hook:
+            results[name] |= {"steps": hook.steps, "figures": hook.figures, "summary": hook.summary()}
+    torch.save(results, f"{folder}/{rank}")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("processes")
+    # A forked process need not import everything again; autograd's CUDA threads do not survive a fork.
+    method = "fork" if sys.platform == "linux" and not torch.cuda.is_available() else "spawn"
+    mp.start_processes(work, (str(folder),), nprocs=2, start_method=method)
+    return [torch.load(Path(folder) / str(rank)) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_processes_stay_alike(results, name):
+    assert torch.equal(results[0][name]["weights"], results[1][name]["weights"])
+
+
+def test_two_processes_equal_one_with_both_batches(results):
+    torch.testing.assert_close(results[0]["uncompressed"]["weights"], train(network()), atol=1e-6, rtol=0)
+    assert torch.equal(results[0]["uncompressed"]["weights"], results[0]["plain"]["weights"])
+
+
+@pytest.mark.parametrize("name", ["tiny step", "tiny step, true"])
+def test_a_tiny_step_without_clipping_gives_the_plain_gradients(results, name):
+    torch.testing.assert_close(results[0][name]["weights"], results[0]["plain"]["weights"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("counting", "true"),
+    [("counting", "true"), ("counting", "true, huffman"), ("counting, relative", "true, relative")],
+)
+def test_what_travels_coded_gives_the_same_average(results, counting, true):
+    difference = results[0][counting]["weights"] - results[0][true]["weights"]
+    # A rounding that falls the other way, because a sum was added up in another order, is one step of a gradient.
+    assert float((difference.abs() < 1e-6).float().mean()) > 0.995
+    assert float(difference.abs().max()) < 0.01
+
+
+def test_quantization_changes_the_run(results):
+    assert not torch.allclose(results[0]["counting"]["weights"], results[0]["plain"]["weights"], atol=1e-3)
+
+
+@pytest.mark.parametrize("name", [name for name in HOOKS if name != "plain"])
+def test_every_step_is_counted_once(results, name):
+    assert results[0][name]["steps"] == STEPS
+
+
+def test_bytes_of_the_baselines(results):
+    assert results[0]["uncompressed"]["summary"] == {
+        "bits_per_parameter": 32,
+        "ratio": 1,
+        "bytes_per_step": 4 * PARAMETERS,
+        "megabytes": 4e-6 * PARAMETERS * STEPS,
+    }
+    assert results[0]["half"]["summary"]["bits_per_parameter"] == 16
+    low_rank = 64 + 96 + 96 + 40 + 40 + 10 + (96 + 40 + 10)  # rows and columns of the matrices, and the biases
+    assert results[0]["power"]["figures"]["bytes_per_step"] == 4 * low_rank
+    assert results[0]["power"]["summary"]["bytes_per_step"] == pytest.approx(
+        (2 * 4 * PARAMETERS + (STEPS - 2) * 4 * low_rank) / STEPS
+    )
+
+
+def test_bytes_of_coded_gradients_include_headers_and_what_is_not_coded(results):
+    figures = results[0]["counting"]["figures"]
+    tensors = ["0.weight", "2.weight"]
+    sizes = {"0.weight": 64 * 96, "2.weight": 96 * 40}
+    coded = sum(figures[f"{name}/bits"] * sizes[name] / 8 for name in tensors)
+    assert figures["bytes_per_step"] == pytest.approx(coded + 4 * (PARAMETERS - CODED))
+    assert figures["coded/bits"] == pytest.approx(8 * coded / CODED)
+    assert {name.partition("/")[0] for name in figures if "/" in name} == {*tensors, "coded"}
+    for name in tensors:
+        assert figures[f"{name}/shannon_bits"] < figures[f"{name}/bits"] < figures[f"{name}/shannon_bits"] + 0.5
+        assert 0 < figures[f"{name}/zeros"] < 1
+        assert figures[f"{name}/clipped"] == 0
+        assert 0 < figures[f"{name}/residual_over_payload"] < 1
+
+
+def test_true_mode_counts_the_longest_message_and_the_exchange_of_lengths(results):
+    true, counting = (results[0][name]["figures"]["bytes_per_step"] for name in ("true", "counting"))
+    assert true == results[1]["true"]["figures"]["bytes_per_step"]
+    longest = max(result["counting"]["figures"]["bytes_per_step"] for result in results)
+    assert counting <= longest < true < longest + 200
+
+
+def test_steps_between_codings_are_taken_for_as_long(results):
+    every, third = (results[0][name] for name in ("counting", "every third"))
+    assert torch.equal(every["weights"], third["weights"])
+    assert third["summary"]["bytes_per_step"] == pytest.approx(every["summary"]["bytes_per_step"], rel=0.1)
+
+
+def test_a_hook_without_a_process_group_is_told():
+    with pytest.raises(CommunicationError, match="no process group"):
+        EntropyCoded().average(None)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: EntropyCoded(c=0), "above 0"),
+        (lambda: EntropyCoded(code_every=0), "at least 1"),
+        (lambda: EntropyCoded(mode="true", code_every=2), "mode true"),
+        (lambda: PowerSGD(start=1), "start ≥ 2"),
+    ],
+)
+def test_impossible_settings_are_told(make, said):
+    with pytest.raises(CommunicationError, match=said):
+        make()

@@ -1,0 +1,81 @@
+"""The published cost tables of GN-DGL (method sheet, section 10), cell by cell."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from experiments.measure.cost import network_cost
+from models.methods.neuron_groups import NeuronGroups
+from models.networks.cut import Cut
+from models.networks.heads.classifiers import AuxHead
+from models.networks.resnet import CifarResNet
+
+DEPTHS, GROUPS = (1, 2, 4, 8, 16), (1, 2, 4, 8)
+SLOWEST_NODE = {
+    (1, 1): (70.06, 36.98, 19.34, 10.85, 6.04),
+    (1, 2): (19.06, 11.11, 6.56, 4.27, 3.04),
+    (1, 4): (5.84, 4.01, 2.85, 2.30, 1.98),
+    (1, 8): (2.45, 2.07, 1.78, 1.65, 1.56),
+    (2, 1): (277.5, 147.4, 76.7, 42.9, 23.9),
+    (2, 2): (74.9, 44.1, 26.1, 16.8, 12.0),
+    (2, 4): (22.7, 15.9, 11.3, 9.03, 7.80),
+    (2, 8): (9.44, 8.20, 7.04, 6.47, 6.16),
+}
+"""(width factor, G) → M MACs of the slowest node for K = 1, 2, 4, 8, 16; G = 1 has the plain classifier last."""
+
+ENSEMBLE = {
+    (1, 1): (70.1, 73.7, 76.1, 80.9, 90.6),
+    (1, 2): (39.3, 42.9, 50.1, 64.0, 92.3),
+    (1, 4): (24.6, 31.2, 44.4, 70.1, 122.2),
+    (1, 8): (20.8, 32.5, 56.0, 102.2, 195.2),
+    (2, 1): (277.5, 291.9, 301.5, 320.7, 359.1),
+    (2, 2): (154.5, 168.8, 197.5, 252.6, 365.1),
+    (2, 4): (95.5, 121.7, 174.3, 276.2, 483.2),
+    (2, 8): (80.3, 126.9, 220.3, 403.2, 772.6),
+}
+"""(width factor, G) → M MACs of inference with the ensemble; K = 1, G = 1 is end-to-end training, without heads."""
+
+
+def cost(width, num_blocks, num_groups, final_head, **arguments):
+    network = partial(CifarResNet, depth=32, widths=[width * w for w in (16, 16, 32, 64)])
+    head = partial(AuxHead, hidden=128 * width)
+    final = head if final_head else None
+    with torch.device("meta"):
+        model = NeuronGroups(
+            network, (3, 32, 32), 10, num_blocks, num_groups, Cut(by="published"), head, final, **arguments
+        )
+    return network_cost(model, 2)
+
+
+@pytest.mark.parametrize(("width", "num_groups"), SLOWEST_NODE)
+def test_slowest_node_and_inference_of_the_ensemble(width, num_groups):
+    grid = [cost(width, k, num_groups, final_head=True) for k in DEPTHS]
+    nodes = grid if num_groups > 1 else [cost(width, k, 1, final_head=False) for k in DEPTHS]
+    slowest = [cell.slowest_node_macs / 1e6 for cell in nodes]
+    ensemble = [cell.total_macs / 1e6 for cell in grid]
+    if num_groups == 1:
+        ensemble[0] = nodes[0].total_macs / 1e6
+    assert slowest == pytest.approx(SLOWEST_NODE[width, num_groups], rel=0.01)
+    assert ensemble == pytest.approx(ENSEMBLE[width, num_groups], rel=0.02)
+
+
+@pytest.mark.parametrize(("num_groups", "macs"), [(2, 18.2), (4, 4.7)])
+def test_single_thread_nodes_have_heads_of_their_slice(num_groups, macs):
+    assert cost(1, 1, num_groups, True, sharing=False).slowest_node_macs / 1e6 == pytest.approx(macs, rel=0.01)
+
+
+def test_backprop_is_the_uncut_ungrouped_network():
+    grouped, whole = cost(1, 4, 8, True), cost(1, 1, 1, False)
+    assert grouped.backprop_macs == whole.slowest_node_macs == whole.total_macs == whole.inference_macs
+    assert grouped.backprop_activation_bytes == whole.peak_activation_bytes
+
+
+def test_nodes_of_a_block_share_its_cost():
+    found = cost(1, 2, 4, True)
+    assert [(node.block, node.group) for node in found.nodes] == [(k, g) for k in (1, 2) for g in (1, 2, 3, 4)]
+    assert len({node.forward_macs for node in found.nodes if node.block == 2}) == 1
+    assert sum(node.parameters for node in found.nodes) == pytest.approx(0.606e6, abs=1e3)
+    assert sum(node.bytes_out for node in found.nodes[:4]) == 2 * 4 * 32 * 16 * 16
+    assert found.inference_macs < found.total_macs
+    assert found.predicted_speedup == pytest.approx(17.5, rel=0.01)

@@ -1,0 +1,148 @@
+"""The callback that watches hidden layers while they learn."""
+
+import random
+from functools import partial
+
+import lightning.pytorch as L
+import numpy as np
+import pytest
+import torch
+from helpers import CONFIGS, fit, summary
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.optim import SGD
+
+from datamodules.augment import Augment
+from datamodules.digits import Digits
+from datamodules.views.transforms import SimCLRViews, Views
+from experiments.callbacks.hidden_layers import HiddenLayers
+from experiments.probing import observe_pictures
+from experiments.probing.features import Splits
+from experiments.probing.hidden_layers import layer_figures, layers_of, reader
+from experiments.probing.observe_pictures import draw_over_time
+from models.local_learning import UnsupportedError
+from models.methods.blockwise_ssl import BlockwiseSSL
+from models.methods.decoupled_greedy import DecoupledGreedy
+from models.methods.layerwise import Layerwise
+from models.networks.heads.embeddings import BiasFreeProjector
+from models.networks.vgg import VGG
+from models.parts.regularization import Regularization
+
+WATCH = "--trainer.callbacks+=experiments.callbacks.HiddenLayers"
+
+
+DISTURBED = Regularization(input_noise=0.3, overparameterize=2)
+
+
+def train(*callbacks, method=DecoupledGreedy, views=None, **arguments):
+    """Two epochs with all that could be disturbed: BatchNorm, dropout, augmentation, momentum."""
+    L.seed_everything(0)
+    network, optimizer = partial(VGG, plan=(8, 8, "M", 16, 16), dropout=0.2), partial(SGD, lr=0.05, momentum=0.9)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=2,
+        limit_train_batches=4,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=list(callbacks),
+    )
+    data = Digits(batch_size=32, augment=Augment(pad=1), views=views)
+    trainer.fit(method(network, (1, 8, 8), 10, num_blocks=2, optimizer=optimizer, **arguments), datamodule=data)
+    return trainer
+
+
+class Keeper(L.Callback):
+    """Random states and modes at the end of every epoch (the data module seeds torch anew at every step)."""
+
+    def __init__(self):
+        self.states = []
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        drawn = torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()
+        self.states.append((drawn, [module.training for module in pl_module.modules()]))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"epochs_per_block": 1}, {"method": Layerwise, "epochs_per_block": 1, "regularization": DISTURBED}],
+    ids=["together", "one by one", "layer-wise"],
+)
+def test_training_is_bit_identical_with_and_without_it(arguments):
+    found = []
+    for callbacks in ([], [HiddenLayers(images=200)]):
+        keeper = Keeper()
+        trainer = train(*callbacks, keeper, **arguments)
+        momenta = [s["momentum_buffer"] for o in trainer.optimizers for s in o.state.values()]
+        found.append((keeper.states, trainer.model.state_dict(), momenta))
+    (states, weights, momenta), (watched_states, watched, watched_momenta) = found
+    assert states == watched_states
+    assert any("running_mean" in name for name in weights)
+    assert all(torch.equal(weights[name], watched[name]) for name in weights)
+    assert all(torch.equal(a, b) for a, b in zip(momenta, watched_momenta, strict=True))
+
+
+def test_the_figures_are_those_of_unaugmented_images():
+    trainer = train(HiddenLayers(images=10_000, every="block"))
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("observe/")}
+    model = trainer.model.eval()
+    splits = Splits.of(Digits(), L.Trainer(logger=False, accelerator="cpu"))
+    compute = reader(layers_of(model, "block"))
+    read = [splits.read([loader], model.device, compute) for loader in (splits.train, splits.val)]
+    for layer, figures in layer_figures(*read, "val").items():
+        for figure, value in figures.items():
+            assert logged[f"observe/{layer}/{figure}"] == pytest.approx(value, rel=1e-4, abs=1e-6)
+    assert 0 <= logged["observe/block1/confident_train"] <= 1
+
+
+def test_it_watches_a_run_and_its_continuation_from_the_command_line(tmp_path, monkeypatch):
+    shown, original = [], observe_pictures._draw_map
+
+    def noted(ax, panel, rows, epochs, values):
+        shown.append((rows, epochs, values.shape))
+        original(ax, panel, rows, epochs, values)
+
+    monkeypatch.setattr(observe_pictures, "_draw_map", noted)
+    fit(tmp_path, WATCH)
+    blocks = range(1, 5)
+    assert shown[0] == ([f"block{k}/conv{k}" for k in blocks], [1, 2], (4, 2))
+    shown.clear()
+    more = ("--trainer.callbacks.every_n_epochs=2", "--trainer.max_epochs=5", "--ckpt_path=last")
+    folder = fit(tmp_path, WATCH, *more)
+    assert shown[0] == ([f"block{k}/conv{k}" for k in blocks], [1, 2, 4], (4, 3))
+    assert shown[-1] == ([f"block{k}" for k in blocks], [1, 2, 4], (4, 3))
+    assert (folder / "observations_over_time.png").stat().st_size > 10_000
+    page = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
+    assert page.Images("observe/over_time")
+    assert len(page.Scalars("observe/block2/conv2/fuzziness_val")) == 3
+    assert "observe/block4/conv4/rank_val" in summary(folder)["metrics"]
+
+
+def test_without_labels_there_is_no_redundancy():
+    """The images are not views, either."""
+    small = {"expand_dim": 16, "projector": partial(BiasFreeProjector, widths=(16, 16)), "views": Views(SimCLRViews)}
+    trainer = train(HiddenLayers(images=50), method=BlockwiseSSL, **small)
+    names = [name for name in trainer.callback_metrics if name.startswith("observe/")]
+    assert "observe/block2/conv4/ncm_val" in names
+    assert not any("confident" in name for name in names)
+
+
+LAYERWISE = ("--model.network.plan=[8,8,M,16,16]", "--model.epochs_per_block=1", "--trainer.limit_train_batches=4")
+
+
+def test_heads_that_training_drops_are_judged_while_they_are_there(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(observe_pictures, "_draw_map", lambda ax, panel, rows, epochs, values: shown.append(values))
+    fit(tmp_path, WATCH, "--trainer.max_epochs=4", *LAYERWISE, config=CONFIGS / "layerwise" / "digits.yaml")
+    assert np.array_equal(np.isfinite(shown[-1]), np.eye(4, dtype=bool))
+
+
+def test_a_method_without_units_is_refused():
+    with pytest.raises(UnsupportedError, match="LightningModule has none: leave it out"):
+        HiddenLayers().on_fit_start(None, L.LightningModule())
+
+
+def test_nothing_is_drawn_of_a_run_that_was_not_watched(tmp_path):
+    (tmp_path / "metrics.csv").write_text("epoch,step,val/top1\n0,3,0.5\n")
+    assert draw_over_time(tmp_path, ["block1"]) is None
+    assert not (tmp_path / "observations_over_time.png").exists()

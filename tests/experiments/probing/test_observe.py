@@ -1,0 +1,269 @@
+"""``observe``: the hidden layers of a run beside those of another."""
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from helpers import CONFIGS, fault, fit
+from PIL import Image
+from sklearn.neighbors import NearestCentroid
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.nn import functional as F
+
+from datamodules.digits import Digits
+from experiments.cli import main
+from experiments.probing.features import Features, Splits, evaluating
+from experiments.probing.hidden_layers import flat, layer_figures, layers_of, pooled_2x2, reader, redundancy
+from experiments.probing.observe_pictures import _borders, _legend, _position
+from experiments.probing.observe_results import table_of
+from losses import effective_rank, separation_fuzziness
+from models.methods.decoupled_greedy import DecoupledGreedy
+from models.methods.neuron_groups import NeuronGroups
+from models.networks.heads.classifiers import AuxHead
+from models.networks.vgg import VGG
+
+BACKPROP = CONFIGS / "backprop" / "digits.yaml"
+TINY = ("--model.network.plan=[8,8,M,16,16]", "--trainer.limit_train_batches=4", "--trainer.enable_progress_bar=false")
+ACCURACIES = {f"{judge}_{part}" for judge in ("probe_lin2", "ncm") for part in ("train", "test", "gap")}
+FIGURES = ACCURACIES | {f"{figure}_{split}" for figure in ("fuzziness", "rank") for split in ("train", "test")}
+ALIGNMENT = {"cka_train", "cka_test"}
+UNITS = [f"block{k}/conv{k}" for k in range(1, 5)]
+
+
+@pytest.fixture(scope="module")
+def runs(finished, tmp_path_factory):
+    """A run in four blocks and one end to end of the same network."""
+    folder = tmp_path_factory.mktemp("runs")
+    shutil.copytree(finished, folder / "run")
+    fit(folder, *TINY, name="whole", config=BACKPROP)
+    return folder
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Where the picture is not what is tested: a small one is quicker."""
+    blank = Image.new("RGB", (8, 8))
+    monkeypatch.setattr("experiments.probing.observe_results.draw_depth", lambda *args: blank.save(args[-1]))
+
+
+@pytest.fixture
+def copied(runs, tmp_path):
+    """The run, which a test may change."""
+    return shutil.copytree(runs / "run", tmp_path / "run")
+
+
+def observe(run, *options):
+    main(["observe", f"--checkpoint={run}", "--epochs=2", "--images=100", *options])
+    return json.loads((run / "observations.json").read_text())
+
+
+def small(method=DecoupledGreedy, **arguments):
+    torch.manual_seed(0)
+    network = arguments.pop("network", lambda *shape: VGG(*shape, plan=(8, 8, "M", 16, 16)))
+    return method(network, (1, 8, 8), 10, **arguments)
+
+
+# -- layers and their features ------------------------------------------------------------------------
+
+
+def test_layers_are_the_units_of_all_blocks_or_the_ends_of_blocks():
+    model = small(num_blocks=2)
+    assert list(layers_of(model)) == ["block1/conv1", "block1/conv2", "block2/conv3", "block2/conv4"]
+    assert list(layers_of(model, "block")) == ["block1", "block2"]
+    images = torch.randn(5, 1, 8, 8)
+    with torch.no_grad(), evaluating(model):
+        every_unit, every_block = (reader(layers_of(model, every))(images) for every in ("unit", "block"))
+        first = model.blocks[0](images)
+        assert torch.equal(every_block["block1"], F.avg_pool2d(first, 2).flatten(1))
+        assert torch.equal(every_unit["block1/conv2"], every_block["block1"])
+        assert torch.equal(every_unit["block2/conv4"], pooled_2x2(model.blocks[1](first)))
+
+
+def test_a_final_head_without_units_is_no_layer():
+    model = small(NeuronGroups, num_blocks=2, num_groups=2, head=lambda *shape: AuxHead(*shape, hidden=8))
+    assert list(layers_of(model, "block")) == ["block1", "block2"]
+    assert len(layers_of(model)) == 4
+
+
+def test_maps_are_averaged_over_a_2x2_grid_and_vectors_stay():
+    maps = torch.randn(3, 4, 6, 6)
+    quarter = maps[:, :, 3:, :3].mean((2, 3))
+    assert torch.allclose(pooled_2x2(maps).view(3, 4, 2, 2)[:, :, 1, 0], quarter, atol=1e-6)
+    assert pooled_2x2(torch.randn(3, 4, 1, 1)).shape == (3, 4)
+    assert torch.equal(pooled_2x2(maps[:, :, 0, 0]), maps[:, :, 0, 0])
+
+
+def test_figures_of_a_layer_are_those_of_its_features():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(60) % 3
+    train, val = (Features({"block1": torch.randn(60, 5, generator=generator) + labels[:, None]}, labels) for _ in "ab")
+    figures = layer_figures(train, val, "val")["block1"]
+    centroids = NearestCentroid().fit(train.kinds["block1"], labels)
+    assert figures["ncm_val"] == pytest.approx(centroids.score(val.kinds["block1"], labels))
+    assert figures["ncm_gap"] == figures["ncm_train"] - figures["ncm_val"]
+    assert figures["fuzziness_val"] == separation_fuzziness(val.kinds["block1"], labels)
+    assert figures["rank_train"] == effective_rank(train.kinds["block1"])
+
+
+def test_heads_of_one_and_of_several_groups_are_judged_by_their_mean_probability_and_by_their_loss():
+    logits = torch.tensor([[6.0, 0.0], [0.0, 6.0], [1.0, 0.0]])
+    labels = torch.tensor([0, 0, 0])
+    groups = torch.stack([logits, torch.full_like(logits, 5) * torch.tensor([1.0, -1.0])], dim=1)
+    found = redundancy(Features({"block1": logits, "block2": groups}, labels), lambda z, y: z.flatten(1)[:, 0] / 300)
+    p = groups.softmax(2).mean(1)[:, 0]
+    for head, confident in (("block1", 1 / 3), ("block2", float((p > 0.99).float().mean()))):
+        assert found[head]["confident_train"] == pytest.approx(confident)
+        assert found[head]["small_loss_train"] == pytest.approx(2 / 3)
+
+
+def test_what_cannot_be_computed_is_left_out_and_shown_as_a_dash():
+    figures = {"block1": {"fuzziness_train": math.nan, "ncm_train": 0.5}}
+    assert flat(figures) == {"observe/block1/ncm_train": 0.5}
+    assert table_of(figures, "probe_lin1") == (["", "NCM\ntrain", "D\ntrain"], [["block1", "50.00", "–"]])
+
+
+def test_some_images_are_the_same_for_every_call_and_in_order():
+    import lightning.pytorch as L
+
+    splits = Splits.of(Digits(), L.Trainer(logger=False, accelerator="cpu"))
+    one, other = splits.some(50), splits.some(50)
+    assert [len(loader.dataset) for loader in (one.train, one.val, one.test)] == [50, 50, 50]
+    assert torch.equal(one.train.dataset.labels, other.train.dataset.labels)
+    assert len(splits.some(10_000).test.dataset) == len(splits.test.dataset)
+
+
+def test_heads_are_drawn_at_the_ends_of_their_blocks_and_the_final_one_behind():
+    layers = ["block1/conv1", "block1/conv2", "block10/conv3"]
+    assert [_position(place, layers) for place in (*layers, "block1", "block10")] == [0, 1, 2, 1, 2]
+    assert 2 < _position("final", layers) < 2.5
+    assert _borders(layers) == [1.5]
+
+
+def test_the_legend_says_what_every_mark_stands_for():
+    layers = {"block1/conv1": {}, "block2/conv2": {}}
+    heads = {"block1": {}, "block2": {}}
+    both = _legend([("run", layers, heads), ("whole (reference)", layers, {"final": {}})])
+    colours = {"run": "tab:blue", "whole (reference)": "tab:orange", "blocks of run, numbered on top": "0.8"}
+    marks = {"head of a block": "o", "head of the whole network": "D"}
+    styles = {"test images": "-", "training images": "--"}
+    assert {line.get_label() for line in both} == set(colours) | set(marks) | set(styles)
+    for line in both:
+        label = line.get_label()
+        assert line.get_color() == colours.get(label, "black")
+        assert line.get_marker() == marks.get(label, "None")
+        assert line.get_linestyle() == ("None" if label in marks else styles.get(label, "-"))
+    whole = _legend([("whole", {"block1/conv1": {}}, {})])
+    assert [line.get_label() for line in whole] == ["whole", "test images", "training images"]
+
+
+# -- the command ----------------------------------------------------------------------------------------
+
+
+def test_figures_go_to_file_picture_tensorboard_and_screen(copied, runs, capsys):
+    before = {file.name: file.read_bytes() for file in (copied / "checkpoints").iterdir()}
+    found = observe(copied, f"--reference={runs / 'whole'}")
+    assert found["layers"] == UNITS
+    assert found["images"] == {"train": 100, "val": 100, "test": 100}
+    assert found["reference"]["run"] == "whole"
+    heads = {f"observe/block{k}/{share}_train" for k in range(1, 5) for share in ("confident", "small_loss")}
+    ours = {f"observe/{unit}/{figure}" for unit in UNITS for figure in FIGURES | ALIGNMENT} | heads
+    theirs = {f"reference/observe/{unit}/{figure}" for unit in UNITS for figure in FIGURES}
+    theirs |= {f"reference/observe/final/{share}_train" for share in ("confident", "small_loss")}
+    assert set(found["metrics"]) == ours | theirs
+    assert {file.name: file.read_bytes() for file in (copied / "checkpoints").iterdir()} == before
+    page = EventAccumulator(str(copied), size_guidance={"images": 0}).Reload()
+    for name, value in found["metrics"].items():
+        (event,) = page.Scalars(name)
+        assert (event.step, event.value) == (8, pytest.approx(value))
+    assert page.Images("observe/depth")
+    assert "| block4/conv4 |" in page.Tensors("observe/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert (copied / "observations.png").stat().st_size > 10_000
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [len(row) for row in rows if row and row[0] == UNITS[0]] == [13, 11]  # run; reference: no alignment
+
+
+def test_a_reference_is_observed_as_if_alone_and_always_the_same(copied, runs, tmp_path, undrawn):
+    beside = observe(copied, f"--reference={runs / 'whole'}")["metrics"]
+    found = observe(shutil.copytree(runs / "whole", tmp_path / "whole"))
+    alone = found["metrics"]
+    assert found["reference"] is None
+    for k in range(1, 5):
+        for figure in FIGURES:
+            ours, theirs = f"observe/block1/conv{k}/{figure}", f"reference/observe/block{k}/conv{k}/{figure}"
+            assert alone[ours] == pytest.approx(beside[theirs], abs=1e-9)
+    assert alone["observe/block1/confident_train"] == beside["reference/observe/final/confident_train"]
+
+
+def test_a_run_is_aligned_with_itself(copied, runs, undrawn):
+    metrics = observe(copied, f"--reference={runs / 'run'}", "--every=block")["metrics"]
+    for k in range(1, 5):
+        assert metrics[f"observe/block{k}/cka_test"] == pytest.approx(1)
+        assert metrics[f"observe/block{k}/ncm_test"] == metrics[f"reference/observe/block{k}/ncm_test"]
+
+
+def test_of_an_unfinished_run_and_of_what_is_replaced_it_says_so(copied, runs, undrawn, capsys):
+    observe(copied, f"--reference={runs / 'whole'}")
+    first = capsys.readouterr().out
+    assert "last.ckpt, step 8\n" in first
+    assert "in place of" not in first
+    (copied / "summary.json").unlink()
+    found = observe(copied)
+    second = capsys.readouterr().out
+    assert "last.ckpt, step 8: not finished, as it was after epoch 2\n" in second
+    assert "observations.json and observations.png, in place of what was observed before\n" in second
+    assert found["reference"] is None
+
+
+@pytest.mark.parametrize("config", ["blockwise_ssl", "neuron_groups"])
+def test_other_methods(config, tmp_path, undrawn):
+    options = ("--trainer.accelerator=cpu", "--trainer.limit_train_batches=2", "--trainer.enable_progress_bar=false")
+    folder = fit(tmp_path, *options, "--trainer.max_epochs=1", config=CONFIGS / config / "digits.yaml")
+    metrics = observe(folder, "--every=block")["metrics"]
+    assert "observe/block2/ncm_test" in metrics
+    heads = {name.split("/")[1] for name in metrics if "confident" in name}
+    assert bool(heads) == (config != "blockwise_ssl")
+    assert ("final" in heads) == (config == "neuron_groups")
+
+
+def test_a_multilayer_perceptron(tmp_path, undrawn):
+    config = CONFIGS / "decoupled_greedy" / "digits_mlp.yaml"
+    folder = fit(tmp_path, "--trainer.limit_train_batches=2", "--trainer.enable_progress_bar=false", config=config)
+    assert observe(folder)["layers"] == ["block1/fc1", "block2/fc2", "block3/fc3"]
+
+
+# -- mistakes ---------------------------------------------------------------------------------------------
+
+
+def test_mistakes_are_told_in_one_sentence(copied, runs, capsys, tmp_path):
+    def said(*options):
+        return fault(capsys, "observe", f"--checkpoint={copied}", "--epochs=1", *options)
+
+    assert "observe needs a finished run" in fault(capsys, "observe")
+    assert "There is no run" in fault(capsys, "observe", f"--checkpoint={tmp_path / 'nowhere'}")
+    assert "There is no run" in said(f"--reference={tmp_path / 'nowhere'}")
+    assert "too few to judge 10 classes" in said("--images=12")
+    assert "every" in said("--every=layer")
+    other = shutil.copytree(runs / "whole", tmp_path / "other")
+    last = other / "checkpoints" / "last.ckpt"
+    saved = torch.load(last, weights_only=True)
+    torch.save(saved | {"image_shape": (3, 32, 32)}, last)
+    assert f"The reference {other} was trained on images of 3×32×32, the run to compare with has 1×8×8" in said(
+        f"--reference={other}"
+    )
+    saved["state_dict"]["blocks.0.conv4.0.weight"] = torch.zeros(32, 16, 3, 3)
+    torch.save(saved, last)
+    assert "another network than VGG: conv4.0.weight is (32, 16, 3, 3) there" in said(f"--reference={other}")
+    finished = json.loads((other / "summary.json").read_text())
+    (other / "summary.json").write_text(json.dumps(finished | {"dataset": "MNIST"}))
+    assert "trained on MNIST, the run on Digits" in said(f"--reference={other}")
+    (other / "summary.json").unlink()
+    config = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(config.replace("datamodules.Digits", "datamodules.SVHN"))
+    assert "trained on SVHN, the run on Digits" in said(f"--reference={other}")
+    last.unlink()
+    assert "There is no checkpoint" in said(f"--reference={other}")
+    (copied / "checkpoints" / "last.ckpt").unlink()
+    assert "There is no checkpoint" in said()
+    assert not (copied / "observations.json").exists()

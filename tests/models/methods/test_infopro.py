@@ -1,0 +1,136 @@
+"""InfoPro: weights, losses against slow references, isolation, published cost."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from datamodules.batch import Batch
+from experiments.measure.cost import network_cost
+from models.local_learning import UnsupportedError
+from models.methods.infopro import InfoPro
+from models.networks.cut import Cut
+from models.networks.heads.classifiers import AuxHead
+from models.networks.resnet import CifarResNet
+from models.networks.vgg import VGG
+
+SHAPE, CLASSES = (3, 8, 8), 5
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+WEIGHTS = ((5.0, 1.0), (1.0, 3.0))
+network = partial(VGG, plan=[8, "M", 8, 16, 16])
+
+
+def build(num_blocks=4, **arguments):
+    torch.manual_seed(0)
+    arguments = {"weights": WEIGHTS, "head": partial(AuxHead, hidden=8), "embedding": 6, **arguments}
+    return InfoPro(network, SHAPE, CLASSES, MEAN, STD, num_blocks, cut=Cut(by="units"), **arguments)
+
+
+def draw(size=12):
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.rand(size, *SHAPE, generator=generator)
+    images = (pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    return Batch(images, torch.randint(CLASSES, (size,), generator=generator)), pixels
+
+
+def contrast(z, labels):
+    """Khosla et al. (2020), Eq. 2, sample by sample."""
+    z = F.normalize(z)
+    terms = []
+    for i in range(len(z)):
+        others = [a for a in range(len(z)) if a != i]
+        positives = [p for p in others if labels[p] == labels[i]]
+        if positives:
+            normaliser = torch.logsumexp(torch.stack([z[i] @ z[a] / 0.07 for a in others]), 0)
+            terms.append(-sum(z[i] @ z[p] / 0.07 - normaliser for p in positives) / len(positives))
+    return torch.stack(terms).mean()
+
+
+@pytest.mark.parametrize(
+    ("num_blocks", "expected"),
+    [
+        (1, []),
+        (2, [(5, 1)]),
+        (4, [(6, 0), (3.5, 1), (1, 2)]),
+        (8, [(5 - 5 * k / 6, 2 * k / 6) for k in range(7)]),
+        (16, [(5 - 4.8 * k / 14, 0.05 + 0.45 * k / 14) for k in range(15)]),
+    ],
+)
+def test_published_weights_are_linear_from_the_first_to_the_last_but_one(num_blocks, expected):
+    with torch.device("meta"):
+        model = InfoPro(partial(CifarResNet, depth=32), (3, 32, 32), 10, MEAN, STD, num_blocks, cut=Cut(by="published"))
+    assert len(model.weights) == len(expected)
+    for found, pair in zip(model.weights, expected, strict=True):
+        assert found == pytest.approx(pair)
+
+
+@pytest.mark.parametrize("loss", ["contrast", "softmax"])
+def test_loss_is_weighted_reconstruction_and_task(loss):
+    model, (batch, pixels) = build(loss=loss), draw()
+    features = model.blocks[0](batch.images)
+    reconstruction, z = model.heads[0](features)
+    task = contrast(z, batch.labels) if loss == "contrast" else F.cross_entropy(z, batch.labels)
+    p = reconstruction.sigmoid()
+    rebuild = -(pixels * p.log() + (1 - pixels) * (1 - p).log()).mean()
+    torch.testing.assert_close(model.local_loss(0, features, batch), 5 * rebuild + task, rtol=1e-4, atol=1e-4)
+
+
+def test_last_block_is_trained_by_the_network_s_classifier():
+    model, (batch, _) = build(), draw()
+    features = torch.randn(12, 16, 4, 4)
+    torch.testing.assert_close(
+        model.local_loss(3, features, batch), F.cross_entropy(model.heads[3](features), batch.labels)
+    )
+
+
+def test_loss_of_a_block_reaches_that_block_only():
+    model, (batch, _) = build(), draw()
+    x, losses = batch.images, []
+    for k, block in enumerate(model.blocks):
+        features = block(x)
+        losses.append(model.local_loss(k, features, batch))
+        x = features.detach()
+    for k, loss in enumerate(losses):
+        model.zero_grad(set_to_none=True)
+        loss.backward()
+        for j in range(4):
+            reached = [p.grad is not None and bool(p.grad.any()) for p in model.block_parameters(j)]
+            assert all(reached) if j == k else not any(reached)
+
+
+@pytest.mark.parametrize(
+    ("loss", "names"), [("contrast", ["block4"]), ("softmax", [f"block{k}" for k in (1, 2, 3, 4)])]
+)
+def test_only_heads_that_classify_predict(loss, names):
+    model, (batch, _) = build(loss=loss).eval(), draw()
+    logits = model.block_logits(batch.images)
+    assert list(logits) == names
+    assert all(z.shape == (12, CLASSES) for z in logits.values())
+    torch.testing.assert_close(logits["block4"], model(batch.images))
+    assert ("ensemble/top1" in model.figures(logits, batch.labels)) == (loss == "softmax")
+
+
+@pytest.mark.parametrize(
+    ("width", "num_blocks", "macs"),
+    [
+        *[(1, k, m) for k, m in ((2, 38.2), (4, 26.7), (8, 18.1), (16, 13.4))],
+        *[(2, k, m) for k, m in ((2, 149.8), (4, 105.5), (8, 71.8), (16, 52.8))],
+    ],
+)
+def test_slowest_node_is_the_plotted_one(width, num_blocks, macs):
+    """GN-DGL, Figures: M MACs, read off a plot (method sheet, section 10)."""
+    resnet = partial(CifarResNet, depth=32, widths=[width * w for w in (16, 16, 32, 64)])
+    head = partial(AuxHead, hidden=128 * width)
+    with torch.device("meta"):
+        model = InfoPro(
+            resnet, (3, 32, 32), 10, MEAN, STD, num_blocks, cut=Cut(by="published"), head=head, decoder_width=12 * width
+        )
+    assert network_cost(model, 2).slowest_node_macs / 1e6 == pytest.approx(macs, rel=0.02)
+
+
+def test_what_infopro_cannot_do():
+    with pytest.raises(UnsupportedError, match="num_groups must be 1, not 2"):
+        build(num_groups=2)
+    with pytest.raises(UnsupportedError, match="published for K = 2, 4, 8, 16, not 3"):
+        build(3, weights=None)

@@ -1,0 +1,263 @@
+"""Neuron groups: isolation over blocks and groups, equality with the published loop and with DGL."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from datamodules.batch import Batch
+from experiments.studies.published_loop import PublishedLoop
+from losses import diversity
+from models.local_learning import UnsupportedError
+from models.methods.decoupled_greedy import DecoupledGreedy
+from models.methods.neuron_groups import NeuronGroups
+from models.networks.cut import Cut, CutError
+from models.networks.heads.classifiers import AuxHead
+from models.networks.mlp import MLP
+from models.networks.resnet import CifarResNet
+from models.networks.vgg import VGG, VGG6a
+
+SHAPE, CLASSES = (3, 8, 8), 5
+network = partial(CifarResNet, depth=14, widths=[8, 8, 16, 16])
+head = partial(AuxHead, hidden=8)
+# Ends of blocks so that a later block begins with a changed shortcut (layer2_0) and with an identity.
+CUTS = {1: [], 2: ["layer1_1"], 3: ["layer1_1", "layer2_0"]}
+
+
+def build(num_blocks, num_groups, seed=0, **arguments):
+    torch.manual_seed(seed)
+    arguments = {"cut": Cut(after=CUTS[num_blocks]), "head": head, "final_head": head, **arguments}
+    return NeuronGroups(network, SHAPE, CLASSES, num_blocks, num_groups, **arguments).double()
+
+
+def draw(size=6):
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(size, *SHAPE, generator=generator, dtype=torch.float64)
+    return Batch(images, torch.randint(CLASSES, (size,), generator=generator))
+
+
+def stages(model, images):
+    """Features of every block (the final head's included), attached within a block only, and their logits."""
+    found = []
+    for block, block_head in zip(model.blocks, model.heads, strict=True):
+        features = block(images)
+        found.append((features, block_head(features)))
+        images = features.detach()
+    return found
+
+
+def gradient_per_node(model):
+    """(block, group) → name → gradient of the group's slice of each parameter, None for none at all."""
+    slices = {}
+    for k, (block, block_head) in enumerate(zip(model.blocks[:-1], model.heads[:-1], strict=True)):
+        for name, parameter in [*block.named_parameters(), *block_head.named_parameters(prefix="head")]:
+            for g in range(model.num_groups):
+                grad = None if parameter.grad is None else parameter.grad.chunk(model.num_groups)[g]
+                slices.setdefault((k, g), {})[name] = grad
+    return slices
+
+
+def is_zero(gradient):
+    return gradient is None or not gradient.any()
+
+
+# -- isolation -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sharing", [True, False])
+@pytest.mark.parametrize("num_groups", [2, 4])
+@pytest.mark.parametrize("num_blocks", [1, 2, 3])
+def test_loss_of_a_group_reaches_that_group_of_that_block_only(num_blocks, num_groups, sharing):
+    model, batch = build(num_blocks, num_groups, sharing=sharing), draw()
+    found = stages(model, batch.images)
+    for k in range(num_blocks):
+        for g in range(num_groups):
+            model.zero_grad(set_to_none=True)
+            F.cross_entropy(found[k][1][:, g], batch.labels).backward(retain_graph=True)
+            for node, gradients in gradient_per_node(model).items():
+                for name, gradient in gradients.items():
+                    assert is_zero(gradient) == (node != (k, g)), (node, name)
+            assert all(is_zero(p.grad) for p in model.heads[-1].parameters())
+
+
+def test_diversity_reaches_a_group_through_the_other_groups_predictions_only():
+    """Its gradient on (k, g) is that with all other groups' logits held constant; other blocks get none."""
+    model, batch = build(2, 4), draw()
+    found = stages(model, batch.images)
+    for k in range(2):
+        logits = found[k][1]
+        model.zero_grad(set_to_none=True)
+        diversity(logits, batch.labels).backward(retain_graph=True)
+        together = gradient_per_node(model)
+        for g in range(4):
+            model.zero_grad(set_to_none=True)
+            alone = torch.where(torch.arange(4).view(1, 4, 1) == g, logits, logits.detach())
+            diversity(alone, batch.labels).backward(retain_graph=True)
+            own = gradient_per_node(model)
+            for name, gradient in own[k, g].items():
+                torch.testing.assert_close(together[k, g][name], gradient)
+                assert gradient.any()
+        assert all(is_zero(gradient) for gradient in [x for g in range(4) for x in together[1 - k, g].values()])
+
+
+def test_final_head_sends_nothing_back():
+    model, batch = build(2, 4), draw()
+    F.cross_entropy(stages(model, batch.images)[-1][1], batch.labels).backward()
+    for k in range(2):
+        assert all(is_zero(p.grad) for p in model.block_parameters(k))
+    assert all(p.grad.any() for p in model.block_parameters(2))
+
+
+def test_values_of_other_groups_are_read_but_get_no_gradient():
+    model = build(2, 4).eval()
+    features = stages(model, draw().images)[0][0].detach().requires_grad_()
+    logits = model.heads[0](features)
+    gradient = torch.autograd.grad(logits[:, 1].sum(), features)[0]
+    assert [bool(part.any()) for part in gradient.chunk(4, dim=1)] == [False, True, False, False]
+    disturbed = features.detach().clone()
+    disturbed[:, :2] += 1  # slice of group 1
+    assert not torch.allclose(model.heads[0](disturbed)[:, 1], logits[:, 1])
+    changed = model.blocks[1](disturbed) - model.blocks[1](features)
+    assert all(part.abs().max() > 1e-6 for part in changed.chunk(4, dim=1))
+
+
+def test_groups_that_do_not_share_never_see_each_other():
+    model = build(3, 4, sharing=False).eval()
+    found = stages(model, draw().images)
+    nn.init.normal_(model.blocks[0].stem[0].weight.data[:2])  # group 1 of the first block
+    for (_, before), (_, after) in zip(found[:-1], stages(model, draw().images)[:-1], strict=True):
+        assert not torch.allclose(before[:, 0], after[:, 0])
+        torch.testing.assert_close(before[:, 1:], after[:, 1:])
+
+
+# -- equality --------------------------------------------------------------------------------------------
+
+
+def published(model):
+    """The published loop with the weights of a model: separate heads."""
+    torch.manual_seed(3)
+    groups, loop_heads = model.num_groups, nn.ModuleList()
+    for stacked in model.heads[:-1]:
+        shape = (stacked[0].weight.shape[1], 8, 8)
+        singles = nn.ModuleList([head(shape, CLASSES).double() for _ in range(groups)])
+        for g, single in enumerate(singles):
+            for layer, wide in zip(single, stacked, strict=True):
+                for name, parameter in layer.named_parameters():
+                    parameter.data = dict(wide.named_parameters())[name].detach().chunk(groups)[g].view(parameter.shape)
+        loop_heads.append(singles)
+    return PublishedLoop(model.blocks[:-1], loop_heads, model.heads[-1], model.diversity, model.temperature)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+@pytest.mark.parametrize(("num_blocks", "num_groups"), [(1, 2), (2, 4), (3, 2)])
+def test_gradients_equal_those_of_the_published_loop(num_blocks, num_groups, weight):
+    model, batch = build(num_blocks, num_groups, diversity=weight), draw()
+    loop = published(model)
+    x = batch.images
+    for k, block in enumerate(model.blocks):
+        features = block(x)
+        model.local_loss(k, features, batch).backward()
+        x = features.detach()
+    ours = {name: parameter.grad for name, parameter in model.named_parameters()}
+    model.zero_grad(set_to_none=True)
+    loop.step(batch.images, batch.labels)
+    for name, parameter in model.named_parameters():
+        if name.startswith(("blocks", f"heads.{num_blocks}")):
+            torch.testing.assert_close(ours[name], parameter.grad)
+    for k, singles in enumerate(loop.heads):
+        for name, gradient in [(n, ours[f"heads.{k}.{n}"]) for n, _ in model.heads[k].named_parameters()]:
+            parts = torch.stack([dict(single.named_parameters())[name].grad for single in singles])
+            torch.testing.assert_close(gradient.reshape(parts.shape), parts)
+
+
+def test_one_group_is_decoupled_greedy_learning():
+    """Same weights, same losses and same gradients, bit for bit."""
+    ours = build(3, 1, final_head=None)
+    torch.manual_seed(0)
+    theirs = DecoupledGreedy(network, SHAPE, CLASSES, 3, Cut(after=CUTS[3]), head).double()
+    batch = draw()
+    assert ours.block_names == ["block1", "block2", "block3"]
+    for model in (ours, theirs):
+        x = batch.images
+        for k, block in enumerate(model.blocks):
+            features = block(x)
+            model.local_loss(k, features, batch).backward()
+            x = features.detach()
+    pairs = zip(ours.named_parameters(), theirs.named_parameters(), strict=True)
+    for (name, one), (other_name, other) in pairs:
+        assert name == other_name
+        assert torch.equal(one, other)
+        assert torch.equal(one.grad, other.grad)
+
+
+def test_one_group_with_a_final_head_has_a_head_on_every_block():
+    model = build(2, 1)
+    assert model.block_names == ["block1", "block2", "final"]
+    assert [type(block_head) for block_head in model.heads] == [AuxHead] * 3
+
+
+# -- evaluation ------------------------------------------------------------------------------------------
+
+
+def test_head_ensemble_and_single_group_are_all_reported():
+    model, batch = build(2, 4).eval(), draw(32)
+    with torch.no_grad():
+        logits = model.block_logits(batch.images)
+        figures = model.figures(logits, batch.labels)
+    assert list(logits) == ["block1", "block2", "final"]
+    p1, p2 = (logits[name].softmax(2).mean(1) for name in ("block1", "block2"))
+    final = logits["final"].softmax(1)
+
+    def accuracy(p):
+        return (p.argmax(1) == batch.labels).float().mean()
+
+    assert figures["ensemble/top1"] == accuracy(p1 / 7 + 2 * p2 / 7 + 4 * final / 7)
+    assert figures["top1"] == figures["final/top1"] == accuracy(final)
+    assert figures["block2/top1"] == accuracy(p2)
+    assert figures["block2/group1/top1"] == accuracy(logits["block2"][:, 0])
+    torch.testing.assert_close(figures["loss"], F.cross_entropy(logits["final"], batch.labels))
+    torch.testing.assert_close(figures["block1/diversity"], diversity(logits["block1"], batch.labels))
+    by_group = sum(F.cross_entropy(z, batch.labels) for z in logits["block1"].unbind(1))
+    torch.testing.assert_close(figures["block1/loss"], by_group + 0.5 * figures["block1/diversity"])
+
+
+# -- networks ----------------------------------------------------------------------------------------------
+
+
+def test_vgg_groups_its_convolutions_and_leaves_the_rest_to_the_final_head():
+    model = NeuronGroups(partial(VGG6a, width=1 / 16), (3, 16, 16), CLASSES, 4, 4, head=head, cut=Cut(by="units"))
+    assert [list(dict(block.named_children())) for block in model.blocks] == [
+        ["conv1"],
+        ["conv2"],
+        ["conv3"],
+        ["conv4"],
+        [],
+    ]
+    logits = model.block_logits(torch.randn(2, 3, 16, 16))
+    assert logits["final"].shape == (2, CLASSES)
+    assert [m.out_features for m in model.heads[-1].modules() if isinstance(m, nn.Linear)] == [64, CLASSES]
+
+
+@pytest.mark.parametrize(("groups", "widths"), [(6, [126, 258, 510, 510]), (10, [130, 260, 510, 510])])
+def test_widths_of_vgg6a_are_rounded_to_multiples(groups, widths):
+    with torch.device("meta"):
+        chain = VGG6a((3, 32, 32), 10, width_multiple=groups)
+    assert [unit[0].out_channels for unit in list(chain.units)[:4]] == widths
+
+
+# -- what cannot be built -----------------------------------------------------------------------------------
+
+
+def test_impossible_groups():
+    with pytest.raises(CutError, match="3 groups do not divide the 8 channels"):
+        build(2, 3)
+    with pytest.raises(CutError, match="at least 1, not 0"):
+        build(2, 0)
+    with pytest.raises(CutError, match="no feature maps"):
+        NeuronGroups(partial(MLP, hidden=[8, 8]), SHAPE, CLASSES, 2, 2)
+    with pytest.raises(UnsupportedError, match="diversity is a weight, at least 0"):
+        build(2, 2, diversity=-1.0)
+    with pytest.raises(CutError, match=r"width_multiple: 6"):
+        NeuronGroups(partial(VGG, plan=[16, 16]), SHAPE, CLASSES, 2, 6)

@@ -1,0 +1,259 @@
+"""predsim: the loss of a block, its limits, isolation, what predicts, schedules, cost."""
+
+from functools import partial
+
+import lightning.pytorch as L
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.optim import Adam
+
+from datamodules.batch import Batch
+from datamodules.digits import Digits
+from experiments.measure.cost import network_cost
+from losses import similarity_matrix
+from models.local_learning import UnsupportedError
+from models.methods.predsim import PredSim, pooled_size
+from models.networks.cut import Cut
+from models.networks.memory.saved_tensors import SavedTensorMeter
+from models.networks.mlp import MLP
+from models.networks.resnet import CifarResNet
+from models.networks.vgg import VGG, VGG8b
+
+SHAPE, CLASSES = (1, 8, 8), 10
+NETWORKS = {
+    "vgg": partial(VGG, plan=(8, 8, "M", 16), hidden=(12,), negative_slope=0.01),
+    "resnet": partial(CifarResNet, depth=8, widths=(4, 4, 8, 8)),
+    "mlp": partial(MLP, hidden=(12, 12, 12, 12), negative_slope=0.01),
+}
+
+
+def build(network="vgg", num_blocks=4, seed=0, **arguments):
+    torch.manual_seed(seed)
+    arguments = {"optimizer": partial(Adam, lr=2e-3), "cut": Cut(by="units"), **arguments}
+    return PredSim(NETWORKS[network], SHAPE, CLASSES, num_blocks, **arguments)
+
+
+def draw(size=16, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(size, *SHAPE, generator=generator)
+    return Batch(images, torch.randint(CLASSES, (size,), generator=generator))
+
+
+def train(model, tmp_path, **trainer_arguments):
+    arguments = {"max_epochs": 1, "limit_train_batches": 3, "limit_val_batches": 1, "num_sanity_val_steps": 0}
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=1,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        **(arguments | quiet | trainer_arguments),
+    )
+    trainer.fit(model, datamodule=Digits(batch_size=32))
+    return trainer
+
+
+def shake(model):
+    """Zero weights hide what a prediction's gradient does to the features."""
+    for parameter in model.heads.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+# -- the loss -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("beta", [0.0, 0.3, 0.99, 1.0])
+def test_loss_and_gradient_are_the_weighted_sum_of_the_papers(network, beta):
+    model, batch = shake(build(network, beta=beta)).double(), draw()
+    features = model.blocks[0](batch.images.double()).detach().requires_grad_()
+    loss = model.local_loss(0, features, batch)
+    head = model.heads[0]
+    expected = 0
+    if beta < 1:
+        linear = head["prediction"][-1]
+        expected = expected + (1 - beta) * F.cross_entropy(
+            features.flatten(1) @ linear.weight.T + linear.bias, batch.labels
+        )
+    if beta > 0:
+        if features.dim() == 4:
+            z = F.conv2d(features, head["similarity"][0].weight, padding=1)
+        else:
+            z = features @ head["similarity"].weight.T
+        targets = similarity_matrix(torch.eye(CLASSES, dtype=torch.float64)[batch.labels])
+        expected = expected + beta * (similarity_matrix(z) - targets).square().mean()
+    torch.testing.assert_close(loss, expected)
+    ours, theirs = (torch.autograd.grad(one, [features, *head.parameters()]) for one in (loss, expected))
+    torch.testing.assert_close(ours, theirs)
+    assert ours[0].abs().max() > 0
+
+
+def test_the_classifier_is_trained_by_cross_entropy_alone():
+    model, batch = shake(build()), draw()
+    features = torch.randn(16, 12)
+    expected = F.cross_entropy(model.heads[-1](features), batch.labels)
+    torch.testing.assert_close(model.local_loss(4, features, batch), expected)
+
+
+def test_only_parts_with_weight_are_built():
+    assert [list(build(beta=beta).heads[0]) for beta in (0, 0.5, 1)] == [
+        ["prediction"],
+        ["similarity", "prediction"],
+        ["similarity"],
+    ]
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_predictions_start_at_zero_weights(network):
+    model = build(network)
+    predictions = [*(head["prediction"] for head in model.heads[:-1]), model.heads[-1]]
+    for head in predictions:
+        (linear,) = [layer for layer in head.modules() if isinstance(layer, nn.Linear)]
+        assert not linear.weight.any()
+        assert linear.bias.any()
+    assert all(weight.std() > 0 for head in model.heads[:-1] for weight in head["similarity"].parameters())
+
+
+@pytest.mark.parametrize(
+    ("shape", "inputs", "expected"),
+    [
+        ((128, 32, 32), 4096, (4, 8)),
+        ((128, 32, 32), 2048, (4, 4)),
+        ((256, 16, 16), 2048, (2, 4)),
+        ((512, 2, 2), 2048, (2, 2)),
+        ((512, 4, 4), 2048, (2, 2)),
+        ((128, 28, 28), 1024, (2, 4)),  # 28 → 14 → 7 → 4 → 2 rows, 28 → 14 → 7 → 4 columns
+        ((10, 3, 5), 10, (1, 1)),
+        ((64, 4, 4), 10, (1, 1)),
+        ((1024,), 10, ()),
+    ],
+)
+def test_maps_are_pooled_as_in_the_published_code(shape, inputs, expected):
+    assert pooled_size(shape, inputs) == expected
+
+
+def test_published_cut_of_vgg8b():
+    """Seven hidden layers, each with a block; predictions of at most 2048 inputs read 2048 or, at last, 1024."""
+    with torch.device("meta"):
+        model = PredSim(VGG8b, (3, 32, 32), 10, 7, Cut(by="units"), prediction_inputs=2048)
+    assert [head["prediction"][-1].in_features for head in model.heads[:-1]] == [2048] * 6 + [1024]
+    assert [next(head["similarity"].parameters()).shape[0] for head in model.heads[:-1]] == [
+        *(128, 256, 256, 512, 512, 512),
+        1024,
+    ]
+
+
+# -- isolation, memory, schedules -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("beta", [0.0, 0.99, 1.0])
+def test_loss_of_a_block_reaches_that_block_and_no_other(network, beta, monkeypatch):
+    model = shake(build(network, num_blocks=3, beta=beta, dropout=0.2))
+    reached = []
+
+    def backward_only(k, loss):
+        loss.backward()
+        reached.append({name for name, p in model.named_parameters() if p.grad is not None})
+        model.zero_grad()
+
+    monkeypatch.setattr(model, "update_block", backward_only)
+    model.training_step(draw(), 0)
+    assert len(reached) == 4
+    for k, names in enumerate(reached):
+        assert names == {n for n, _ in model.named_parameters() if n.startswith((f"blocks.{k}.", f"heads.{k}."))}
+
+
+def test_cost_counts_what_a_block_and_its_head_keep(monkeypatch):
+    model = build(num_blocks=2).train()
+
+    def backward_only(k, loss):
+        loss.backward()
+        left.append(meter.current)
+
+    left = []
+    monkeypatch.setattr(model, "update_block", backward_only)
+    with SavedTensorMeter([*model.parameters(), *model.buffers()]) as meter:
+        model.training_step(draw(32), 0)
+    cost = network_cost(model, 32)
+    assert left == [0, 0, 0]
+    vectors = 32 * 8 * 4  # of the larger block: what the cosines are made of
+    assert cost.peak_activation_bytes < meter.peak < cost.peak_activation_bytes + 8 * (vectors + 32 * 32 * 4)
+    assert len(cost.nodes) == 2
+    assert cost.final_head[0] == sum(p.numel() for p in model.heads[-1].parameters())
+    assert cost.parameters == sum(p.numel() for p in model.parameters())
+
+
+def test_blocks_learn_together_or_one_after_the_other(tmp_path):
+    together, before = build(), build().state_dict()
+    trainer = train(together, tmp_path)
+    assert trainer.global_step == 3
+    assert len(trainer.optimizers) == 5
+    weights = [name for name in before if name.endswith("0.weight")]
+    assert not any(torch.equal(before[name], together.state_dict()[name]) for name in weights)
+
+    class OneMoves(L.Callback):
+        def on_train_epoch_start(self, trainer, model):
+            self.state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+        def on_train_epoch_end(self, trainer, model):
+            moved = {n.split(".")[1] for n, t in model.state_dict().items() if not torch.equal(t, self.state[n])}
+            assert moved == {str(trainer.current_epoch)}
+
+    sequential = build(epochs_per_block=1, dropout=0.1)
+    train(sequential, tmp_path, max_epochs=5, callbacks=[OneMoves()])
+    with pytest.raises(UnsupportedError, match="5 blocks of 1 epochs each take 5 epochs"):
+        train(build(epochs_per_block=1), tmp_path, max_epochs=4)
+
+
+def test_dropout_is_on_what_is_handed_on_whole_channels_and_in_training_only():
+    model = build(dropout=0.5).train()
+    maps, vectors = torch.ones(32, 8, 4, 4, requires_grad=True), torch.ones(64, 12)
+    handed = model.hand_on(0, maps)
+    assert not handed.requires_grad
+    channels = handed.flatten(2)
+    assert set(channels.unique().tolist()) == {0.0, 2.0}
+    assert torch.equal(channels.amin(2), channels.amax(2))
+    assert set(model.hand_on(3, vectors).unique().tolist()) == {0.0, 2.0}
+    assert torch.equal(model.eval().hand_on(0, maps), maps)
+
+
+# -- predictions ------------------------------------------------------------------------------------
+
+
+def test_every_block_predicts_and_the_classifier_is_the_model(tmp_path):
+    model = build()
+    figures = train(model, tmp_path).callback_metrics
+    assert {f"val/block{k}/top1" for k in (1, 2, 3, 4)} | {"val/final/top1", "val/ensemble/top1"} <= set(figures)
+    assert figures["val/top1"] == figures["val/final/top1"]
+    images = draw().images
+    model.eval()
+    torch.testing.assert_close(model.block_logits(images)["final"], model(images))
+    assert list(model.block_features(images)) == [f"block{k}/gap" for k in (1, 2, 3, 4)]
+
+
+def test_sim_predicts_by_the_classifier_alone(tmp_path):
+    model = build(beta=1)
+    figures = train(model, tmp_path).callback_metrics
+    assert list(model.block_logits(draw().images)) == ["final"]
+    assert "val/block1/top1" not in figures
+    assert "val/ensemble/top1" not in figures
+    assert figures["val/top1"] == figures["val/final/top1"]
+
+
+# -- bad input --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrong", [{"beta": -0.1}, {"beta": 1.1}, {"dropout": 1.0}, {"dropout": -0.1}])
+def test_shares_outside_their_range_are_refused(wrong):
+    with pytest.raises(UnsupportedError, match=f"from 0 to 1.*{next(iter(wrong.values()))}"):
+        build(**wrong)
+
+
+def test_a_batch_of_one_image_is_refused_unless_nothing_is_compared(tmp_path):
+    model = build("resnet")
+    with pytest.raises(UnsupportedError, match="batch has only one"):
+        model.on_train_batch_start(draw(1), 0)
