@@ -86,7 +86,7 @@ class ImageDataModule(L.LightningDataModule):
         self._selection: Selection | None = None
 
     @property
-    def title(self) -> str:
+    def name(self) -> str:
         """Name of the data set in tables and summaries."""
         return type(self).__name__
 
@@ -121,12 +121,12 @@ class ImageDataModule(L.LightningDataModule):
         """Say before training, not in its middle, what views cannot be made of."""
         if len(split) < self.batch_size:
             raise DataError(
-                f"{self.title} has {len(split)} training images, fewer than one batch of {self.batch_size}; "
+                f"{self.name} has {len(split)} training images, fewer than one batch of {self.batch_size}; "
                 "with views only full batches are used: lower batch_size."
             )
         if self.views.batched and not isinstance(split, MemoryImages):
             raise DataError(
-                f"The images of {self.title} are read from disk, each of its own size: set views.batched to false."
+                f"The images of {self.name} are read from disk, each of its own size: set views.batched to false."
             )
         self.views.pair_transform(self._side)
 
@@ -145,7 +145,7 @@ class ImageDataModule(L.LightningDataModule):
             )
         except ValueError as fault:
             raise DataError(
-                f"Cannot hold {self.validation:g} of the {len(labels)} training images of {self.title} out for "
+                f"Cannot hold {self.validation:g} of the {len(labels)} training images of {self.name} out for "
                 f"validation: {fault}"
             ) from fault
         return torch.from_numpy(np.sort(train)), torch.from_numpy(np.sort(val))

@@ -126,7 +126,7 @@ class ImageFolder(ImageDataModule):
         self.memory_gib, self.mean, self.std = memory_gib, tuple(mean), tuple(std)
 
     @property
-    def title(self) -> str:
+    def name(self) -> str:
         """Name of the folder that holds the images."""
         return Path(self.root).resolve().name
 
@@ -203,7 +203,7 @@ class ImageNet(ImageFolder):
 
     folders = ("train", "val")
     num_classes = 1000
-    title = "ImageNet"
+    name = "ImageNet"
 
     def __init__(
         self,

@@ -32,12 +32,12 @@ class Imagenet32(ImageDataModule):
     std = IMAGENET_STD
     train_files: ClassVar[tuple[str, ...]] = tuple(f"train_data_batch_{i}" for i in range(1, 11))
     test_counts: ClassVar[Mapping[int, str]] = {50_000: "Imagenet32", 49_999: "Imagenet32-49999"}
-    _title = "Imagenet32"
+    _name = "Imagenet32"
 
     @property
-    def title(self) -> str:
+    def name(self) -> str:
         """``Imagenet32``, or ``Imagenet32-49999`` once that variant's validation file was read."""
-        return self._title
+        return self._name
 
     def prepare_data(self) -> None:
         """Say that there is nothing to fetch if ``download`` is set.
@@ -68,7 +68,7 @@ class Imagenet32(ImageDataModule):
             if count not in self.test_counts:
                 known = " or ".join(f"{n:,}" for n in self.test_counts)
                 raise DataError(f"{Path(self.root) / 'val_data'} holds {count:,} images; Imagenet32 has {known}.")
-            self._title = self.test_counts[count]
+            self._name = self.test_counts[count]
         return MemoryImages(torch.cat(images), torch.from_numpy(np.concatenate(labels)))
 
     def _labels(self, raw: object, count: int, path: Path) -> np.ndarray:

@@ -35,12 +35,12 @@ class MNIST(ImageDataModule):
         images, labels = (self._read(f"{prefix}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1"))
         if len(images) != len(labels) or images.shape[1:] != self.image_shape[1:]:
             raise DataError(
-                f"The {self.title} files do not belong together: {images.shape} images, {len(labels)} labels."
+                f"The {self.name} files do not belong together: {images.shape} images, {len(labels)} labels."
             )
         return MemoryImages(torch.tensor(images).unsqueeze(3), torch.tensor(labels).long())
 
     def _read(self, name: str) -> np.ndarray:
-        folder = Path(self.root) / self.title / "raw"
+        folder = Path(self.root) / self.name / "raw"
         if (folder / name).is_file():
             return read_idx(folder / name)
         return read_idx(require(folder / f"{name}.gz", dict(self.source.resources)[f"{name}.gz"]))

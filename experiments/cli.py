@@ -33,7 +33,6 @@ from experiments.callbacks.online_probe import OnlineProbe
 from experiments.callbacks.predictions import PredictionsFile
 from experiments.callbacks.progress import BlockProgressBar, CutTable, EpochLines
 from experiments.callbacks.tensorboard import TensorBoardPage
-from experiments.distributed.errors import CommunicationError
 from experiments.distributed.strategy import CompressedDDP
 from experiments.measure.allocator import keep_freed_memory
 from experiments.parser import Parser, swallowed
@@ -45,27 +44,11 @@ from experiments.run.saved_config import SavedConfig
 from experiments.run.summary import log_to_hparams, show_summary, summarise, write_summary
 from experiments.suite import suite
 from experiments.trainer import Trainer
-from losses import OutputLossError
-from models.local_learning import NonFiniteLossError, UnsupportedError, require_supported_processes
+from losses.errors import UsageError
+from models.local_learning import require_supported_processes
 from models.method import Method
-from models.methods.blockwise_ssl import CollapsedError
-from models.networks.chain import NetworkError
-from models.networks.cut import CutError
-from models.parts.feature_store import FeatureStoreError
 
-FAULTS = (
-    RunError,
-    CommunicationError,
-    DataError,
-    CutError,
-    NetworkError,
-    NonFiniteLossError,
-    CollapsedError,
-    UnsupportedError,
-    FeatureStoreError,
-    OutputLossError,
-    MisconfigurationException,  # Lightning's own, such as gradient_clip_val under manual optimization
-)
+FAULTS = (UsageError, DataError, MisconfigurationException)  # the last is Lightning's own
 """Faults of use: reported in one sentence, without a traceback."""
 
 
@@ -212,10 +195,10 @@ class LocalLearningCLI(LightningCLI):
         """See that there are predictions to evaluate.
 
         Raises:
-            UnsupportedError: the network is trained without labels.
+            UsageError: the network is trained without labels.
         """
         if not self.model.predicts_classes:
-            raise UnsupportedError(
+            raise UsageError(
                 f"A network trained without labels predicts no classes. Judge it with: probe --checkpoint {self.folder}"
             )
 

@@ -11,7 +11,8 @@ from experiments.measure.cost import show_cost
 from experiments.probing.hidden_layers import Every
 from experiments.probing.observe import observe_run
 from experiments.probing.probe import Protocol, probe_run
-from models.local_learning import LocalLearning, UnsupportedError
+from losses.errors import UsageError
+from models.local_learning import LocalLearning
 from models.method import Method
 from models.networks.memory.profile import Convention
 
@@ -116,12 +117,10 @@ class Trainer(L.Trainer):
             batch_size: images per step of a linear classifier.
 
         Raises:
-            UnsupportedError: the method's network is no chain of units.
+            UsageError: the method's network is no chain of units.
         """
         if not isinstance(model, LocalLearning):
-            raise UnsupportedError(
-                f"observe reads the units of a network, and {type(model).__name__} has none: use probe."
-            )
+            raise UsageError(f"observe reads the units of a network, and {type(model).__name__} has none: use probe.")
         protocol = Protocol(epochs, learning_rates, batch_size, seed=datamodule.seed)
         other = Path(reference) if reference else None
         observe_run(model, datamodule, self, Path(checkpoint), other, every, images, protocol)
@@ -131,10 +130,10 @@ def require_backward_passes(model: Method) -> None:
     """See that there is a backward pass whose time and memory can be told.
 
     Raises:
-        UnsupportedError: the method has none.
+        UsageError: the method has none.
     """
     if not isinstance(model, LocalLearning):
-        raise UnsupportedError(
+        raise UsageError(
             f"cost and bench compare backward passes with backpropagation's, and {type(model).__name__} has none. "
             "Its time is in the summary of a run: use fit."
         )

@@ -15,6 +15,7 @@ from losses.embeddings import (
     pretext_top1,
     separation_fuzziness,
 )
+from losses.errors import UsageError
 from losses.outputs import (
     CrossEntropy,
     ErrExp,
@@ -23,42 +24,9 @@ from losses.outputs import (
     LinearOutput,
     OutputLoss,
     OutputLossCallable,
-    OutputLossError,
     Pow3GB,
     SigmoidMSE,
     SoftmaxMSE,
     UnnormalizedExponential,
 )
 from losses.similarity import channel_deviation, similarity_loss, similarity_matrix
-
-__all__ = [
-    "CrossEntropy",
-    "ErrExp",
-    "ErrPow3",
-    "ExpGB",
-    "LinearOutput",
-    "OutputLoss",
-    "OutputLossCallable",
-    "OutputLossError",
-    "Pow3GB",
-    "SigmoidMSE",
-    "SoftmaxMSE",
-    "SubsampledNTXent",
-    "UnnormalizedExponential",
-    "channel_deviation",
-    "correlation_parts",
-    "diversity",
-    "effective_rank",
-    "ensemble",
-    "ensemble_weights",
-    "largest_deviation",
-    "linear_cka",
-    "nearest_mean_top1",
-    "pretext_top1",
-    "probabilities",
-    "redundant_shares",
-    "separation_fuzziness",
-    "similarity_loss",
-    "similarity_matrix",
-    "top1",
-]

@@ -31,11 +31,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from losses.errors import UsageError
+
 _CLAMP = 8.0
-
-
-class OutputLossError(ValueError):
-    """A parameter of an output loss makes no sense; the message says which would."""
 
 
 class OutputLoss(nn.Module):
@@ -96,13 +94,13 @@ class LinearOutput(OutputLoss):
         target: M, the true class's target.
 
     Raises:
-        OutputLossError: one of them is not above 0.
+        UsageError: one of them is not above 0.
     """
 
     def __init__(self, true_weight: float = 1.0, target: float = 1.0) -> None:
         super().__init__()
         if true_weight <= 0 or target <= 0:
-            raise OutputLossError(f"true_weight and target must be above 0, not {true_weight} and {target}.")
+            raise UsageError(f"true_weight and target must be above 0, not {true_weight} and {target}.")
         self.true_weight, self.target = true_weight, target
 
     def terms(self, z: Tensor, t: Tensor) -> Tensor:
@@ -119,7 +117,7 @@ class _GradientBoosted(OutputLoss):
     def __init__(self, alpha: float, beta: float = 0.0) -> None:
         super().__init__()
         if alpha <= 0:
-            raise OutputLossError(f"alpha scales what boosts the gradient: it must be above 0, not {alpha}.")
+            raise UsageError(f"alpha scales what boosts the gradient: it must be above 0, not {alpha}.")
         self.alpha, self.beta = alpha, beta
 
     def boost(self, z: Tensor) -> Tensor:
@@ -141,7 +139,7 @@ class ExpGB(_GradientBoosted):
         beta: β.
 
     Raises:
-        OutputLossError: α is not above 0.
+        UsageError: α is not above 0.
     """
 
     def __init__(self, alpha: float = 0.1, beta: float = 0.0) -> None:
@@ -160,7 +158,7 @@ class Pow3GB(_GradientBoosted):
         beta: β.
 
     Raises:
-        OutputLossError: α is not above 0.
+        UsageError: α is not above 0.
     """
 
     def __init__(self, alpha: float = 0.001, beta: float = 0.0) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from losses import CrossEntropy, OutputLossCallable, ensemble, probabilities, top1
-from models.local_learning import LocalLearning, UnsupportedError
+from losses.errors import UsageError
+from models.local_learning import LocalLearning
 from models.method import Classifier, LabelledImages
 from models.networks.chain import Chain, NetworkCallable
 
@@ -65,11 +66,11 @@ class LocalClassification(Classifier, LocalLearning):
         """:meth:`sample_losses`, of which there is one per sample: a mean would pass for that of every sample.
 
         Raises:
-            UnsupportedError: there are more or fewer.
+            UsageError: there are more or fewer.
         """
         losses = self.sample_losses(logits, labels)
         if losses.shape != labels.shape:
-            raise UnsupportedError(
+            raise UsageError(
                 f"sample_losses of {type(self).__name__} with {type(self.output_loss).__name__} must give the loss of "
                 f"each of {len(labels)} samples, {tuple(labels.shape)}, not a tensor of shape {tuple(losses.shape)}: "
                 'leave the mean out (reduction="none").'

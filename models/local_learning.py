@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from losses.errors import UsageError
 from models.method import LabelledImages, Method
 from models.networks.chain import Chain, NetworkCallable
 from models.networks.layers.pooling import GlobalAveragePool
@@ -32,12 +33,8 @@ class PairsOfViews(LabelledImages, Protocol):
     views: Sequence[tuple[float, Tensor, Tensor]]
 
 
-class NonFiniteLossError(FloatingPointError):
-    """The loss of a block became NaN or infinite; the message names the block and the step."""
-
-
-class UnsupportedError(RuntimeError):
-    """A combination of settings that would train wrongly; the message says what to use instead."""
+class TrainingError(UsageError):
+    """Training has gone wrong: a loss that is no number, features that collapsed; the message names block and step."""
 
 
 class LocalLearning(Method):
@@ -60,7 +57,7 @@ class LocalLearning(Method):
             piece by piece, instead of kept (:class:`models.networks.Recomputed`).
 
     Raises:
-        UnsupportedError: fewer than one epoch per block.
+        UsageError: fewer than one epoch per block.
     """
 
     def __init__(
@@ -80,9 +77,9 @@ class LocalLearning(Method):
     ) -> None:
         super().__init__()
         if epochs_per_block is not None and epochs_per_block < 1:
-            raise UnsupportedError(f"epochs_per_block must be at least 1, not {epochs_per_block}.")
+            raise UsageError(f"epochs_per_block must be at least 1, not {epochs_per_block}.")
         self.automatic_optimization = False
-        self.make_network, self.network_title = network, chain.title
+        self.make_network, self.network_name = network, chain.name
         self.image_shape, self.num_classes = chain.image_shape, num_classes
         parts = [nn.ModuleList(blocks), nn.ModuleList(heads)]
         self.blocks, self.heads = map(recomputed.recompute, parts) if recompute else parts
@@ -191,11 +188,11 @@ class LocalLearning(Method):
         """One optimizer and, if asked for, one schedule per block.
 
         Raises:
-            UnsupportedError: a fused optimizer with float16, whose gradients cannot be read.
+            UsageError: a fused optimizer with float16, whose gradients cannot be read.
         """
         optimizers = [self.make_optimizer(self.block_parameters(k)) for k in range(len(self.blocks))]
         if str(self.trainer.precision) == "16-mixed" and any(o.defaults.get("fused") for o in optimizers):
-            raise UnsupportedError(
+            raise UsageError(
                 "A fused optimizer unscales float16 gradients out of sight, so that clipping and gradient norms would "
                 "see scaled ones. Set fused: false, or use precision bf16-mixed."
             )
@@ -258,7 +255,7 @@ class LocalLearning(Method):
         finite = torch.stack(list(self._losses.values())).isfinite()
         if not finite.all():  # one wait for the device per step, not one per block
             k = list(self._losses)[int(finite.logical_not().nonzero()[0])]
-            raise NonFiniteLossError(
+            raise TrainingError(
                 f"The loss of {self.block_names[k]} is {self._losses[k].item()} at step {self.global_step}. Lower the "
                 "learning rate, set --model.clip 1.0, or see whether this loss suits the method; the checkpoints of "
                 "earlier epochs are untouched."
@@ -331,7 +328,7 @@ class LocalLearning(Method):
         """Refuse what would train wrongly.
 
         Raises:
-            UnsupportedError: several processes for several blocks, or another number of epochs than all blocks
+            UsageError: several processes for several blocks, or another number of epochs than all blocks
                 take one by one.
         """
         require_supported_processes(self, self.trainer)
@@ -340,7 +337,7 @@ class LocalLearning(Method):
             schedule = (
                 f" The schedule begins anew with every block: T_max counts that block's {self.scheduler_interval}s."
             )
-            raise UnsupportedError(
+            raise UsageError(
                 f"{len(self.blocks)} blocks of {self.epochs_per_block} epochs each take {needed} epochs: set "
                 f"trainer.max_epochs to that, not {epochs}, or change epochs_per_block."
                 f"{schedule if self.make_scheduler else ''}"
@@ -356,18 +353,18 @@ def require_supported_processes(method: Method, trainer: L.Trainer) -> None:
     """Refuse to train in several processes, or under DDP at all, what DDP would train wrongly.
 
     Raises:
-        UnsupportedError: the method needs one process, or the strategy is another than DDP.
+        UsageError: the method needs one process, or the strategy is another than DDP.
     """
     ddp = isinstance(trainer.strategy, DDPStrategy)
     if trainer.num_devices * trainer.num_nodes == 1 and not ddp:
         return
     if method.why_one_process:
-        raise UnsupportedError(
+        raise UsageError(
             f"{type(method).__name__} {method.why_one_process}. Use --trainer.devices 1 and no --trainer.strategy; "
             "networks of one block, such as Backprop, train in several processes."
         )
     if not ddp:
-        raise UnsupportedError(
+        raise UsageError(
             f"{type(trainer.strategy).__name__} is not supported: several processes need --trainer.strategy ddp or "
             "CompressedDDP."
         )

@@ -26,7 +26,7 @@ class Method(L.LightningModule):
 
     Attributes:
         make_network: what makes the network, uncut.
-        network_title: what tables call it.
+        network_name: what tables call it.
         image_shape: ``(C, H, W)``.
         num_classes: number of classes.
         latest: figures of the last logged training step, under their logged names.
@@ -36,7 +36,7 @@ class Method(L.LightningModule):
     """
 
     make_network: NetworkCallable
-    network_title: str
+    network_name: str
     image_shape: tuple[int, int, int]
     num_classes: int
     predicts_classes: ClassVar[bool] = False

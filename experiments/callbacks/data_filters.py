@@ -10,8 +10,8 @@ from torch import Tensor
 
 from datamodules.batch import Batch, Selection
 from losses import probabilities
+from losses.errors import UsageError
 from models.classification import LocalClassification
-from models.local_learning import UnsupportedError
 
 
 class DataFilter(L.Callback, ABC):
@@ -45,14 +45,14 @@ class DataFilter(L.Callback, ABC):
         """See that images have labels; epochs will have different numbers of batches.
 
         Raises:
-            UnsupportedError: there are no labels, or several processes.
+            UsageError: there are no labels, or several processes.
         """
         if stage == "fit":
             name = type(self).__name__
             if not isinstance(pl_module, LocalClassification):
-                raise UnsupportedError(f"{name} judges images by what is predicted of them: use a method with labels.")
+                raise UsageError(f"{name} judges images by what is predicted of them: use a method with labels.")
             if trainer.world_size > 1:
-                raise UnsupportedError(f"{name} knows the images of its own process only: use --trainer.devices 1.")
+                raise UsageError(f"{name} knows the images of its own process only: use --trainer.devices 1.")
             trainer.datamodule.reload_every_epoch()
 
     def on_train_batch_end(
@@ -61,10 +61,10 @@ class DataFilter(L.Callback, ABC):
         """Note the scores.
 
         Raises:
-            UnsupportedError: blocks that learn from something else than a loss per image.
+            UsageError: blocks that learn from something else than a loss per image.
         """
         if set(pl_module.logits_of) != set(pl_module.learners):
-            raise UnsupportedError(
+            raise UsageError(
                 f"{type(self).__name__} leaves out images by their losses; {type(pl_module).__name__} blocks do not "
                 "learn from these alone."
             )
@@ -105,13 +105,13 @@ class InfoBatch(DataFilter):
         until: share δ of the epochs (of each block, if they learn one after the other) with dropping.
 
     Raises:
-        UnsupportedError: shares that are none.
+        UsageError: shares that are none.
     """
 
     def __init__(self, ratio: float = 0.5, until: float = 0.875) -> None:
         super().__init__()
         if not 0 < ratio < 1 or not 0 < until <= 1:
-            raise UnsupportedError(
+            raise UsageError(
                 f"InfoBatch drops a share below 1 until a share of the epochs, both above 0, not {ratio}, {until}."
             )
         self.ratio, self.until = ratio, until
@@ -120,13 +120,13 @@ class InfoBatch(DataFilter):
         """See that an epoch can drop images.
 
         Raises:
-            UnsupportedError: all epochs are the first ones or the last, which see all images.
+            UsageError: all epochs are the first ones or the last, which see all images.
         """
         super().setup(trainer, pl_module, stage)
         epochs, least = pl_module.epochs_per_block or trainer.max_epochs, max(2, int(1 / self.until) + 1)
         if stage == "fit" and not trainer.fast_dev_run and epochs < least:
             whose = "epochs_per_block" if pl_module.epochs_per_block else "trainer.max_epochs"
-            raise UnsupportedError(
+            raise UsageError(
                 f"InfoBatch needs {whose} of at least {least}, not {epochs}: the first epoch sees all images, and so "
                 f"do those behind the share until = {self.until:g} of them."
             )
@@ -174,13 +174,13 @@ class DropConfident(DataFilter):
         least: see at least so many images, the least sure ones.
 
     Raises:
-        UnsupportedError: a threshold that is no probability, or counts below 1.
+        UsageError: a threshold that is no probability, or counts below 1.
     """
 
     def __init__(self, threshold: float = 0.99, patience: int = 3, rescore_every: int = 5, least: int = 256) -> None:
         super().__init__()
         if not 0 < threshold < 1 or min(patience, rescore_every, least) < 1:
-            raise UnsupportedError(
+            raise UsageError(
                 "DropConfident needs a threshold between 0 and 1, and patience, rescore_every and least of at least 1, "
                 f"not {threshold}, {patience}, {rescore_every}, {least}."
             )

@@ -30,7 +30,7 @@ class DecisionBoundary(L.Callback):
         """See that there is something to draw."""
         if tuple(pl_module.image_shape) != (2, 1, 1):
             raise RunError(
-                f"Decision regions are drawn in the plane, and {trainer.datamodule.title} has no points of 2 "
+                f"Decision regions are drawn in the plane, and {trainer.datamodule.name} has no points of 2 "
                 "coordinates: take the callback DecisionBoundary out."
             )
         if not pl_module.predicts_classes:
@@ -55,7 +55,7 @@ class DecisionBoundary(L.Callback):
             draw_regions(place, lambda plane, name=name: logits(plane)[name], points, train.labels)
             top1 = (logits(points)[name].argmax(dim=1).cpu() == train.labels).float().mean()
             place.set_title(f"{name}: {100 * top1:.1f} % of training points", fontsize=10)
-        figure.suptitle(f"{type(pl_module).__name__}, {pl_module.network_title}, {data.title}")
+        figure.suptitle(f"{type(pl_module).__name__}, {pl_module.network_name}, {data.name}")
         figure.savefig(Path(trainer.default_root_dir) / REGIONS, dpi=120)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):

@@ -15,8 +15,9 @@ from experiments.probing.features import Compute, Features, draw, evaluating, in
 from experiments.probing.hidden_layers import Every, Figures, flat, layer_figures, layers_of, reader, redundancy
 from experiments.probing.observe_pictures import draw_over_time
 from experiments.run.loggers import RunCSVLogger
+from losses.errors import UsageError
 from models.classification import LocalClassification
-from models.local_learning import LocalLearning, UnsupportedError
+from models.local_learning import LocalLearning
 
 
 class HiddenLayers(L.Callback):
@@ -43,10 +44,10 @@ class HiddenLayers(L.Callback):
         """Forget the images of an earlier run.
 
         Raises:
-            UnsupportedError: the network is no chain of units.
+            UsageError: the network is no chain of units.
         """
         if not isinstance(pl_module, LocalLearning):
-            raise UnsupportedError(
+            raise UsageError(
                 f"HiddenLayers reads the units of a network, and {type(pl_module).__name__} has none: leave it out."
             )
         self._images = {}

@@ -6,8 +6,9 @@ import lightning.pytorch as L
 from torch import Tensor
 from torch.optim import Optimizer
 
+from losses.errors import UsageError
 from models.classification import LocalClassification
-from models.local_learning import LabelledImages, UnsupportedError
+from models.local_learning import LabelledImages
 
 
 class OutputSignal(L.Callback):
@@ -36,14 +37,12 @@ class OutputSignal(L.Callback):
         """See that there are labels.
 
         Raises:
-            UnsupportedError: blocks are trained without labels, or the confidence is no probability.
+            UsageError: blocks are trained without labels, or the confidence is no probability.
         """
         if not isinstance(pl_module, LocalClassification):
-            raise UnsupportedError(
-                "OutputSignal watches predictions of classes: leave it out of training without labels."
-            )
+            raise UsageError("OutputSignal watches predictions of classes: leave it out of training without labels.")
         if not 0 <= self.confidence < 1:
-            raise UnsupportedError(f"confidence is a probability, from 0 to below 1, not {self.confidence}.")
+            raise UsageError(f"confidence is a probability, from 0 to below 1, not {self.confidence}.")
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: LocalClassification, optimizer: Optimizer

@@ -8,7 +8,7 @@ from torch import Tensor
 from datamodules.base import ImageDataModule
 from experiments.probing.features import evaluating
 from losses import probabilities
-from models.local_learning import UnsupportedError
+from losses.errors import UsageError
 from models.method import Method
 
 
@@ -19,15 +19,13 @@ class TrainingAccuracy(L.Callback):
     learned from; this is what ``val/…`` and ``test/…`` can be compared with. Nothing in the model changes.
 
     Raises:
-        UnsupportedError: a method without labels.
+        UsageError: a method without labels.
     """
 
     def setup(self, trainer: L.Trainer, pl_module: Method, stage: str) -> None:
         """See that there are labels."""
         if not pl_module.predicts_classes:
-            raise UnsupportedError(
-                f"{type(pl_module).__name__} predicts no classes: take the callback TrainingAccuracy out."
-            )
+            raise UsageError(f"{type(pl_module).__name__} predicts no classes: take the callback TrainingAccuracy out.")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Method) -> None:
         """Evaluate, if a block has just had its last epoch."""

@@ -12,9 +12,9 @@ from torch.futures import Future
 
 from experiments.distributed.coders import Coder, ZlibHuffman
 from experiments.distributed.entropy import shannon
-from experiments.distributed.errors import CommunicationError
 from experiments.distributed.hooks import CommunicationHook
 from experiments.distributed.quantizer import Quantized, Quantizer, Rule
+from losses.errors import UsageError
 
 SMALLEST = 1024
 """Tensors with fewer numbers go uncompressed: their coders' tables would dominate."""
@@ -45,7 +45,7 @@ class EntropyCoded(CommunicationHook):
             copies the gradients to the CPU, which on a GPU should not happen at every step.
 
     Raises:
-        CommunicationError: c is not positive, or steps are to be left out where the code is what travels.
+        UsageError: c is not positive, or steps are to be left out where the code is what travels.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class EntropyCoded(CommunicationHook):
     ) -> None:
         super().__init__()
         if code_every < 1 or (mode == "true" and code_every > 1):
-            raise CommunicationError(
+            raise UsageError(
                 f"code_every must be 1 in mode true, where the code is what travels, and at least 1, not {code_every}."
             )
         self.quantizer = Quantizer(c, rule, 127 if clip else None)

@@ -11,7 +11,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDSt
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
-from experiments.distributed.errors import CommunicationError
+from losses.errors import UsageError
 
 
 class CommunicationHook(ABC):
@@ -46,10 +46,10 @@ class CommunicationHook(ABC):
         """What DDP calls for every bucket.
 
         Raises:
-            CommunicationError: there are no processes that could communicate.
+            UsageError: there are no processes that could communicate.
         """
         if not dist.is_initialized():
-            raise CommunicationError(
+            raise UsageError(
                 f"{type(self).__name__} averages gradients over processes, and there is no process group: use it "
                 "through --trainer.strategy CompressedDDP, or call torch.distributed.init_process_group first."
             )
@@ -128,13 +128,13 @@ class PowerSGD(CommunicationHook):
         start: first steps, uncompressed (at least 2).
 
     Raises:
-        CommunicationError: compression would start before torch's buckets have settled.
+        UsageError: compression would start before torch's buckets have settled.
     """
 
     def __init__(self, rank: int = 2, start: int = 10) -> None:
         super().__init__()
         if rank < 1 or start < 2:
-            raise CommunicationError(f"PowerSGD needs rank ≥ 1 and start ≥ 2, not {rank} and {start}.")
+            raise UsageError(f"PowerSGD needs rank ≥ 1 and start ≥ 2, not {rank} and {start}.")
         self._state = PowerSGDState(None, matrix_approximation_rank=rank, start_powerSGD_iter=start)
         self._counted = 0
 

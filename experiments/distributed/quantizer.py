@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from experiments.distributed.errors import CommunicationError
+from losses.errors import UsageError
 
 Rule = Literal["fixed_ref", "relative"]
 
@@ -64,16 +64,16 @@ class Quantizer:
         calibrating: whether ``fixed_ref`` still follows the payload; to be set by who trains: during epoch 0.
 
     Raises:
-        CommunicationError: c is not positive, or the bound is none of int8.
+        UsageError: c is not positive, or the bound is none of int8.
     """
 
     DECAY = 0.99
 
     def __init__(self, c: float = 1.0, rule: Rule = "fixed_ref", largest: int | None = 127) -> None:
         if c <= 0:
-            raise CommunicationError(f"c is the quantizer's step over the RMS of the gradient: above 0, not {c:g}.")
+            raise UsageError(f"c is the quantizer's step over the RMS of the gradient: above 0, not {c:g}.")
         if largest is not None and not 1 <= largest <= 127:
-            raise CommunicationError(f"largest bounds symbols of 8 bits: 1 … 127, or none, not {largest}.")
+            raise UsageError(f"largest bounds symbols of 8 bits: 1 … 127, or none, not {largest}.")
         self.c, self.rule, self.largest = c, rule, largest
         self.calibrating = True
         self._memories: dict[str, _Memory] = {}

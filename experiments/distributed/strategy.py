@@ -5,8 +5,8 @@ from typing import Any
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
 
-from experiments.distributed.errors import CommunicationError
 from experiments.distributed.hooks import CommunicationHook
+from losses.errors import UsageError
 
 _KEY = "communication"
 
@@ -46,13 +46,13 @@ class CompressedDDP(DDPStrategy):
         """Load, and give the hook what it remembered; nothing if the checkpoint is of a run without one.
 
         Raises:
-            CommunicationError: there were more or fewer processes.
+            UsageError: there were more or fewer processes.
         """
         checkpoint = super().load_checkpoint(checkpoint_path, weights_only)
         states = checkpoint.pop(_KEY, None)
         if states is not None and self.lightning_module.trainer.training:
             if len(states) != self.world_size:
-                raise CommunicationError(
+                raise UsageError(
                     f"The checkpoint {checkpoint_path} was written by {len(states)} processes, each with what it had "
                     f"not sent yet: go on with --trainer.devices {len(states)}, not {self.world_size}."
                 )

@@ -29,7 +29,8 @@ from datamodules.images import MemoryImages
 from experiments.measure.allocator import keep_freed_memory
 from experiments.measure.cost import network_cost
 from experiments.run.loggers import RunCSVLogger, RunTensorBoardLogger
-from models.local_learning import LocalLearning, UnsupportedError
+from losses.errors import UsageError
+from models.local_learning import LocalLearning
 from models.networks.memory.saved_tensors import SavedTensorMeter
 
 _WARM_UP = 2
@@ -130,10 +131,10 @@ def bench(model: LocalLearning, data: ImageDataModule, trainer: L.Trainer, steps
         repetitions: alternating repetitions of each contender.
 
     Raises:
-        UnsupportedError: the blocks learn one after the other.
+        UsageError: the blocks learn one after the other.
     """
     if model.epochs_per_block:
-        raise UnsupportedError(
+        raise UsageError(
             "bench measures a step in which all blocks learn. For blocks that learn one after the other see cost, and "
             "python -m experiments.studies.layerwise"
         )
@@ -160,7 +161,7 @@ def bench(model: LocalLearning, data: ImageDataModule, trainer: L.Trainer, steps
         ratios=_ratios(seconds, peaks, network_cost(model, data.batch_size, "plain").predicted_step_ratio),
         loader={"images_per_second_one_core": _loader_speed(place.batches)},
         settings={
-            "network": model.network_title,
+            "network": model.network_name,
             "num_blocks": model.num_blocks,
             "num_groups": model.num_groups,
             "batch_size": data.batch_size,

@@ -199,7 +199,7 @@ def show_cost(model: LocalLearning, batch_size: int, convention: Convention, jso
         else f"one process, a batch of {processes} processes × {batch_size}"
     )
     table = Table(
-        title=f"{model.network_title}, {nodes}\nMACs of one image{views}, MiB of {batch}",
+        title=f"{model.network_name}, {nodes}\nMACs of one image{views}, MiB of {batch}",
         title_justify="left",
         box=box.SIMPLE_HEAD,
     )

@@ -86,7 +86,7 @@ def observe_run(
     if reference:
         _align(observed[0].layers, *features)
     counts = {name: len(getattr(splits, name).dataset) for name in ("train", "val", "test")}
-    about = {"network": model.network_title, "dataset": data.title, "every": every, "probe": protocol.linear}
+    about = {"network": model.network_name, "dataset": data.name, "every": every, "probe": protocol.linear}
     about |= {"images": counts, "seed": data.seed}
     show(observed, about)
     record(observed, about)
@@ -125,16 +125,16 @@ def load_reference(path: Path, model: LocalLearning, data: ImageDataModule, laye
     file = run_folder.find_checkpoint(path)
     saved = run_folder.load_checkpoint(file)
     run_folder.require_same_images(path, saved, model.image_shape, "reference", "run to compare with")
-    if (theirs := _data_set(file)) not in (data.title, type(data).__name__):
+    if (theirs := _data_set(file)) not in (data.name, type(data).__name__):
         raise RunError(
-            f"The reference {path} was trained on {theirs}, the run on {data.title}: both must be on the same."
+            f"The reference {path} was trained on {theirs}, the run on {data.name}: both must be on the same."
         )
     chain = model.make_network(model.image_shape, model.num_classes).to(model.device).eval()
     weights = saved["state_dict"]
     units = {re.sub(r"^blocks\.\d+\.", "", name): w for name, w in weights.items() if name.startswith("blocks.")}
     if differences := run_folder.network_differences(units, chain.units):
         raise RunError(
-            f"The reference {path} is of another network than {model.network_title}: {differences[0]} "
+            f"The reference {path} is of another network than {model.network_name}: {differences[0]} "
             f"({len(differences)} differences). Give a run of the same network, cut in any way or not at all."
         )
     chain.units.load_state_dict(units)

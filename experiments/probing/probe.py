@@ -72,7 +72,7 @@ def chosen_blocks(model: Method, asked: Sequence[int] | None) -> list[int]:
     """
     known = list(range(1, model.num_blocks + 1))
     if not known:
-        raise RunError(f"{model.network_title} has no block whose features could be probed.")
+        raise RunError(f"{model.network_name} has no block whose features could be probed.")
     if asked is not None and (not asked or not set(asked) <= set(known)):
         raise RunError(f"The run has blocks {known}, not {sorted(set(asked))}: choose --blocks from them.")
     return known if asked is None else sorted(set(asked))
@@ -220,5 +220,5 @@ def probe_run(
         with figures.timed("supervised training"):
             top1 = supervised_top1(model, data, trainer, supervised_epochs, protocol.seed)
         figures.metrics["supervised/test/top1"] = top1
-    show(figures, f"{path}, step {saved['global_step']}: {data.title}, test top-1 %, effective rank")
-    record(figures, path, saved, data.title)
+    show(figures, f"{path}, step {saved['global_step']}: {data.name}, test top-1 %, effective rank")
+    record(figures, path, saved, data.name)

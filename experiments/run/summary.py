@@ -48,8 +48,8 @@ def summarise(
     return {
         "name": name,
         "method": type(model).__name__,
-        "network": model.network_title,
-        "dataset": data.title,
+        "network": model.network_name,
+        "dataset": data.name,
         "seed": seed,
         "num_blocks": model.num_blocks,
         "num_groups": model.num_groups,

@@ -21,7 +21,8 @@ from lightly.loss import BarlowTwinsLoss
 from torch import Tensor, nn
 
 from losses import SubsampledNTXent, correlation_parts, largest_deviation, pretext_top1
-from models.local_learning import LocalLearning, PairsOfViews, UnsupportedError, pooled
+from losses.errors import UsageError
+from models.local_learning import LocalLearning, PairsOfViews, TrainingError, pooled
 from models.networks.chain import NetworkCallable
 from models.networks.cut import Cut, block_shapes, cut_chain
 from models.networks.heads.embeddings import (
@@ -45,10 +46,6 @@ Pair = tuple[Tensor, Tensor]
 """Something of view a, the same of view b."""
 
 _COLLAPSED = 1e-6
-
-
-class CollapsedError(FloatingPointError):
-    """A block gives every image of a batch the same embedding; the message names the block and the step."""
 
 
 class BlockwiseSSL(LocalLearning):
@@ -78,9 +75,8 @@ class BlockwiseSSL(LocalLearning):
         training: optimizer, scheduler and the other arguments of :class:`LocalLearning`.
 
     Raises:
-        CutError: the network cannot be cut as asked.
-        NetworkError: a pooling head does not fit the features.
-        UnsupportedError: a difficulty that does not fit the loss or the number of blocks.
+        NetworkError: the network cannot be cut as asked; a pooling head does not fit the features.
+        UsageError: a difficulty that does not fit the loss or the number of blocks.
     """
 
     def __init__(
@@ -122,16 +118,16 @@ class BlockwiseSSL(LocalLearning):
         """The pairs of views that some block takes, by their strength.
 
         Raises:
-            UnsupportedError: there are none, or single images.
+            UsageError: there are none, or single images.
         """
         if not batch.views:
-            raise UnsupportedError(
+            raise UsageError(
                 "Self-supervised blocks learn from pairs of views: give the data views, for example "
                 "--data.views.transform datamodules.SimCLRViews."
             )
         pairs = {strength: (a, b) for strength, a, b in batch.views}
         if any(len(a) < 2 for a, _ in pairs.values()):
-            raise UnsupportedError("Pairs of views of one image have nothing to differ from: batches hold at least 2.")
+            raise UsageError("Pairs of views of one image have nothing to differ from: batches hold at least 2.")
         self._strengths = self._assigned(list(pairs))
         return {strength: pairs[strength] for strength in set(self._strengths)}
 
@@ -194,12 +190,12 @@ class BlockwiseSSL(LocalLearning):
         """Strength of the views that each block takes, of those that the data give.
 
         Raises:
-            UnsupportedError: blocks want views of several strengths, but there is one.
+            UsageError: blocks want views of several strengths, but there is one.
         """
         if self.difficulty is None or not self.difficulty.views:
             return [max(strengths)] * self.num_blocks
         if len(strengths) == 1 and len(set(self.difficulties)) > 1:
-            raise UnsupportedError(
+            raise UsageError(
                 "difficulty.views needs views of several strengths: set data.views.levels, for example to "
                 f"{sorted({*self.difficulties, 1.0})}."
             )
@@ -218,14 +214,14 @@ class BlockwiseSSL(LocalLearning):
         """Stop at a loss that is no number or at collapsed embeddings; log; step the schedules.
 
         Raises:
-            CollapsedError: all images of the batch have the same embedding.
+            TrainingError: all images of the batch have the same embedding.
         """
         super().on_train_batch_end(outputs, batch, batch_idx)
         deviations, self._deviations = self._deviations, {}
         collapsed = [k for k, deviation in deviations.items() if deviation < _COLLAPSED]
         if collapsed:
             k = collapsed[0]
-            raise CollapsedError(
+            raise TrainingError(
                 f"{self.block_names[k]} has collapsed at step {self.global_step}: all images of the batch have one "
                 "embedding. Lower the learning rate, or give it a loss that keeps variance; the checkpoints of earlier "
                 "epochs are untouched."
@@ -300,17 +296,17 @@ def _temper(losses: nn.ModuleList, difficulties: list[float], difficulty: Diffic
     """Set the temperature of every block's loss; the factors that keep the scale of its gradients.
 
     Raises:
-        UnsupportedError: the loss has no such setting.
+        UsageError: the loss has no such setting.
     """
     if difficulty is None:
         return [1.0] * len(losses)
     kind = type(losses[0]).__name__
     if difficulty.easy_negatives is not None and not isinstance(losses[0], SubsampledNTXent):
-        raise UnsupportedError(f"difficulty.easy_negatives needs losses.SubsampledNTXent; {kind} takes all negatives.")
+        raise UsageError(f"difficulty.easy_negatives needs losses.SubsampledNTXent; {kind} takes all negatives.")
     if difficulty.easy_temperature is None:
         return [1.0] * len(losses)
     if not hasattr(losses[0], "temperature"):
-        raise UnsupportedError(
+        raise UsageError(
             f"difficulty.easy_temperature needs a contrastive loss: {kind} has no temperature. Use "
             "lightly.loss.NTXentLoss."
         )

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from models.local_learning import UnsupportedError, require_supported_processes
+from losses.errors import UsageError
+from models.local_learning import require_supported_processes
 from models.method import Classifier, LabelledImages, Method
 from models.networks.mlp import MLP
 from models.parts.ridge import (
@@ -55,7 +56,7 @@ class ClosedFormMLP(Classifier, Method):
         ridge: λ > 0, on the sums over all samples (not their mean), biases included.
 
     Raises:
-        UnsupportedError: λ is not above 0, or a width not above 0.
+        UsageError: λ is not above 0, or a width not above 0.
         NetworkError: the targets do not fit a width.
     """
 
@@ -69,16 +70,16 @@ class ClosedFormMLP(Classifier, Method):
     ) -> None:
         super().__init__()
         if not ridge > 0:
-            raise UnsupportedError(
+            raise UsageError(
                 f"ridge is the λ of ridge regression, above 0, not {ridge:g}: without it the equations have no single "
                 "solution. Use 1e-2, or 1e-6 for next to none."
             )
         if any(width < 1 for width in widths):
-            raise UnsupportedError(f"widths are units of hidden layers, at least 1 each, not {list(widths)}.")
+            raise UsageError(f"widths are units of hidden layers, at least 1 each, not {list(widths)}.")
         self.automatic_optimization = False
         self.image_shape, self.num_classes, self.ridge = image_shape, num_classes, ridge
         self.make_network = partial(MLP, hidden=widths, batch_norm=False)
-        self.network_title = "-".join(["MLP", *map(str, widths)]) if widths else "linear"
+        self.network_name = "-".join(["MLP", *map(str, widths)]) if widths else "linear"
         sizes = [math.prod(image_shape), *widths]
         self.blocks = nn.ModuleList(nn.Sequential(_random_linear(*size), nn.ReLU()) for size in pairwise(sizes))
         self.readouts = nn.ModuleList(nn.Linear(size, num_classes, dtype=torch.float64) for size in sizes)
@@ -126,13 +127,13 @@ class ClosedFormMLP(Classifier, Method):
             What is logged of it, as the class says.
 
         Raises:
-            UnsupportedError: λ is too small for float64.
+            UsageError: λ is too small for float64.
         """
         k, equations, self._equations = int(self.solved), self._equations, None
         try:
             weights = equations.solve(self.ridge)
         except torch.linalg.LinAlgError as fault:
-            raise UnsupportedError(
+            raise UsageError(
                 f"A ridge of {self.ridge:g} is too small: HᵀH + λI of {self.block_names[k]} is singular in float64. "
                 "Raise it, say to 1e-6."
             ) from fault
@@ -209,12 +210,12 @@ class ClosedFormMLP(Classifier, Method):
         """Refuse what would leave layers unsolved.
 
         Raises:
-            UnsupportedError: several processes, another number of epochs than there are layers, or one of steps.
+            UsageError: several processes, another number of epochs than there are layers, or one of steps.
         """
         require_supported_processes(self, self.trainer)
         limits, needed = (self.trainer.max_epochs, self.trainer.max_steps), self.fixed_epochs
         if stage == "fit" and not self.trainer.fast_dev_run and limits != (needed, -1):
-            raise UnsupportedError(
+            raise UsageError(
                 "One epoch solves one layer, the read-out included: set trainer.max_epochs to "
                 f"{needed}, the number of widths and one, not {limits[0]}, and no max_steps."
             )

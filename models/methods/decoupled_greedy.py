@@ -27,8 +27,7 @@ class DecoupledGreedy(LocalClassification):
         training: output_loss, optimizer and the other arguments of :class:`LocalClassification` and its base.
 
     Raises:
-        CutError: the network cannot be cut as asked.
-        NetworkError: the network or a head does not fit the images.
+        NetworkError: the network cannot be cut as asked; the network or a head does not fit the images.
     """
 
     def __init__(

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from losses import top1
+from losses.errors import UsageError
 from models.classification import LocalClassification
-from models.local_learning import LabelledImages, UnsupportedError
+from models.local_learning import LabelledImages
 from models.networks.chain import NetworkCallable, initialise_convolutions
 from models.networks.cut import Cut, block_shapes, cut_chain
 from models.networks.heads.classifiers import AuxHead, HeadCallable
@@ -58,9 +59,8 @@ class InfoPro(LocalClassification):
         training: output_loss, optimizer and the other arguments of :class:`LocalClassification` and its base.
 
     Raises:
-        UnsupportedError: neuron groups, or no published weights for this K.
-        CutError: the network cannot be cut as asked.
-        NetworkError: the network or a head does not fit the images.
+        UsageError: neuron groups, or no published weights for this K.
+        NetworkError: the network cannot be cut as asked; the network or a head does not fit the images.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class InfoPro(LocalClassification):
         **training: Any,
     ) -> None:
         if num_groups != 1:
-            raise UnsupportedError(
+            raise UsageError(
                 f"InfoPro cuts a network by depth only: num_groups must be 1, not {num_groups}. For neuron groups use "
                 "models.NeuronGroups."
             )
@@ -144,7 +144,7 @@ def _block_weights(
         return []
     if ends is None and num_blocks not in PUBLISHED_WEIGHTS:
         known = ", ".join(map(str, PUBLISHED_WEIGHTS))
-        raise UnsupportedError(
+        raise UsageError(
             f"InfoPro's weights are published for K = {known}, not {num_blocks}. Give --model.weights "
             "[[first λ₁, first λ₂], [last λ₁, last λ₂]]."
         )

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from models.local_learning import LabelledImages, UnsupportedError
+from losses.errors import UsageError
+from models.local_learning import LabelledImages
 from models.methods.decoupled_greedy import DecoupledGreedy
-from models.networks.chain import NetworkCallable
-from models.networks.cut import Cut, CutError
+from models.networks.chain import NetworkCallable, NetworkError
+from models.networks.cut import Cut
 from models.networks.heads.classifiers import AuxHead, HeadCallable
 from models.networks.layers.overparameterized import collapse, overparameterize
-from models.parts.feature_store import FeatureStore, FeatureStoreError, StoredFeatures
+from models.parts.feature_store import FeatureStore, StoredFeatures
 from models.parts.regularization import Regularization
 
 
@@ -52,8 +53,8 @@ class Layerwise(DecoupledGreedy):
         training: optimizer, scheduler and the other arguments of :class:`LocalLearning`.
 
     Raises:
-        CutError: p is none or more than the network has units, it cannot be cut as asked, or p and K are both given.
-        NetworkError: the network or a head does not fit the images.
+        NetworkError: p is none or more than the network has units, it cannot be cut as asked, or p and K are both
+            given; the network or a head does not fit the images.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class Layerwise(DecoupledGreedy):
         **training: Any,
     ) -> None:
         if num_blocks is not None and units_per_block is not None:
-            raise CutError(
+            raise NetworkError(
                 f"Blocks are cut by units_per_block, here {units_per_block}, or by num_blocks, here {num_blocks}, not "
                 "by both: set one to null, as with --model.units_per_block null."
             )
@@ -115,13 +116,13 @@ class Layerwise(DecoupledGreedy):
         """One optimizer and schedule per block, with raised weight decay.
 
         Raises:
-            UnsupportedError: a factor, and no weight decay that it could raise.
+            UsageError: a factor, and no weight decay that it could raise.
         """
         optimizers, schedulers = super().configure_optimizers()
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         factor = self.regularization.weight_decay
         if factor != 1 and not any(group.get("weight_decay") for group in groups):
-            raise UnsupportedError(
+            raise UsageError(
                 f"regularization.weight_decay {factor:g} is a factor on the optimizer's weight decay, which is 0: set "
                 "--model.optimizer.weight_decay, as 1e-4."
             )
@@ -227,7 +228,7 @@ class Layerwise(DecoupledGreedy):
         batch = next(iter(self._data.training_pass(0, self.device)))
         stored, right = self._stored.read(0, batch.indices.cpu()), self._frozen(batch.images, 0, stop).cpu()
         if not torch.allclose(stored, right, rtol=1e-3, atol=1e-3 * float(right.abs().max())):
-            raise FeatureStoreError(
+            raise UsageError(
                 f"Stored features of block {stop} differ from recomputed ones by {(stored - right).abs().max():.3g}. "
                 "Does the data module augment a pass twice in the same way? If not, train without a store."
             )
@@ -236,7 +237,7 @@ class Layerwise(DecoupledGreedy):
         """Refuse what would train wrongly, or fail when the second block begins.
 
         Raises:
-            FeatureStoreError: the store's folder cannot be written.
+            UsageError: the store's folder cannot be written.
         """
         super().setup(stage)
         if stage == "fit" and self.store:
@@ -246,7 +247,7 @@ class Layerwise(DecoupledGreedy):
     def _data(self) -> Any:
         data = self.trainer.datamodule
         if data is None:
-            raise UnsupportedError("A feature store needs the images in order: give the Trainer a data module.")
+            raise UsageError("A feature store needs the images in order: give the Trainer a data module.")
         return data
 
     @property
@@ -301,7 +302,7 @@ class Layerwise(DecoupledGreedy):
 def _every(units: int, names: list[str]) -> tuple[int, Cut]:
     """Number of blocks of that many units, and the cut that makes them."""
     if not 1 <= units <= len(names):
-        raise CutError(
+        raise NetworkError(
             f"A block of {units} units cannot be made of a network of {len(names)} ({names[0]} … {names[-1]}). Choose "
             f"units_per_block between 1, layer-wise training, and {len(names)}, backpropagation."
         )

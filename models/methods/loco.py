@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from models.local_learning import PairsOfViews, UnsupportedError
+from losses.errors import UsageError
+from models.local_learning import PairsOfViews
 from models.methods.blockwise_ssl import BlockwiseSSL, Pair
 
 
@@ -31,17 +32,15 @@ class LoCo(BlockwiseSSL):
         options: all else, as in :class:`BlockwiseSSL`.
 
     Raises:
-        UnsupportedError: one block, sequential training, or a difficulty that changes the views.
+        UsageError: one block, sequential training, or a difficulty that changes the views.
     """
 
     def __init__(self, num_blocks: int = 4, **options: Any) -> None:
         super().__init__(num_blocks=num_blocks, **options)
         if num_blocks < 2:
-            raise UnsupportedError("LoCo's units are pairs of blocks: num_blocks must be at least 2.")
+            raise UsageError("LoCo's units are pairs of blocks: num_blocks must be at least 2.")
         if self.epochs_per_block is not None or (self.difficulty and self.difficulty.views):
-            raise UnsupportedError(
-                "LoCo's blocks learn together, on the same views: leave epochs_per_block and views out."
-            )
+            raise UsageError("LoCo's blocks learn together, on the same views: leave epochs_per_block and views out.")
         self.heads[0] = nn.Sequential()  # the first block has no loss of its own
 
     def training_step(self, batch: PairsOfViews, batch_idx: int) -> None:

@@ -19,10 +19,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from losses import diversity, top1
+from losses.errors import UsageError
 from models.classification import LocalClassification
-from models.local_learning import UnsupportedError
-from models.networks.chain import NetworkCallable
-from models.networks.cut import Cut, CutError, block_shapes, cut_chain
+from models.networks.chain import NetworkCallable, NetworkError
+from models.networks.cut import Cut, block_shapes, cut_chain
 from models.networks.groups.cut import end_at_last_map, group_blocks
 from models.networks.groups.heads import GroupHeads
 from models.networks.heads.classifiers import AuxHead, HeadCallable
@@ -54,8 +54,8 @@ class NeuronGroups(LocalClassification):
         training: output_loss, optimizer and the other arguments of :class:`LocalClassification` and its base.
 
     Raises:
-        CutError: the network cannot be cut, or not be grouped, as asked.
-        UnsupportedError: a negative weight or temperature.
+        NetworkError: the network cannot be cut, or not be grouped, as asked.
+        UsageError: a negative weight or temperature.
         NetworkError: the network or a head does not fit the images.
     """
 
@@ -75,9 +75,9 @@ class NeuronGroups(LocalClassification):
         **training: Any,
     ) -> None:
         if num_groups < 1:
-            raise CutError(f"num_groups counts the groups of a block: at least 1, not {num_groups}.")
+            raise NetworkError(f"num_groups counts the groups of a block: at least 1, not {num_groups}.")
         if diversity < 0 or temperature <= 0:
-            raise UnsupportedError(
+            raise UsageError(
                 f"diversity is a weight, at least 0, and temperature above 0, not {diversity} and {temperature}."
             )
         chain = network(image_shape, num_classes)

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from losses import channel_deviation, similarity_loss, top1
+from losses.errors import UsageError
 from models.classification import LocalClassification
-from models.local_learning import LabelledImages, UnsupportedError
+from models.local_learning import LabelledImages
 from models.networks.chain import NetworkCallable
 from models.networks.cut import Cut, block_shapes, cut_chain
 from models.networks.heads.classifiers import LinearHead
@@ -45,9 +46,8 @@ class PredSim(LocalClassification):
         training: optimizer, scheduler and the other arguments of :class:`LocalLearning`.
 
     Raises:
-        UnsupportedError: β outside 0 … 1, a dropout below 0 or not below 1.
-        CutError: the network cannot be cut as asked.
-        NetworkError: the network does not fit the images.
+        UsageError: β outside 0 … 1, a dropout below 0 or not below 1.
+        NetworkError: the network cannot be cut as asked; the network does not fit the images.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class PredSim(LocalClassification):
         **training: Any,
     ) -> None:
         if not (0 <= beta <= 1 and 0 <= dropout < 1):
-            raise UnsupportedError(
+            raise UsageError(
                 f"beta is a share from 0 to 1 and dropout one from 0 to below 1, not {beta} and {dropout}."
             )
         chain = network(image_shape, num_classes)
@@ -91,10 +91,10 @@ class PredSim(LocalClassification):
         """Refuse a batch that has nothing to compare.
 
         Raises:
-            UnsupportedError: a batch of one image.
+            UsageError: a batch of one image.
         """
         if self.beta and len(batch.labels) < 2:
-            raise UnsupportedError(
+            raise UsageError(
                 "The similarity loss compares the images of a batch, but a batch has only one. Choose a "
                 "data.batch_size of at least 2 that does not leave a single image over."
             )

@@ -6,9 +6,11 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from losses.errors import UsageError
 
-class NetworkError(ValueError):
-    """A network cannot be built as asked; the message says why and what to do."""
+
+class NetworkError(UsageError):
+    """A network cannot be built, or not be cut, as it was asked; the message says why and what to do."""
 
 
 class Chain(nn.Module):
@@ -22,7 +24,7 @@ class Chain(nn.Module):
         classifier: turns the last unit's features into logits ``(B, num_classes)``; it is the
             last block's own head, as in ordinary training.
         image_shape: ``(channels, height, width)`` of an input image.
-        title: how tables and TensorBoard call this network.
+        name: how tables and TensorBoard call this network.
     """
 
     published_cuts: ClassVar[Mapping[int, tuple[str, ...]]] = {}
@@ -36,13 +38,13 @@ class Chain(nn.Module):
         units: Mapping[str, nn.Module],
         classifier: nn.Module,
         image_shape: tuple[int, int, int],
-        title: str,
+        name: str,
     ) -> None:
         super().__init__()
         self.units = nn.Sequential(OrderedDict(units))
         self.classifier = classifier
         self.image_shape = tuple(image_shape)
-        self.title = title
+        self.name = name
 
     @property
     def unit_names(self) -> list[str]:

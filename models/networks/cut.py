@@ -9,12 +9,8 @@ from typing import Literal
 
 from torch import nn
 
-from models.networks.chain import Chain
+from models.networks.chain import Chain, NetworkError
 from models.networks.memory.profile import Cost, activation_bytes, profile
-
-
-class CutError(ValueError):
-    """A chain cannot be cut as asked; the message says why and what to do."""
 
 
 @dataclass
@@ -46,14 +42,14 @@ def cut_chain(chain: Chain, num_blocks: int, cut: Cut, make_head: MakeHead) -> l
         make_head: head of a block that is not the last; only its cost is looked at here.
 
     Raises:
-        CutError: K is below 1 or above the number of units, a name is unknown, named twice or the
+        NetworkError: K is below 1 or above the number of units, a name is unknown, named twice or the
             last unit's (its block would be followed by an empty one), the number of names does not
             fit K, or the literature has no such cut of this network.
     """
     names = chain.unit_names
     if not 1 <= num_blocks <= len(names):
-        raise CutError(
-            f"{chain.title} has {len(names)} units ({names[0]} … {names[-1]}) and cannot be cut into {num_blocks} "
+        raise NetworkError(
+            f"{chain.name} has {len(names)} units ({names[0]} … {names[-1]}) and cannot be cut into {num_blocks} "
             f"blocks. Choose num_blocks between 1 and {len(names)}."
         )
     if cut.after:
@@ -85,16 +81,18 @@ def _named(chain: Chain, num_blocks: int, after: Sequence[str]) -> Sequence[str]
     names = chain.unit_names
     for name in after:
         if name not in names:
-            raise CutError(f"{chain.title} has no unit {name!r} to cut after. Its units are: {', '.join(names)}.")
+            raise NetworkError(f"{chain.name} has no unit {name!r} to cut after. Its units are: {', '.join(names)}.")
     positions = [names.index(name) for name in after]
     if positions != sorted(set(positions)):
-        raise CutError(f"Name the units to cut after once each and in their order in the network, not {list(after)}.")
+        raise NetworkError(
+            f"Name the units to cut after once each and in their order in the network, not {list(after)}."
+        )
     if positions[-1] == len(names) - 1:
-        raise CutError(
+        raise NetworkError(
             f"A cut after {names[-1]!r}, the last unit, would leave an empty block. Take it out of cut.after."
         )
     if len(after) != num_blocks - 1:
-        raise CutError(
+        raise NetworkError(
             f"cut.after names {len(after)} cuts, which make {len(after) + 1} blocks, but num_blocks is {num_blocks}."
         )
     return after
@@ -104,8 +102,8 @@ def _published(chain: Chain, num_blocks: int, by: str) -> Sequence[str]:
     table = chain.published_cuts if by == "published" else chain.published_memory_cuts
     if num_blocks not in table:
         known = ", ".join(map(str, table)) or "none"
-        raise CutError(
-            f"The literature has no cut of {chain.title} into {num_blocks} blocks under cut.by: {by} (known: {known}). "
+        raise NetworkError(
+            f"The literature has no cut of {chain.name} into {num_blocks} blocks under cut.by: {by} (known: {known}). "
             "Use cut.by: activation_bytes."
         )
     return table[num_blocks]
@@ -121,7 +119,7 @@ def _balanced(chain: Chain, num_blocks: int, by: str, make_head: MakeHead) -> li
         make_head=lambda index, shape: chain.classifier if index == last else make_head(shape),
     )
     if by not in _MEASURES:
-        raise CutError(f"A network is cut by {', '.join(_MEASURES)}, published or published_memory, not by {by!r}.")
+        raise NetworkError(f"A network is cut by {', '.join(_MEASURES)}, published or published_memory, not by {by!r}.")
     measure = _MEASURES[by]
 
     def block_cost(start: int, stop: int) -> int:

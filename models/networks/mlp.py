@@ -44,5 +44,5 @@ class MLP(Chain):
             layers += [rectifier(negative_slope)]
             layers += [nn.Dropout(dropout)] if dropout else []
             units[f"fc{i}"] = nn.Sequential(*layers)
-        title = "MLP-" + "-".join(map(str, hidden))
-        super().__init__(units, nn.Linear(widths[-1], num_classes), image_shape, title)
+        name = "MLP-" + "-".join(map(str, hidden))
+        super().__init__(units, nn.Linear(widths[-1], num_classes), image_shape, name)

@@ -168,8 +168,8 @@ class ResNet(Chain):
         make_stem = _imagenet_stem if stem == "imagenet" else _stem
         units = {"stem": make_stem(image_shape[0], widths[0]), **_stages(block, widths[0], widths, depths)}
         factor = "" if widths[0] == 64 else f"×{widths[0] / 64:g}"
-        title = f"ResNet-{depth}{factor}" + (" (CIFAR stem)" if stem == "cifar" else "")
-        super().__init__(units, _classifier(widths[-1] * block.expansion, num_classes), image_shape, title)
+        name = f"ResNet-{depth}{factor}" + (" (CIFAR stem)" if stem == "cifar" else "")
+        super().__init__(units, _classifier(widths[-1] * block.expansion, num_classes), image_shape, name)
         initialise_convolutions(self)
         if zero_init_residual:
             for unit in list(self.units)[1:]:

@@ -38,7 +38,6 @@ class VGG(Chain):
             published VGG6a with 6 and 10 groups is not known.
         dropout: share of every unit's activations dropped in training.
         negative_slope: of the ReLUs; not 0 makes them leaky.
-        title: name shown in tables.
 
     Raises:
         NetworkError: the plan does not start with a convolution, pools twice in a row, or pools more
@@ -55,16 +54,16 @@ class VGG(Chain):
         width_multiple: int = 1,
         dropout: float = 0.0,
         negative_slope: float = 0.0,
-        title: str = "VGG",
     ) -> None:
         channels, height, side = image_shape[0], image_shape[1], min(image_shape[1:])
+        name = type(self).__name__
         if not plan or plan[0] == "M":
             raise NetworkError(f"A VGG plan starts with a convolution's width, not with {plan}.")
         if any(one == other == "M" for one, other in pairwise(plan)):
             raise NetworkError(f"A VGG plan pools once after a convolution: {list(plan)} has two M in a row.")
         if 2 ** list(plan).count("M") > side:
             raise NetworkError(
-                f"{title} halves the image {list(plan).count('M')} times, too often for {height}×{image_shape[2]} "
+                f"{name} halves the image {list(plan).count('M')} times, too often for {height}×{image_shape[2]} "
                 "pixels. Use a plan with fewer M, or larger images."
             )
         units: dict[str, nn.Module] = {}
@@ -84,7 +83,7 @@ class VGG(Chain):
             features = out
         classifier = nn.Linear(features, num_classes)
         head = classifier if hidden else nn.Sequential(nn.Flatten(), classifier)
-        super().__init__(units, head, image_shape, title if width == 1 else f"{title}×{width:g}")
+        super().__init__(units, head, image_shape, name if width == 1 else f"{name}×{width:g}")
         initialise_convolutions(self)
 
 
@@ -93,7 +92,7 @@ class VGG6a(VGG):
 
     def __init__(self, image_shape: tuple[int, int, int], num_classes: int, **options: Any) -> None:
         plan = (128, "M", 256, "M", 512, "M", 512)
-        super().__init__(image_shape, num_classes, plan, hidden=(1024,), title="VGG6a", **options)
+        super().__init__(image_shape, num_classes, plan, hidden=(1024,), **options)
 
 
 class VGG8b(VGG):
@@ -101,7 +100,7 @@ class VGG8b(VGG):
 
     def __init__(self, image_shape: tuple[int, int, int], num_classes: int, **options: Any) -> None:
         plan = (128, 256, "M", 256, 512, "M", 512, "M", 512, "M")
-        super().__init__(image_shape, num_classes, plan, hidden=(1024,), title="VGG8b", **options)
+        super().__init__(image_shape, num_classes, plan, hidden=(1024,), **options)
 
 
 class VGG11b(VGG):
@@ -109,7 +108,7 @@ class VGG11b(VGG):
 
     def __init__(self, image_shape: tuple[int, int, int], num_classes: int, **options: Any) -> None:
         plan = (128, 128, 128, 256, "M", 256, 512, "M", 512, 512, "M", 512, "M")
-        super().__init__(image_shape, num_classes, plan, hidden=(1024,), title="VGG11b", **options)
+        super().__init__(image_shape, num_classes, plan, hidden=(1024,), **options)
 
 
 class VGG16(VGG):
@@ -120,4 +119,4 @@ class VGG16(VGG):
 
     def __init__(self, image_shape: tuple[int, int, int], num_classes: int, **options: Any) -> None:
         plan = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
-        super().__init__(image_shape, num_classes, plan, hidden=(512,), title="VGG16", **options)
+        super().__init__(image_shape, num_classes, plan, hidden=(512,), **options)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from models.local_learning import UnsupportedError
+from losses.errors import UsageError
 
 Mode = Literal["rising", "constant_full", "constant_mean", "reversed", "reversed_keep_last"]
 
@@ -42,7 +42,7 @@ class Difficulty:
         easy_negatives: negatives at d = 0; None leaves them alone.
 
     Raises:
-        UnsupportedError: values outside 0 … 1, or ``easiest`` above ``hardest``.
+        UsageError: values outside 0 … 1, or ``easiest`` above ``hardest``.
     """
 
     mode: Mode = "rising"
@@ -56,7 +56,7 @@ class Difficulty:
 
     def __post_init__(self) -> None:
         if not 0 <= self.easiest <= self.hardest <= 1 or not all(0 <= d <= 1 for d in self.values):
-            raise UnsupportedError(
+            raise UsageError(
                 "Difficulties are between 0 and 1, easiest at most hardest, not "
                 f"{self.values or [self.easiest, self.hardest]}."
             )
@@ -65,11 +65,11 @@ class Difficulty:
         """D of each block, first block first.
 
         Raises:
-            UnsupportedError: ``values`` are given, but not one per block.
+            UsageError: ``values`` are given, but not one per block.
         """
         if self.values:
             if len(self.values) != num_blocks:
-                raise UnsupportedError(
+                raise UsageError(
                     f"difficulty.values names {len(self.values)} difficulties for {num_blocks} blocks: give one each."
                 )
             return list(self.values)

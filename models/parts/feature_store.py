@@ -14,9 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-
-class FeatureStoreError(RuntimeError):
-    """Features cannot be stored, or are not what was stored; the message says what to do."""
+from losses.errors import UsageError
 
 
 class FeatureStore:
@@ -32,14 +30,14 @@ class FeatureStore:
         dtype: what features are rounded to, for all blocks behind alike.
 
     Raises:
-        FeatureStoreError: fewer than one pass.
+        UsageError: fewer than one pass.
     """
 
     def __init__(
         self, passes: int = 1, folder: str | None = None, dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     ) -> None:
         if passes < 1:
-            raise FeatureStoreError(f"A feature store holds at least 1 pass over the data, not {passes}.")
+            raise UsageError(f"A feature store holds at least 1 pass over the data, not {passes}.")
         self.passes, self.folder, self._dtype = passes, folder, getattr(torch, dtype)
 
     def for_epochs(self, epochs: int) -> "FeatureStore":
@@ -52,7 +50,7 @@ class FeatureStore:
         """See that the folder, if there is one, can be written.
 
         Raises:
-            FeatureStoreError: it cannot.
+            UsageError: it cannot.
         """
         if self.folder is not None:
             _reserve(Path(self.folder), 1).unlink()
@@ -69,7 +67,7 @@ class FeatureStore:
             shape: of one image's features.
 
         Raises:
-            FeatureStoreError: there is not enough memory, or room on the disk.
+            UsageError: there is not enough memory, or room on the disk.
         """
         size = self.passes * images * int(np.prod(shape)) * self._dtype.itemsize
         if self.folder is None:
@@ -111,11 +109,11 @@ class StoredFeatures:
         """Features ``(B, …)`` of these images in pass ``number``, float32.
 
         Raises:
-            FeatureStoreError: the file was altered.
+            UsageError: the file was altered.
         """
         rows = self._rows[number, indices]
         if self._path and (self._checksums[number, indices] != _checksums(rows)).any():
-            raise FeatureStoreError(
+            raise UsageError(
                 f"The feature store {self._path} was altered on the disk. Go on from the last checkpoint with "
                 "--ckpt_path last: the features are then computed anew."
             )
@@ -157,15 +155,15 @@ def _reserve(folder: Path, size: int) -> Path:
     except OSError as fault:
         if path:
             path.unlink(missing_ok=True)
-        raise FeatureStoreError(
+        raise UsageError(
             f"The feature store ({_size(size)}) cannot be written to {folder} ({fault.strerror}). Choose "
             "another folder, fewer passes, or a smaller dtype; then go on with --ckpt_path last."
         ) from fault
     return path
 
 
-def _too_large(size: int, there: int, where: str, instead: str) -> FeatureStoreError:
-    return FeatureStoreError(
+def _too_large(size: int, there: int, where: str, instead: str) -> UsageError:
+    return UsageError(
         f"The feature store needs {_size(size)}, but only {_size(there)} {where}. Take fewer passes "
         f"or a smaller dtype, or {instead}; then go on with --ckpt_path last."
     )

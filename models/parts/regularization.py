@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from models.local_learning import UnsupportedError
+from losses.errors import UsageError
 from models.networks.layers.noise import FeatureNoise
 
 
@@ -23,7 +23,7 @@ class Regularization:
             multiplied into one. See :mod:`models.networks.layers.overparameterized`.
 
     Raises:
-        UnsupportedError: a factor or noise below 0, a share outside 0 … 1, or products of no factor.
+        UsageError: a factor or noise below 0, a share outside 0 … 1, or products of no factor.
     """
 
     weight_decay: float = 1.0
@@ -33,11 +33,11 @@ class Regularization:
 
     def __post_init__(self) -> None:
         if min(self.weight_decay, self.input_noise) < 0 or not 0 <= self.input_dropout < 1:
-            raise UnsupportedError(
+            raise UsageError(
                 f"weight_decay and input_noise are at least 0 and input_dropout between 0 and 1, not {self}."
             )
         if self.overparameterize < 1:
-            raise UnsupportedError(f"overparameterize counts factors: 1 (plain) or more, not {self.overparameterize}.")
+            raise UsageError(f"overparameterize counts factors: 1 (plain) or more, not {self.overparameterize}.")
 
     def disturbance(self) -> nn.Module:
         """What a learning block's input goes through; nothing in evaluation."""

@@ -210,7 +210,7 @@ def test_a_subclass_must_say_how_to_load(ready):
 
 
 def test_the_title_is_the_class_name():
-    assert Numbered().title == "Numbered"
+    assert Numbered().name == "Numbered"
 
 
 @pytest.mark.parametrize("name", ["test", "predict"])

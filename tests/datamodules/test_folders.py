@@ -149,9 +149,9 @@ def test_statistics_of_ones_own_images_may_be_given():
 
 
 def test_the_title_is_the_name_of_the_folder(folder, monkeypatch):
-    assert ImageFolder(root=str(folder)).title == "insects"
+    assert ImageFolder(root=str(folder)).name == "insects"
     monkeypatch.chdir(folder)
-    assert ImageFolder(root=".").title == "insects"
+    assert ImageFolder(root=".").name == "insects"
 
 
 def test_files_that_are_no_images_are_passed_over(folder, ready):
@@ -318,4 +318,4 @@ def test_a_missing_val_folder_of_imagenet_is_named(imagenet):
 
 
 def test_imagenet_keeps_its_name_wherever_it_lies(imagenet):
-    assert ImageNet(root=str(imagenet.parent)).title == "ImageNet"
+    assert ImageNet(root=str(imagenet.parent)).name == "ImageNet"

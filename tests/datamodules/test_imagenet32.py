@@ -94,8 +94,8 @@ def test_the_two_sets_of_this_name_are_told_apart_by_their_count(root):
         python3_pickle({"data": rows_of_bytes(images[1:]), "labels": (labels[1:] + 1).tolist()})
     )
     other.setup("test")
-    assert one.title == "Imagenet32"
-    assert other.title == "Imagenet32-49999"
+    assert one.name == "Imagenet32"
+    assert other.name == "Imagenet32-49999"
     assert np.array_equal(other.load(train=False).labels, labels[1:])
 
 

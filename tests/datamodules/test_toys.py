@@ -89,7 +89,7 @@ def test_a_task_has_the_face_of_every_data_set(task, ready):
     assert batch.images.dtype == torch.float32
     assert batch.labels.dtype == torch.int64
     assert sum(len(b.labels) for b in module.val_dataloader()) == 100
-    assert module.title == task.__name__
+    assert module.name == task.__name__
 
 
 def test_points_are_not_normalised(ready):

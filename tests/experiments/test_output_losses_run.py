@@ -16,7 +16,7 @@ from experiments.callbacks.output_signal import OutputSignal
 from experiments.studies import output_signal, outputs
 from experiments.suite import read_suite
 from losses import CrossEntropy, ExpGB, SoftmaxMSE
-from models.local_learning import UnsupportedError
+from losses.errors import UsageError
 from models.methods.blockwise_ssl import BlockwiseSSL
 from models.methods.decoupled_greedy import DecoupledGreedy
 from models.networks.heads.classifiers import AuxHead
@@ -142,9 +142,9 @@ def test_figures_of_known_logits():
 
 
 def test_training_without_labels_and_impossible_confidence_are_refused():
-    with pytest.raises(UnsupportedError, match="without labels"):
+    with pytest.raises(UsageError, match="without labels"):
         OutputSignal().setup(None, BlockwiseSSL(partial(VGG, plan=(8, 8)), (1, 8, 8), 10, 2), "fit")
-    with pytest.raises(UnsupportedError, match=r"not 1\.5"):
+    with pytest.raises(UsageError, match=r"not 1\.5"):
         OutputSignal(confidence=1.5).setup(None, model(), "fit")
 
 

@@ -15,12 +15,12 @@ from losses import (
     ErrPow3,
     ExpGB,
     LinearOutput,
-    OutputLossError,
     Pow3GB,
     SigmoidMSE,
     SoftmaxMSE,
     UnnormalizedExponential,
 )
+from losses.errors import UsageError
 
 
 def softmax_mse_delta(z, t):
@@ -179,5 +179,5 @@ def test_half_precision_logits_give_float32_losses(make, dtype):
     "make", [partial(ExpGB, alpha=0), partial(Pow3GB, alpha=-1), partial(LinearOutput, true_weight=0)]
 )
 def test_impossible_parameters_are_refused(make):
-    with pytest.raises(OutputLossError, match="must be above 0"):
+    with pytest.raises(UsageError, match="must be above 0"):
         make()

@@ -16,7 +16,8 @@ from training import assert_equal_weights, train
 from datamodules.batch import Batch
 from datamodules.digits import Digits
 from experiments.measure.cost import network_cost
-from models.local_learning import NonFiniteLossError, UnsupportedError
+from losses.errors import UsageError
+from models.local_learning import TrainingError
 from models.methods.backprop import Backprop
 from models.methods.decoupled_greedy import DecoupledGreedy
 from models.networks.chain import NetworkError
@@ -270,7 +271,7 @@ def test_float16_clips_unscaled_gradients_and_steps_every_block(tmp_path):
 def test_float16_with_a_fused_optimizer_is_refused(tmp_path):
     model = decoupled(2, optimizer=partial(SGD, lr=0.1, fused=True))
     plugin = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))
-    with pytest.raises(UnsupportedError, match="fused: false"):
+    with pytest.raises(UsageError, match="fused: false"):
         train(model, tmp_path, plugins=[plugin])
 
 
@@ -286,7 +287,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_block_and_step(tmp_pat
         return loss * float("inf") if k == 1 and model.global_step == 2 else loss
 
     model.local_loss = poisoned
-    with pytest.raises(NonFiniteLossError, match=r"block2 is inf at step 3"):
+    with pytest.raises(TrainingError, match=r"block2 is inf at step 3"):
         train(model, tmp_path)
 
 
@@ -401,5 +402,5 @@ class _SaveAfter(L.Callback):
     ("epochs_per_block", "message"), [(0, "at least 1"), (3, r"take 9 epochs: .* or change epochs_per_block\.$")]
 )
 def test_impossible_sequences_are_refused(epochs_per_block, message, tmp_path):
-    with pytest.raises(UnsupportedError, match=message):
+    with pytest.raises(UsageError, match=message):
         train(decoupled(3, epochs_per_block=epochs_per_block), tmp_path, max_epochs=8)

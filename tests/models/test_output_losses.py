@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from datamodules.batch import Batch
 from losses import CrossEntropy, ExpGB, LinearOutput, Pow3GB, SoftmaxMSE, diversity
-from models.local_learning import UnsupportedError
+from losses.errors import UsageError
 from models.methods.backprop import Backprop
 from models.methods.decoupled_greedy import DecoupledGreedy
 from models.methods.infopro import InfoPro
@@ -64,7 +64,7 @@ def test_losses_that_are_not_one_per_sample_are_refused():
 
     model = Forgetful(network, SHAPE, CLASSES, 3, Cut(), head).double()
     for batch in (draw(), draw(1), draw(weights=torch.ones(12))):
-        with pytest.raises(UnsupportedError, match=r'sample_losses of Forgetful .* shape \(\): .*reduction="none"'):
+        with pytest.raises(UsageError, match=r'sample_losses of Forgetful .* shape \(\): .*reduction="none"'):
             local_losses(model, batch)
 
 

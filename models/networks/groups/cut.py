@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from models.networks.chain import Chain
-from models.networks.cut import CutError, feature_shapes
+from models.networks.chain import Chain, NetworkError
+from models.networks.cut import feature_shapes
 from models.networks.memory.profile import profile
 
 
@@ -27,12 +27,12 @@ def end_at_last_map(chain: Chain) -> None:
     """Move the fully connected units of a chain into its classifier: what is left can be grouped.
 
     Raises:
-        CutError: nothing is left.
+        NetworkError: nothing is left.
     """
     names = [name for name, shape in feature_shapes(chain).items() if len(shape) < 3]
     if len(names) == len(chain.units):
-        raise CutError(
-            f"{chain.title} has no feature maps whose channels could be split into neuron groups. Use num_groups: 1, "
+        raise NetworkError(
+            f"{chain.name} has no feature maps whose channels could be split into neuron groups. Use num_groups: 1, "
             "or a CifarResNet or VGG."
         )
     if not names:
@@ -60,7 +60,7 @@ def group_blocks(
             that never see each other.
 
     Raises:
-        CutError: a width is not a multiple of G, or a layer has parameters that cannot be split by channels.
+        NetworkError: a width is not a multiple of G, or a layer has parameters that cannot be split by channels.
     """
     shape: tuple[int, ...] = image_shape
     for k, block in enumerate(blocks):
@@ -100,7 +100,7 @@ def _require_divisible(name: str, layer: nn.Module, num_groups: int, whole: bool
     elif isinstance(layer, _BatchNorm):
         widths = [layer.num_features]
     elif list(layer.parameters(recurse=False)):
-        raise CutError(
+        raise NetworkError(
             f"Neuron groups split convolutions and BatchNorm by channels, but {name} is a {type(layer).__name__}. "
             "Use num_groups: 1, or a CifarResNet or VGG."
         )
@@ -108,7 +108,7 @@ def _require_divisible(name: str, layer: nn.Module, num_groups: int, whole: bool
         return
     for width in widths:
         if width % num_groups:
-            raise CutError(
+            raise NetworkError(
                 f"{num_groups} groups do not divide the {width} channels of {name}. Choose num_groups among the "
                 f"divisors of {width}, or other widths (a VGG rounds them with width_multiple: {num_groups})."
             )

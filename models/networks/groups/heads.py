@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from models.networks.cut import CutError
+from models.networks.chain import NetworkError
 from models.networks.heads.classifiers import HeadCallable
 from models.networks.layers.grouped import GroupLinear, SharingConv2d, SharingLinear
 
@@ -31,7 +31,7 @@ class GroupHeads(nn.Sequential):
         sharing: see above.
 
     Raises:
-        CutError: a layer of the head cannot be stacked, or a width is not a multiple of G.
+        NetworkError: a layer of the head cannot be stacked, or a width is not a multiple of G.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class _Stack:
         build = builders.get(type(layer))
         if build is None or (self.reads_features and isinstance(layer, _BatchNorm)):
             if list(layer.parameters()):
-                raise CutError(
+                raise NetworkError(
                     f"A head with a {type(layer).__name__} cannot be computed for several groups at once. Use "
                     "AuxHead, MLPSRHead or CNNHead, or num_groups: 1."
                 )
@@ -85,7 +85,7 @@ class _Stack:
 
     def _width(self, width: int, divisor: int) -> int:
         if width % divisor:
-            raise CutError(
+            raise NetworkError(
                 f"{divisor} groups do not divide the head's width {width}. Choose num_groups among its divisors, or "
                 "another width of the head."
             )

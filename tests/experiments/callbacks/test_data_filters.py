@@ -12,7 +12,7 @@ from torch.optim import SGD
 
 from datamodules.digits import Digits
 from experiments.callbacks.data_filters import DropConfident, InfoBatch, infobatch, not_sure
-from models.local_learning import UnsupportedError
+from losses.errors import UsageError
 from models.methods.decoupled_greedy import DecoupledGreedy
 from models.methods.layerwise import Layerwise
 from models.networks.heads.classifiers import AuxHead
@@ -53,7 +53,7 @@ def test_weighted_gradients_are_in_expectation_those_of_all_images(ratio):
 
 @pytest.mark.parametrize(("ratio", "until"), [(1.0, 0.5), (-0.1, 0.5), (0.5, 1.1), (0.5, -1), (0, 0.5), (0.5, 0)])
 def test_refuses_shares_that_are_none(ratio, until):
-    with pytest.raises(UnsupportedError, match="share below 1 until a share of the epochs"):
+    with pytest.raises(UsageError, match="share below 1 until a share of the epochs"):
         InfoBatch(ratio, until)
 
 
@@ -70,7 +70,7 @@ def test_at_least_so_many_of_the_least_sure_images_stay():
 
 @pytest.mark.parametrize("wrong", [{"threshold": 1.0}, {"patience": 0}, {"rescore_every": 0}, {"least": 0}])
 def test_refuses_a_filter_that_could_drop_nothing_or_all(wrong):
-    with pytest.raises(UnsupportedError, match="threshold between 0 and 1"):
+    with pytest.raises(UsageError, match="threshold between 0 and 1"):
         DropConfident(**wrong)
 
 
@@ -127,11 +127,11 @@ def test_first_and_last_epochs_have_all_images_the_others_fewer(tmp_path):
 @pytest.mark.parametrize(("until", "epochs", "least"), [(0.875, 1, 2), (1.0, 1, 2), (0.5, 2, 3), (0.3, 3, 4)], ids=str)
 def test_so_few_epochs_that_nothing_can_be_dropped_are_refused(until, epochs, least, tmp_path):
     message = f"epochs_per_block of at least {least}, not {epochs}: the first epoch sees all images"
-    with pytest.raises(UnsupportedError, match=message):
+    with pytest.raises(UsageError, match=message):
         training.train(
             network(Layerwise, epochs_per_block=epochs), tmp_path, None, [InfoBatch(until=until)], max_epochs=2 * epochs
         )
-    with pytest.raises(UnsupportedError, match=f"trainer.max_epochs of at least {least}, not {epochs}"):
+    with pytest.raises(UsageError, match=f"trainer.max_epochs of at least {least}, not {epochs}"):
         training.train(network(), tmp_path, None, [InfoBatch(until=until)], max_epochs=epochs)
     chosen = [InfoBatch(0.5, until).choose(torch.arange(9.0), done, least, generator()) for done in range(least)]
     assert any(selection is not None for selection in chosen)  # one more is enough
@@ -170,7 +170,7 @@ def test_one_loss_for_all_images_is_refused(tmp_path):
         def sample_losses(self, logits, labels):
             return torch.nn.functional.cross_entropy(logits, labels)
 
-    with pytest.raises(UnsupportedError, match=r"sample_losses of Mean .* each of 256 samples, \(256,\), not .* \(\)"):
+    with pytest.raises(UsageError, match=r"sample_losses of Mean .* each of 256 samples, \(256,\), not .* \(\)"):
         train(network(Mean), tmp_path, InfoBatch())
 
 

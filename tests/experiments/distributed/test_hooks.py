@@ -13,8 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from experiments.distributed.coders import Huffman, Zlib
 from experiments.distributed.entropy_coded import EntropyCoded
-from experiments.distributed.errors import CommunicationError
 from experiments.distributed.hooks import HalfPrecision, PowerSGD, Uncompressed
+from losses.errors import UsageError
 
 STEPS, PARAMETERS, CODED = 6, 64 * 96 + 96 + 96 * 40 + 40 + 40 * 10 + 10, 64 * 96 + 96 * 40
 
@@ -162,7 +162,7 @@ def test_steps_between_codings_are_taken_for_as_long(results):
 
 
 def test_a_hook_without_a_process_group_is_told():
-    with pytest.raises(CommunicationError, match="no process group"):
+    with pytest.raises(UsageError, match="no process group"):
         EntropyCoded().average(None)
 
 
@@ -176,5 +176,5 @@ def test_a_hook_without_a_process_group_is_told():
     ],
 )
 def test_impossible_settings_are_told(make, said):
-    with pytest.raises(CommunicationError, match=said):
+    with pytest.raises(UsageError, match=said):
         make()

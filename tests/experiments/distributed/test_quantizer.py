@@ -6,8 +6,8 @@ import torch
 
 from experiments.distributed.coders import Huffman
 from experiments.distributed.entropy import shannon
-from experiments.distributed.errors import CommunicationError
 from experiments.distributed.quantizer import Quantizer
+from losses.errors import UsageError
 
 
 def payloads(steps, count=400_000, std=0.01):
@@ -122,10 +122,10 @@ def test_memory_is_kept_by_name_and_comes_back_from_a_checkpoint(tmp_path):
 
 @pytest.mark.parametrize("c", [0, -1])
 def test_a_step_that_is_not_positive_is_refused(c):
-    with pytest.raises(CommunicationError, match="above 0"):
+    with pytest.raises(UsageError, match="above 0"):
         Quantizer(c)
 
 
 def test_symbols_of_more_than_8_bits_are_refused():
-    with pytest.raises(CommunicationError, match="127"):
+    with pytest.raises(UsageError, match="127"):
         Quantizer(largest=200)

@@ -19,7 +19,7 @@ from experiments.probing import observe_pictures
 from experiments.probing.features import Splits
 from experiments.probing.hidden_layers import layer_figures, layers_of, reader
 from experiments.probing.observe_pictures import draw_over_time
-from models.local_learning import UnsupportedError
+from losses.errors import UsageError
 from models.methods.blockwise_ssl import BlockwiseSSL
 from models.methods.decoupled_greedy import DecoupledGreedy
 from models.methods.layerwise import Layerwise
@@ -138,7 +138,7 @@ def test_heads_that_training_drops_are_judged_while_they_are_there(tmp_path, mon
 
 
 def test_a_method_without_units_is_refused():
-    with pytest.raises(UnsupportedError, match="LightningModule has none: leave it out"):
+    with pytest.raises(UsageError, match="LightningModule has none: leave it out"):
         HiddenLayers().on_fit_start(None, L.LightningModule())
 
 

@@ -15,8 +15,9 @@ from torch.optim import SGD
 from experiments.measure.bench import plain_steps
 from experiments.measure.cost import network_cost
 from losses import SubsampledNTXent
-from models.local_learning import UnsupportedError
-from models.methods.blockwise_ssl import BlockwiseSSL, CollapsedError
+from losses.errors import UsageError
+from models.local_learning import TrainingError
+from models.methods.blockwise_ssl import BlockwiseSSL
 from models.methods.loco import LoCo
 from models.networks.chain import NetworkError
 from models.networks.heads.embeddings import BiasFreeProjector, ConvExpansion, GlobalPooling, LocalPooling
@@ -285,13 +286,13 @@ def test_number_of_negatives_follows_difficulty():
     ],
 )
 def test_difficulty_that_does_not_fit_is_refused(difficulty, loss, message):
-    with pytest.raises(UnsupportedError, match=message):
+    with pytest.raises(UsageError, match=message):
         ssl(4, loss=loss, difficulty=difficulty)
 
 
 def test_views_of_one_strength_are_too_few_for_a_difficulty_of_views():
     model = ssl(4, difficulty=Difficulty("rising", easiest=0.25, views=True))
-    with pytest.raises(UnsupportedError, match=r"set data.views.levels, for example to \[0.25, 0.5, 0.75, 1.0\]"):
+    with pytest.raises(UsageError, match=r"set data.views.levels, for example to \[0.25, 0.5, 0.75, 1.0\]"):
         model.training_step(batch(), 0)
 
 
@@ -300,9 +301,9 @@ def test_views_of_one_strength_are_too_few_for_a_difficulty_of_views():
 
 def test_no_views_and_single_images_are_told():
     model = ssl(2)
-    with pytest.raises(UnsupportedError, match="give the data views"):
+    with pytest.raises(UsageError, match="give the data views"):
         model.training_step(Batch(views()[1], torch.zeros(16)), 0)
-    with pytest.raises(UnsupportedError, match="at least 2"):
+    with pytest.raises(UsageError, match="at least 2"):
         model.training_step(batch(views(size=1)), 0)
 
 
@@ -330,7 +331,7 @@ def test_collapsed_block_is_named(loss, monkeypatch):
     model.heads[1].projector = Forgetful(16)
     steps(model, batch(), 1)
     monkeypatch.setattr(BlockwiseSSL.__mro__[1], "on_train_batch_end", lambda *_: None)
-    with pytest.raises(CollapsedError, match="block2 has collapsed at step 0"):
+    with pytest.raises(TrainingError, match="block2 has collapsed at step 0"):
         model.on_train_batch_end(None, batch(), 0)
 
 
@@ -431,5 +432,5 @@ def test_overlapping_blocks_hold_two_blocks_at_a_time():
     ],
 )
 def test_what_overlapping_blocks_refuse(options, message):
-    with pytest.raises(UnsupportedError, match=message):
+    with pytest.raises(UsageError, match=message):
         ssl(**{"num_blocks": 3, "method": LoCo, **options})

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from datamodules.digits import Digits
 from datamodules.toys import Checkerboard, Rings
-from models.local_learning import UnsupportedError
+from losses.errors import UsageError
 from models.methods.closed_form import ClosedFormMLP
 from models.parts.ridge import ForwardProjection, Platonic, RandomFeatures, class_codes
 
@@ -228,28 +228,28 @@ def test_images_are_flattened(tmp_path):
 
 @pytest.mark.parametrize("ridge", [0, -1e-3, float("nan")])
 def test_a_ridge_that_is_not_positive_is_refused(ridge):
-    with pytest.raises(UnsupportedError, match=rf"ridge is the λ .* above 0, not {ridge:g}"):
+    with pytest.raises(UsageError, match=rf"ridge is the λ .* above 0, not {ridge:g}"):
         closed(ridge=ridge)
 
 
 def test_a_ridge_that_float64_cannot_tell_from_none_is_refused():
     images, labels = points(Rings, points=50)
     model = closed((200,), ridge=1e-300)
-    with pytest.raises(UnsupportedError, match=r"ridge of 1e-300 is too small: .* block1 is singular"):
+    with pytest.raises(UsageError, match=r"ridge of 1e-300 is too small: .* block1 is singular"):
         fit(model, 1e6 * images, labels)
 
 
 def test_a_layer_without_units_is_refused():
-    with pytest.raises(UnsupportedError, match=r"at least 1 each, not \[5, 0\]"):
+    with pytest.raises(UsageError, match=r"at least 1 each, not \[5, 0\]"):
         closed((5, 0))
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 4])
 def test_another_number_of_epochs_than_layers_is_refused(epochs, tmp_path):
-    with pytest.raises(UnsupportedError, match=rf"set trainer.max_epochs to 3, .* not {epochs}"):
+    with pytest.raises(UsageError, match=rf"set trainer.max_epochs to 3, .* not {epochs}"):
         trainer(tmp_path, epochs).fit(closed(), datamodule=Checkerboard())
 
 
 def test_a_limit_of_steps_is_refused(tmp_path):
-    with pytest.raises(UnsupportedError, match="no max_steps"):
+    with pytest.raises(UsageError, match="no max_steps"):
         trainer(tmp_path, max_steps=20).fit(closed(), datamodule=Checkerboard())

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from datamodules.batch import Batch
 from experiments.measure.cost import network_cost
-from models.local_learning import UnsupportedError
+from losses.errors import UsageError
 from models.methods.infopro import InfoPro
 from models.networks.cut import Cut
 from models.networks.heads.classifiers import AuxHead
@@ -130,7 +130,7 @@ def test_slowest_node_is_the_plotted_one(width, num_blocks, macs):
 
 
 def test_what_infopro_cannot_do():
-    with pytest.raises(UnsupportedError, match="num_groups must be 1, not 2"):
+    with pytest.raises(UsageError, match="num_groups must be 1, not 2"):
         build(num_groups=2)
-    with pytest.raises(UnsupportedError, match="published for K = 2, 4, 8, 16, not 3"):
+    with pytest.raises(UsageError, match="published for K = 2, 4, 8, 16, not 3"):
         build(3, weights=None)

@@ -16,14 +16,14 @@ from training import assert_equal_weights
 from datamodules.augment import Augment
 from datamodules.digits import Digits
 from experiments.measure.cost import network_cost
-from models.local_learning import UnsupportedError
+from losses.errors import UsageError
 from models.methods.backprop import Backprop
 from models.methods.layerwise import Layerwise
-from models.networks.cut import CutError
+from models.networks.chain import NetworkError
 from models.networks.heads.classifiers import AuxHead
 from models.networks.mlp import MLP
 from models.networks.vgg import VGG
-from models.parts.feature_store import FeatureStore, FeatureStoreError
+from models.parts.feature_store import FeatureStore
 from models.parts.regularization import Regularization
 
 SHAPE, CLASSES = (1, 8, 8), 10
@@ -143,14 +143,14 @@ def test_a_block_of_p_linear_layers_saves_p_and_one_activations(units):
 
 @pytest.mark.parametrize("units", [0, 4])
 def test_refuses_blocks_that_the_network_cannot_give(units):
-    with pytest.raises(CutError, match=f"block of {units} units .* network of 3 "):
+    with pytest.raises(NetworkError, match=f"block of {units} units .* network of 3 "):
         layerwise(units_per_block=units)
 
 
 def test_one_unit_makes_a_block_unless_units_or_blocks_are_given_but_not_both():
     assert len(layerwise().blocks) == 3
     assert len(layerwise(num_blocks=2).blocks) == 2
-    with pytest.raises(CutError, match="units_per_block, here 1, or by num_blocks, here 2, not by both"):
+    with pytest.raises(NetworkError, match="units_per_block, here 1, or by num_blocks, here 2, not by both"):
         layerwise(units_per_block=1, num_blocks=2)
 
 
@@ -181,7 +181,7 @@ def test_weight_decay_is_raised_for_every_block(tmp_path):
 
 def test_a_factor_on_no_weight_decay_is_refused(tmp_path):
     plain, raised = partial(SGD, lr=0.05), Regularization(weight_decay=3)
-    with pytest.raises(UnsupportedError, match=r"weight_decay 3 is a factor .* --model.optimizer.weight_decay"):
+    with pytest.raises(UsageError, match=r"weight_decay 3 is a factor .* --model.optimizer.weight_decay"):
         train(layerwise(optimizer=plain, regularization=raised), tmp_path)
     train(layerwise(optimizer=plain), tmp_path)  # without a factor it may be 0
 
@@ -203,7 +203,7 @@ def test_only_the_input_of_the_block_that_learns_is_disturbed(regularization, mo
     "wrong", [{"weight_decay": -1}, {"input_noise": -0.1}, {"input_dropout": 1.0}, {"overparameterize": 0}]
 )
 def test_impossible_regularization_is_refused(wrong):
-    with pytest.raises(UnsupportedError, match=r"at least 0 and input_dropout between|1 \(plain\) or more"):
+    with pytest.raises(UsageError, match=r"at least 0 and input_dropout between|1 \(plain\) or more"):
         Regularization(**wrong)
 
 
@@ -337,7 +337,7 @@ def test_an_altered_file_is_noticed(tmp_path):
             with open(model._stored._path, "r+b") as file:
                 file.write(b"\x01" * 100_000)
 
-    with pytest.raises(FeatureStoreError, match=r"store/block-.* was altered on the disk"):
+    with pytest.raises(UsageError, match=r"store/block-.* was altered on the disk"):
         train(layerwise(store=FeatureStore(1, str(tmp_path / "store"))), tmp_path, [AtEpochs(spoil)])
 
 
@@ -370,13 +370,13 @@ def test_a_full_disk_is_refused_before_anything_is_written(how, tmp_path, monkey
         if how == "free"
         else r"cannot be written to .* \(No space left on device\)"
     )
-    with pytest.raises(FeatureStoreError, match=message):
+    with pytest.raises(UsageError, match=message):
         train(model, tmp_path)
     assert not os.listdir(tmp_path / "store")
 
 
 def test_a_store_larger_than_memory_is_refused():
-    with pytest.raises(FeatureStoreError, match=r"GiB memory is there.*fewer passes.*folder on a disk"):
+    with pytest.raises(UsageError, match=r"GiB memory is there.*fewer passes.*folder on a disk"):
         FeatureStore().new(10**9, (1000, 10, 10))
 
 
@@ -388,7 +388,7 @@ def test_features_that_cannot_be_recomputed_are_noticed(tmp_path, monkeypatch):
             yield batch._replace(images=batch.images + random.random())
 
     monkeypatch.setattr(Digits, "training_pass", fickle)
-    with pytest.raises(FeatureStoreError, match="differ from recomputed ones"):
+    with pytest.raises(UsageError, match="differ from recomputed ones"):
         train(layerwise(store=FeatureStore()), tmp_path)
 
 
@@ -399,11 +399,11 @@ def test_no_more_passes_are_stored_than_a_block_has_epochs():
 
 
 def test_a_store_wants_a_pass_and_a_data_module(tmp_path):
-    with pytest.raises(FeatureStoreError, match="at least 1 pass"):
+    with pytest.raises(UsageError, match="at least 1 pass"):
         FeatureStore(0)
     model = layerwise(store=FeatureStore())
     model._trainer = type("Trainer", (), {"datamodule": None})()
-    with pytest.raises(UnsupportedError, match="give the Trainer a data module"):
+    with pytest.raises(UsageError, match="give the Trainer a data module"):
         model._data  # noqa: B018 (reading it is what is tested)
 
 

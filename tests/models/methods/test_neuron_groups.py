@@ -10,10 +10,11 @@ from torch.nn import functional as F
 from datamodules.batch import Batch
 from experiments.studies.published_loop import PublishedLoop
 from losses import diversity
-from models.local_learning import UnsupportedError
+from losses.errors import UsageError
 from models.methods.decoupled_greedy import DecoupledGreedy
 from models.methods.neuron_groups import NeuronGroups
-from models.networks.cut import Cut, CutError
+from models.networks.chain import NetworkError
+from models.networks.cut import Cut
 from models.networks.heads.classifiers import AuxHead
 from models.networks.mlp import MLP
 from models.networks.resnet import CifarResNet
@@ -251,13 +252,13 @@ def test_widths_of_vgg6a_are_rounded_to_multiples(groups, widths):
 
 
 def test_impossible_groups():
-    with pytest.raises(CutError, match="3 groups do not divide the 8 channels"):
+    with pytest.raises(NetworkError, match="3 groups do not divide the 8 channels"):
         build(2, 3)
-    with pytest.raises(CutError, match="at least 1, not 0"):
+    with pytest.raises(NetworkError, match="at least 1, not 0"):
         build(2, 0)
-    with pytest.raises(CutError, match="no feature maps"):
+    with pytest.raises(NetworkError, match="no feature maps"):
         NeuronGroups(partial(MLP, hidden=[8, 8]), SHAPE, CLASSES, 2, 2)
-    with pytest.raises(UnsupportedError, match="diversity is a weight, at least 0"):
+    with pytest.raises(UsageError, match="diversity is a weight, at least 0"):
         build(2, 2, diversity=-1.0)
-    with pytest.raises(CutError, match=r"width_multiple: 6"):
+    with pytest.raises(NetworkError, match=r"width_multiple: 6"):
         NeuronGroups(partial(VGG, plan=[16, 16]), SHAPE, CLASSES, 2, 6)

@@ -13,7 +13,7 @@ from datamodules.batch import Batch
 from datamodules.digits import Digits
 from experiments.measure.cost import network_cost
 from losses import similarity_matrix
-from models.local_learning import UnsupportedError
+from losses.errors import UsageError
 from models.methods.predsim import PredSim, pooled_size
 from models.networks.cut import Cut
 from models.networks.memory.saved_tensors import SavedTensorMeter
@@ -205,7 +205,7 @@ def test_blocks_learn_together_or_one_after_the_other(tmp_path):
 
     sequential = build(epochs_per_block=1, dropout=0.1)
     train(sequential, tmp_path, max_epochs=5, callbacks=[OneMoves()])
-    with pytest.raises(UnsupportedError, match="5 blocks of 1 epochs each take 5 epochs"):
+    with pytest.raises(UsageError, match="5 blocks of 1 epochs each take 5 epochs"):
         train(build(epochs_per_block=1), tmp_path, max_epochs=4)
 
 
@@ -249,11 +249,11 @@ def test_sim_predicts_by_the_classifier_alone(tmp_path):
 
 @pytest.mark.parametrize("wrong", [{"beta": -0.1}, {"beta": 1.1}, {"dropout": 1.0}, {"dropout": -0.1}])
 def test_shares_outside_their_range_are_refused(wrong):
-    with pytest.raises(UnsupportedError, match=f"from 0 to 1.*{next(iter(wrong.values()))}"):
+    with pytest.raises(UsageError, match=f"from 0 to 1.*{next(iter(wrong.values()))}"):
         build(**wrong)
 
 
 def test_a_batch_of_one_image_is_refused_unless_nothing_is_compared(tmp_path):
     model = build("resnet")
-    with pytest.raises(UnsupportedError, match="batch has only one"):
+    with pytest.raises(UsageError, match="batch has only one"):
         model.on_train_batch_start(draw(1), 0)

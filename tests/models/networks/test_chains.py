@@ -79,13 +79,13 @@ def test_unit_names():
 
 def test_titles():
     titles = [
-        on_meta(MLP, (1, 8, 8), 10, hidden=(16, 32)).title,
-        on_meta(VGG8b, (3, 32, 32), 10).title,
-        on_meta(VGG8b, (3, 32, 32), 10, width=0.5).title,
-        on_meta(CifarResNet, (3, 32, 32), 10, depth=32).title,
-        on_meta(CifarResNet, (3, 32, 32), 10, depth=32, widths=(32, 32, 64, 128)).title,
-        on_meta(ResNet, (3, 64, 64), 10, depth=50).title,
-        on_meta(ResNet, (3, 64, 64), 10, depth=18, stem="cifar").title,
+        on_meta(MLP, (1, 8, 8), 10, hidden=(16, 32)).name,
+        on_meta(VGG8b, (3, 32, 32), 10).name,
+        on_meta(VGG8b, (3, 32, 32), 10, width=0.5).name,
+        on_meta(CifarResNet, (3, 32, 32), 10, depth=32).name,
+        on_meta(CifarResNet, (3, 32, 32), 10, depth=32, widths=(32, 32, 64, 128)).name,
+        on_meta(ResNet, (3, 64, 64), 10, depth=50).name,
+        on_meta(ResNet, (3, 64, 64), 10, depth=18, stem="cifar").name,
     ]
     networks = ["MLP-16-32", "VGG8b", "VGG8b×0.5", "ResNet-32", "ResNet-32×2", "ResNet-50", "ResNet-18 (CIFAR stem)"]
     assert titles == networks

@@ -6,7 +6,8 @@ import random
 import pytest
 import torch
 
-from models.networks.cut import Cut, CutError, balanced_stops, cut_chain, feature_shapes
+from models.networks.chain import NetworkError
+from models.networks.cut import Cut, balanced_stops, cut_chain, feature_shapes
 from models.networks.heads.classifiers import AuxHead
 from models.networks.memory.profile import activation_bytes, profile
 from models.networks.mlp import MLP
@@ -227,38 +228,40 @@ def test_balanced_stops_equal_brute_force(additive, largest, seed):
 @pytest.mark.parametrize("num_blocks", [0, -1, 8])
 @pytest.mark.parametrize("by", ["units", "published"])
 def test_number_of_blocks_must_fit_the_units(vgg, num_blocks, by):
-    with pytest.raises(CutError, match=rf"VGG has 7 units .*{num_blocks} blocks.*between 1 and 7"):
+    with pytest.raises(NetworkError, match=rf"VGG has 7 units .*{num_blocks} blocks.*between 1 and 7"):
         cut(vgg, num_blocks, by)
 
 
 def test_unknown_name_is_refused_with_the_known_ones(vgg):
-    with pytest.raises(CutError, match=r"no unit 'layer1'.*conv1, conv2, conv3, conv4, conv5, fc1, fc2"):
+    with pytest.raises(NetworkError, match=r"no unit 'layer1'.*conv1, conv2, conv3, conv4, conv5, fc1, fc2"):
         cut(vgg, 2, after=["layer1"])
 
 
 @pytest.mark.parametrize("after", [["conv2", "conv2"], ["conv3", "conv1"]])
 def test_names_twice_or_out_of_order_are_refused(vgg, after):
-    with pytest.raises(CutError, match=rf"once each and in their order.*{after[0]}.*{after[1]}"):
+    with pytest.raises(NetworkError, match=rf"once each and in their order.*{after[0]}.*{after[1]}"):
         cut(vgg, 3, after=after)
 
 
 def test_cut_after_the_last_unit_is_refused(vgg):
-    with pytest.raises(CutError, match="'fc2', the last unit"):
+    with pytest.raises(NetworkError, match="'fc2', the last unit"):
         cut(vgg, 2, after=["fc2"])
 
 
 @pytest.mark.parametrize("num_blocks", [1, 2, 4])
 def test_number_of_names_must_fit_the_number_of_blocks(vgg, num_blocks):
-    with pytest.raises(CutError, match=rf"names 2 cuts.* 3 blocks.*num_blocks is {num_blocks}"):
+    with pytest.raises(NetworkError, match=rf"names 2 cuts.* 3 blocks.*num_blocks is {num_blocks}"):
         cut(vgg, num_blocks, after=["conv1", "conv2"])
 
 
 def test_missing_published_cut_is_refused_with_the_known_ones(resnet32, vgg):
-    with pytest.raises(CutError, match=r"ResNet-32 into 5 blocks under cut.by: published \(known: 1, 2, 3, 4, 8, 16\)"):
+    with pytest.raises(
+        NetworkError, match=r"ResNet-32 into 5 blocks under cut.by: published \(known: 1, 2, 3, 4, 8, 16\)"
+    ):
         cut(resnet32, 5, "published")
-    with pytest.raises(CutError, match=r"ResNet-32 into 2 blocks under cut.by: published_memory \(known: none\)"):
+    with pytest.raises(NetworkError, match=r"ResNet-32 into 2 blocks under cut.by: published_memory \(known: none\)"):
         cut(resnet32, 2, "published_memory")
-    with pytest.raises(CutError, match=r"VGG into 2 blocks.*known: none.*cut.by: activation_bytes"):
+    with pytest.raises(NetworkError, match=r"VGG into 2 blocks.*known: none.*cut.by: activation_bytes"):
         cut(vgg, 2, "published")
 
 

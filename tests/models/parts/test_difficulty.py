@@ -2,7 +2,7 @@
 
 import pytest
 
-from models.local_learning import UnsupportedError
+from losses.errors import UsageError
 from models.parts.difficulty import Difficulty, nearest
 
 
@@ -31,13 +31,13 @@ def test_power_bends_the_course():
 
 def test_values_are_taken_as_they_are():
     assert Difficulty(values=[0.5, 0.1]).of_blocks(2) == [0.5, 0.1]
-    with pytest.raises(UnsupportedError, match="2 difficulties for 3 blocks"):
+    with pytest.raises(UsageError, match="2 difficulties for 3 blocks"):
         Difficulty(values=[0.5, 0.1]).of_blocks(3)
 
 
 @pytest.mark.parametrize("arguments", [{"easiest": 0.8, "hardest": 0.2}, {"hardest": 1.5}, {"values": [0.2, -0.1]}])
 def test_difficulties_outside_0_and_1_are_refused(arguments):
-    with pytest.raises(UnsupportedError, match="between 0 and 1"):
+    with pytest.raises(UsageError, match="between 0 and 1"):
         Difficulty(**arguments)
 
 

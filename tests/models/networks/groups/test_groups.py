@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from experiments.studies.published_loop import own_slice_live
-from models.networks.cut import Cut, CutError, block_shapes, cut_chain
+from models.networks.chain import NetworkError
+from models.networks.cut import Cut, block_shapes, cut_chain
 from models.networks.groups.cut import end_at_last_map, group_blocks
 from models.networks.groups.heads import GroupHeads
 from models.networks.heads.classifiers import AuxHead, CNNHead, ConvHead, LinearHead, MLPSRHead
@@ -123,18 +124,18 @@ def test_bottlenecks_can_be_grouped():
 
 
 def test_widths_that_groups_do_not_divide():
-    with pytest.raises(CutError, match=r"3 groups do not divide the 16 channels of stem\.0 of block 1"):
+    with pytest.raises(NetworkError, match=r"3 groups do not divide the 16 channels of stem\.0 of block 1"):
         grouped_resnet(2, 3)
 
 
 def test_a_network_without_feature_maps():
-    with pytest.raises(CutError, match="MLP-8 has no feature maps"):
+    with pytest.raises(NetworkError, match="MLP-8 has no feature maps"):
         end_at_last_map(MLP((1, 8, 8), 10, [8]))
 
 
 def test_a_layer_that_mixes_channels():
     block = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(1, 8))
-    with pytest.raises(CutError, match="1 of block 1 is a GroupNorm"):
+    with pytest.raises(NetworkError, match="1 of block 1 is a GroupNorm"):
         group_blocks([block], (3, 8, 8), 2)
 
 
@@ -286,10 +287,10 @@ class _Attention(AuxHead):
 
 @pytest.mark.parametrize(("head", "layer"), [(_NormFirst, "BatchNorm2d"), (_Attention, "PReLU")])
 def test_heads_that_cannot_be_stacked(head, layer):
-    with pytest.raises(CutError, match=f"A head with a {layer} cannot be computed for several groups"):
+    with pytest.raises(NetworkError, match=f"A head with a {layer} cannot be computed for several groups"):
         GroupHeads(head, (16, 8, 8), 10, 2)
 
 
 def test_head_widths_that_groups_do_not_divide():
-    with pytest.raises(CutError, match="4 groups do not divide the head's width 10"):
+    with pytest.raises(NetworkError, match="4 groups do not divide the head's width 10"):
         GroupHeads(partial(AuxHead, hidden=10), (16, 8, 8), 10, 4, sharing=False)
