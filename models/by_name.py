@@ -1,0 +1,34 @@
+"""Classes of a package by their names alone, from whichever file they are in: no list of them is kept by hand."""
+
+import pkgutil
+from collections.abc import Callable, Iterable
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+
+def by_name(package: str, path: Iterable[str], apart: str = " ") -> Callable[[str], Any]:
+    """What a package has as its ``__getattr__``: ``package.Class`` imports the package's files and finds the class.
+
+    Args:
+        package: its ``__name__``.
+        path: its ``__path__``.
+        apart: prefix of files that are left out.
+    """
+
+    @cache
+    def classes() -> dict[str, Any]:
+        names = [file.name for file in pkgutil.walk_packages(path, f"{package}.") if not file.name.startswith(apart)]
+        files = [import_module(name) for name in names]
+        return {key: one for file in files for key, one in vars(file).items() if _lives_in(one, file.__name__)}
+
+    def find(name: str) -> Any:
+        if not name[0].isupper() or name not in classes():
+            raise AttributeError(f"{package} has no {name!r}.")
+        return classes()[name]
+
+    return find
+
+
+def _lives_in(one: Any, file: str) -> bool:
+    return isinstance(one, type) and one.__module__ == file
