@@ -45,8 +45,7 @@ from experiments.run.summary import log_to_hparams, show_summary, summarise, wri
 from experiments.suite import suite
 from experiments.trainer import Trainer
 from losses.errors import UsageError
-from models.local_learning import require_supported_processes
-from models.method import Method
+from models.method import Method, require_supported_processes
 
 FAULTS = (UsageError, DataError, MisconfigurationException)  # the last is Lightning's own
 """Faults of use: reported in one sentence, without a traceback."""
@@ -186,7 +185,7 @@ class LocalLearningCLI(LightningCLI):
             RunError: the run has had its epochs already.
         """
         if self.reached and (self.folder / run_folder.SUMMARY).is_file() and self.trainer.max_epochs <= self.reached:
-            advice = "" if self.model.fixed_epochs else " To go on, raise --trainer.max_epochs."
+            advice = "" if self.model.schedule.epochs else " To go on, raise --trainer.max_epochs."
             raise RunError(f"{self.folder} is finished ({self.reached} epochs).{advice}")
         if not self.trainer.fast_dev_run and self.trainer.is_global_zero:
             run_folder.create(self.folder)

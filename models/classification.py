@@ -1,11 +1,13 @@
 """Local learning with labels: every block's head predicts the class."""
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from typing_extensions import override
 
-from losses import CrossEntropy, OutputLossCallable, ensemble, probabilities, top1
+from losses import CrossEntropy, OutputLossCallable, probabilities, top1
 from losses.errors import UsageError
 from models.local_learning import LocalLearning
 from models.method import Classifier, LabelledImages
@@ -15,8 +17,8 @@ from models.networks.chain import Chain, NetworkCallable
 class LocalClassification(Classifier, LocalLearning):
     """Every head gives logits, every block's loss is their output loss: cross-entropy, or another.
 
-    Three predictions are evaluated: each block's own (``val/block<k>/top1``), the model's, which is
-    the last one's (``val/top1``), and, if several predict, their ensemble (``val/ensemble/top1``).
+    Three predictions are evaluated: each block's own (``val/block<k>/top1``; a final head's: ``val/final/top1``), the
+    model's, which is the last one's (``val/top1``), and, if several predict, their ensemble (``val/ensemble/top1``).
     Heads give logits ``(B, classes)``, or ``(B, G, classes)`` from G heads in one. Whatever the output loss is, a
     prediction is the largest logit, and what is averaged over groups and blocks is softmax(logits).
 
@@ -25,14 +27,16 @@ class LocalClassification(Classifier, LocalLearning):
         chain: the network whose units the blocks are made of.
         num_classes: number of classes.
         blocks: the network, cut.
-        heads: one per block, giving logits.
+        heads: one per block, giving logits; one more is the final head.
         output_loss: what the logits of every block are trained on, a class from ``losses``.
         training: optimizer, scheduler and the other arguments of :class:`LocalLearning`.
 
     Attributes:
-        logits_of: block, counted from 0 → its logits in this training step, detached: for callbacks, such as those
+        logits_of: part, counted from 0 → its logits in this training step, detached: for callbacks, such as those
             that choose samples by their loss (``model.checked_losses(model.logits_of[k], batch.labels)``).
     """
+
+    has_ensemble = True
 
     def __init__(
         self,
@@ -48,6 +52,7 @@ class LocalClassification(Classifier, LocalLearning):
         self.make_output_loss, self.output_loss = output_loss, output_loss()
         self.logits_of: dict[int, Tensor] = {}
 
+    @override
     def local_loss(self, k: int, features: Tensor, batch: LabelledImages) -> Tensor:
         """Loss of block k's own prediction: the mean over the batch, of weighted losses if the batch has weights."""
         logits = self.heads[k](features)
@@ -81,36 +86,32 @@ class LocalClassification(Classifier, LocalLearning):
         """What training minimises and evaluation reports as ``…/loss``: the mean of the samples' losses."""
         return self.checked_losses(logits, labels).mean()
 
+    @override
     def on_train_batch_start(self, batch: LabelledImages, batch_idx: int) -> None:
-        """Forget the last step's logits."""
         super().on_train_batch_start(batch, batch_idx)
         self.logits_of.clear()
 
+    @override
     def forward(self, images: Tensor) -> Tensor:
-        """The model's prediction: logits ``(B, classes)`` of the last block."""
-        for block in self.blocks:
-            images = block(images)
-        return self.heads[-1](images)
+        """The model's prediction: logits ``(B, classes)`` of the last head."""
+        return self.heads[-1](deque(self.walk(images), maxlen=1).pop())
 
+    def block_prediction(self, k: int, features: Tensor) -> Tensor | None:
+        """Logits of block k (counted from 0), or of a final head; None of a block that predicts nothing."""
+        return self.heads[k](features)
+
+    @override
     def block_logits(self, images: Tensor) -> dict[str, Tensor]:
-        """Name of each block that predicts → its logits, in order."""
-        logits = {}
-        for name, block, head in zip(self.block_names, self.blocks, self.heads, strict=True):
-            images = block(images)
-            logits[name] = head(images)
-        return logits
+        """Name of each block that predicts, and ``final`` of a final head → its logits, in order."""
+        logits: dict[str, Tensor | None] = {}
+        features = images
+        for k, features in enumerate(self.walk(images)):
+            logits[self.part_names[k]] = self.block_prediction(k, features)
+        if self.has_final_head:
+            logits["final"] = self.block_prediction(self.num_blocks, features)
+        return {name: z for name, z in logits.items() if z is not None}
 
-    def end_to_end(self, checkpoint_segments: int = 0) -> "LocalClassification":
-        """The network under backpropagation, with its own classifier."""
-        from models.methods.backprop import Backprop  # a method itself
-
-        options = {"optimizer": self.make_optimizer, "output_loss": self.make_output_loss}
-        return Backprop(self.make_network, self.image_shape, self.num_classes, checkpoint_segments, **options)
-
-    def figures(self, logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
-        """What is logged of the predictions that :meth:`block_logits` makes."""
+    @override
+    def batch_means(self, logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
         losses = {f"{name}/loss": self.prediction_loss(z, labels) for name, z in logits.items()}
-        figures = super().figures(logits, labels) | losses | {"loss": losses[f"{list(logits)[-1]}/loss"]}
-        if len(logits) > 1:
-            figures["ensemble/top1"] = top1(ensemble(list(logits.values())), labels)
-        return figures
+        return losses | {"loss": losses[f"{list(logits)[-1]}/loss"]}

@@ -7,30 +7,24 @@
 A method is a subclass that says which heads the blocks have and what the loss of block k is.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
 
-import lightning.pytorch as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from typing_extensions import override
 
 from losses.errors import UsageError
-from models.method import LabelledImages, Method
+from models.method import LabelledImages, Method, require_supported_processes
 from models.networks.chain import Chain, NetworkCallable
 from models.networks.layers.pooling import GlobalAveragePool
 from models.networks.memory import recomputed
+from models.plan import Schedule, StepPlan
 
 SchedulerCallable = Callable[[Optimizer], LRScheduler]
-
-
-class PairsOfViews(LabelledImages, Protocol):
-    """The same, and pairs of views of every image: (strength, view a, view b), views ``(B, C, H, W)``."""
-
-    views: Sequence[tuple[float, Tensor, Tensor]]
 
 
 class TrainingError(UsageError):
@@ -45,7 +39,8 @@ class LocalLearning(Method):
         chain: the network whose units the blocks are made of.
         num_classes: number of classes.
         blocks: the network, cut; block k + 1 reads what block k hands on.
-        heads: one per block: turns the block's features into what its loss needs.
+        heads: one per block: turns the block's features into what its loss needs. One more is the final head: it has
+            a loss and an optimizer of its own on what the last block hands on.
         optimizer: parameters → optimizer; called once per block.
         scheduler: optimizer → learning-rate schedule; called once per block.
         scheduler_interval: step the schedules after every ``epoch`` or every ``step``.
@@ -76,39 +71,30 @@ class LocalLearning(Method):
         recompute: bool = False,
     ) -> None:
         super().__init__()
-        if epochs_per_block is not None and epochs_per_block < 1:
-            raise UsageError(f"epochs_per_block must be at least 1, not {epochs_per_block}.")
         self.automatic_optimization = False
         self.make_network, self.network_name = network, chain.name
         self.image_shape, self.num_classes = chain.image_shape, num_classes
         parts = [nn.ModuleList(blocks), nn.ModuleList(heads)]
         self.blocks, self.heads = map(recomputed.recompute, parts) if recompute else parts
+        self.num_blocks, self.has_final_head = len(blocks), len(heads) > len(blocks)
+        self.schedule = Schedule(len(heads), epochs_per_block)
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
-        self.scheduler_interval, self.clip, self.epochs_per_block = scheduler_interval, clip, epochs_per_block
+        self.scheduler_interval, self.clip = scheduler_interval, clip
         self.to(memory_format=torch.channels_last)
         for module in [*self.blocks, *self.heads] if compile else []:
             module.compile()
         self._losses: dict[int, Tensor] = {}
         self._records: dict[str, Tensor | float] = {}
         self._log_now = False
-        self._learned = range(len(self.blocks))
-
-    @property
-    def num_blocks(self) -> int:
-        """K."""
-        return len(self.blocks)
-
-    @property
-    def block_names(self) -> list[str]:
-        """What metrics call the blocks, in order: ``block1`` … ``blockK``."""
-        return [f"block{k}" for k in range(1, len(self.blocks) + 1)]
+        self._learned = range(len(heads))
 
     # -- the algorithm ------------------------------------------------------------------------
 
+    @override
     def training_step(self, batch: LabelledImages, batch_idx: int) -> None:
         """One batch: every block computes its features and its loss, and is updated at once."""
-        x = self.network_input(batch)
-        for k in range(self.first_block, self.learners.stop):
+        first, x = self.step_input(batch)
+        for k in range(first, min(self.learners.stop, self.num_blocks)):
             if k in self.learners:
                 features = self.block_output(k, x)
                 loss = self.local_loss(k, features, batch)  # the method
@@ -117,22 +103,22 @@ class LocalLearning(Method):
                 with torch.no_grad():
                     features = self.block_output(k, x)
             x = self.hand_on(k, features)  # nothing else goes on
+        if self.has_final_head and self.num_blocks in self.learners:
+            self.update_block(self.num_blocks, self.local_loss(self.num_blocks, x, batch))
 
-    @property
-    def first_block(self) -> int:
-        """Block (counted from 0) with which a step begins: the first, unless a method stores features."""
-        return 0
-
-    def network_input(self, batch: LabelledImages) -> Any:
-        """What that block reads."""
-        return batch.images
+    def step_input(self, batch: LabelledImages) -> tuple[int, Any]:
+        """Block (counted from 0) with which a step begins, and what it reads: the first, the images."""
+        return 0, batch.images
 
     def block_output(self, k: int, x: Any) -> Any:
         """Features that block k (counted from 0) makes of what was handed on to it."""
         return self.blocks[k](x)
 
     def local_loss(self, k: int, features: Any, batch: LabelledImages) -> Tensor:
-        """Loss of block k (counted from 0) on its features; a scalar. A method implements this."""
+        """Loss of block k (counted from 0) on its features; a scalar. A method implements this.
+
+        With a final head also called for k = K, on what the last block hands on.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not say what the loss of a block is.")
 
     def hand_on(self, k: int, features: Any) -> Any:
@@ -141,11 +127,8 @@ class LocalLearning(Method):
 
     @property
     def learners(self) -> range:
-        """Blocks (counted from 0) that learn in this epoch: all, or in sequential training one."""
-        if self.epochs_per_block is None:
-            return range(len(self.blocks))
-        k = min(self.current_epoch // self.epochs_per_block, len(self.blocks) - 1)
-        return range(k, k + 1)
+        """Blocks (counted from 0; the final head is K) that learn in this epoch: all, or in sequential training one."""
+        return self.schedule.learners(self.current_epoch)
 
     def update_block(self, k: int, loss: Tensor) -> None:
         """Backward through block k and its head, clip, step, forget the gradients."""
@@ -168,6 +151,7 @@ class LocalLearning(Method):
             counted[k].step()
         raw[k].zero_grad()
 
+    @override
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip the gradients of the block that is being updated (they are unscaled by now)."""
         if self.clip is None and not self.logs_this_step:
@@ -181,16 +165,18 @@ class LocalLearning(Method):
     # -- optimizers and schedules: one of each per block ----------------------------------------
 
     def block_parameters(self, k: int) -> list[nn.Parameter]:
-        """All that block k's optimizer updates: the block and its head."""
-        return [*self.blocks[k].parameters(), *self.heads[k].parameters()]
+        """All that block k's optimizer updates: the block and its head; the final head for k = K."""
+        block = self.blocks[k].parameters() if k < self.num_blocks else ()
+        return [*block, *self.heads[k].parameters()]
 
+    @override
     def configure_optimizers(self) -> tuple[list[Optimizer], list[LRScheduler]]:
-        """One optimizer and, if asked for, one schedule per block.
+        """One optimizer and, if asked for, one schedule per block, and of the final head.
 
         Raises:
             UsageError: a fused optimizer with float16, whose gradients cannot be read.
         """
-        optimizers = [self.make_optimizer(self.block_parameters(k)) for k in range(len(self.blocks))]
+        optimizers = [self.make_optimizer(self.block_parameters(k)) for k in range(self.schedule.parts)]
         if str(self.trainer.precision) == "16-mixed" and any(o.defaults.get("fused") for o in optimizers):
             raise UsageError(
                 "A fused optimizer unscales float16 gradients out of sight, so that clipping and gradient norms would "
@@ -214,15 +200,22 @@ class LocalLearning(Method):
     # -- watching -------------------------------------------------------------------------------
 
     @property
+    @override
+    def part_names(self) -> list[str]:
+        """What metrics call the parts: ``block1`` … ``blockK``, and ``final``, the final head."""
+        return [*self.block_names, "final"][: self.schedule.parts]
+
+    @property
     def logs_this_step(self) -> bool:
-        """Whether this step's figures go to the loggers; others are not computed."""
+        """Whether this step's metrics go to the loggers; others are not computed."""
         return self._log_now
 
-    def record(self, k: int, figure: str, value: Tensor | float) -> None:
-        """Note ``train/<name of block k>/<figure>`` for the loggers, in steps that are logged."""
+    def record(self, k: int, metric: str, value: Tensor | float) -> None:
+        """Note ``train/<name of block k>/<metric>`` for the loggers, in steps that are logged."""
         if self.logs_this_step:
-            self._records[f"train/{self.block_names[k]}/{figure}"] = value
+            self._records[f"train/{self.part_names[k]}/{metric}"] = value
 
+    @override
     def on_train_batch_start(self, batch: LabelledImages, batch_idx: int) -> None:
         """Decide whether this step is logged; freeze what has learned before."""
         every = self.trainer.log_every_n_steps
@@ -233,6 +226,7 @@ class LocalLearning(Method):
         self._losses.clear()
         self._records.clear()
 
+    @override
     def on_train_batch_end(self, outputs: object, batch: LabelledImages, batch_idx: int) -> None:
         """Stop at a loss that is no number; log; step the schedules."""
         self._stop_if_not_finite()
@@ -242,11 +236,12 @@ class LocalLearning(Method):
                 self.record(k, "loss", loss)
                 self.record(k, "lr", optimizers[k].param_groups[0]["lr"])
             self.latest = {name: float(value) for name, value in self._records.items()}
-            # Straight to the loggers: self.log takes 0.6 ms a figure, 40 ms a step at K = 16.
+            # Straight to the loggers: self.log takes 0.6 ms a metric, 40 ms a step at K = 16.
             for logger in self.loggers:
                 logger.log_metrics(self.latest, step=self.global_step - 1)
         self._step_schedulers("step")
 
+    @override
     def on_train_epoch_end(self) -> None:
         """Step the schedules that count epochs."""
         self._step_schedulers("epoch")
@@ -256,115 +251,58 @@ class LocalLearning(Method):
         if not finite.all():  # one wait for the device per step, not one per block
             k = list(self._losses)[int(finite.logical_not().nonzero()[0])]
             raise TrainingError(
-                f"The loss of {self.block_names[k]} is {self._losses[k].item()} at step {self.global_step}. Lower the "
+                f"The loss of {self.part_names[k]} is {self._losses[k].item()} at step {self.global_step}. Lower the "
                 "learning rate, set --model.clip 1.0, or see whether this loss suits the method; the checkpoints of "
                 "earlier epochs are untouched."
             )
 
     # -- beside training ------------------------------------------------------------------------
 
-    def block_features(self, images: Tensor, last: int | None = None) -> dict[str, Tensor]:
-        """What probes read of blocks 1 … ``last``."""
-        features = {}
-        for name, block in zip(self.block_names[: last or self.num_blocks], self.blocks, strict=False):
+    def walk(self, images: Tensor) -> Iterator[Tensor]:
+        """Features of one block after the other, as evaluation computes them."""
+        for block in self.blocks:
             images = block(images)
-            features[f"{name}/gap"] = pooled(images)
-        return features
+            yield images
 
-    def end_to_end(self, checkpoint_segments: int = 0) -> "LocalLearning":
-        """The same network, fresh, trained as one block on the same task: what cost and bench compare with.
+    @override
+    def block_features(self, images: Tensor, last: int | None = None) -> dict[str, Tensor]:
+        named = zip(self.block_names[:last], self.walk(images), strict=False)
+        return {f"{name}/gap": pooled(features) for name, features in named}
 
-        Args:
-            checkpoint_segments: keep activations only at the borders of that many segments; 0 keeps all.
-        """
-        raise NotImplementedError(f"{type(self).__name__} does not say what its end-to-end counterpart is.")
-
-    @property
-    def training_blocks(self) -> list[nn.Module]:
-        """What runs in a training step as the blocks: what ``cost`` counts."""
-        return list(self.blocks)
+    def plan(self) -> StepPlan:
+        """What one training step does, for those who count what it costs."""
+        passes = self.schedule.forward_passes, self.schedule.backward_passes
+        alone = [range(k, k + 1) for k in range(self.schedule.parts)]
+        return StepPlan(self.blocks, self.heads, self.schedule, *passes, held_together=alone)
 
     @property
-    def training_heads(self) -> list[nn.Module]:
-        """Their heads, likewise, and that of a block that is none."""
-        return list(self.heads)
-
-    @property
-    def forward_passes(self) -> list[float]:
-        """How often a step goes forward through each block, on average over the training."""
-        count = len(self.blocks)
-        return [1.0] * count if self.epochs_per_block is None else [(count - k) / count for k in range(count)]
-
-    @property
-    def backward_passes(self) -> list[float]:
-        """How often its loss goes back through each block, likewise."""
-        count = len(self.blocks)
-        return [1.0] * count if self.epochs_per_block is None else [1 / count] * count
-
-    @property
-    def fixed_epochs(self) -> int | None:
-        """Those of all blocks, if they learn one after the other."""
-        return len(self.blocks) * self.epochs_per_block if self.epochs_per_block else None
-
-    @property
+    @override
     def why_one_process(self) -> str | None:
         """Several blocks, each with a backward pass of its own."""
-        if len(self.blocks) == 1:
+        if self.schedule.parts == 1:
             return None
-        several = f"trains {len(self.blocks)} blocks, each by a backward pass of its own"
+        several = f"trains {self.schedule.parts} blocks, each by a backward pass of its own"
         return f"{several}, and Lightning's DDP would mix their gradients"
 
-    @property
-    def held_together(self) -> list[range]:
-        """Blocks (counted from 0) whose activations are kept at one time, and the last one's head with them."""
-        return [range(k, k + 1) for k in range(len(self.blocks))]
-
-    @property
-    def views_per_image(self) -> int:
-        """How often an image goes through the network in a training step."""
-        return 1
-
+    @override
     def setup(self, stage: str) -> None:
         """Refuse what would train wrongly.
 
         Raises:
-            UsageError: several processes for several blocks, or another number of epochs than all blocks
-                take one by one.
+            UsageError: several processes for several blocks, or another number of epochs than all blocks take one by
+                one.
         """
         require_supported_processes(self, self.trainer)
-        epochs, needed = self.trainer.max_epochs, self.fixed_epochs
+        epochs, needed = self.trainer.max_epochs, self.schedule.epochs
         if stage == "fit" and needed and not self.trainer.fast_dev_run and epochs != needed:
-            schedule = (
-                f" The schedule begins anew with every block: T_max counts that block's {self.scheduler_interval}s."
-            )
+            anew = f" The schedule begins anew with every block: T_max counts that block's {self.scheduler_interval}s."
             raise UsageError(
-                f"{len(self.blocks)} blocks of {self.epochs_per_block} epochs each take {needed} epochs: set "
-                f"trainer.max_epochs to that, not {epochs}, or change epochs_per_block."
-                f"{schedule if self.make_scheduler else ''}"
+                f"{self.schedule.parts} blocks of {self.schedule.epochs_per_block} epochs each take {needed} epochs: "
+                f"set trainer.max_epochs to that, not {epochs}, or change epochs_per_block."
+                f"{anew if self.make_scheduler else ''}"
             )
 
 
 def pooled(features: Tensor) -> Tensor:
     """Maps ``(B, C, H, W)`` averaged over positions; vectors ``(B, C)`` as they are."""
     return GlobalAveragePool()(features) if features.dim() == 4 else features
-
-
-def require_supported_processes(method: Method, trainer: L.Trainer) -> None:
-    """Refuse to train in several processes, or under DDP at all, what DDP would train wrongly.
-
-    Raises:
-        UsageError: the method needs one process, or the strategy is another than DDP.
-    """
-    ddp = isinstance(trainer.strategy, DDPStrategy)
-    if trainer.num_devices * trainer.num_nodes == 1 and not ddp:
-        return
-    if method.why_one_process:
-        raise UsageError(
-            f"{type(method).__name__} {method.why_one_process}. Use --trainer.devices 1 and no --trainer.strategy; "
-            "networks of one block, such as Backprop, train in several processes."
-        )
-    if not ddp:
-        raise UsageError(
-            f"{type(trainer.strategy).__name__} is not supported: several processes need --trainer.strategy ddp or "
-            "CompressedDDP."
-        )

@@ -1,13 +1,18 @@
 """What the command line asks of a way to train, whether it goes through the common loop or stands beside it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import lightning.pytorch as L
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
+from typing_extensions import override
 
-from losses import probabilities, top1
+from losses import ensemble, probabilities
+from losses.errors import UsageError
+from models.metrics import EvaluationMetrics
 from models.networks.chain import NetworkCallable
+from models.plan import Schedule
 
 
 class LabelledImages(Protocol):
@@ -16,6 +21,12 @@ class LabelledImages(Protocol):
     images: Tensor
     labels: Tensor
     weights: Tensor | None
+
+
+class PairsOfViews(LabelledImages, Protocol):
+    """The same, and pairs of views of every image: (strength, view a, view b), views ``(B, C, H, W)``."""
+
+    views: Sequence[tuple[float, Tensor, Tensor]]
 
 
 class Method(L.LightningModule):
@@ -29,42 +40,36 @@ class Method(L.LightningModule):
         network_name: what tables call it.
         image_shape: ``(C, H, W)``.
         num_classes: number of classes.
-        latest: figures of the last logged training step, under their logged names.
+        num_blocks: K.
+        num_groups: G, neuron groups per block.
+        schedule: who learns when.
+        latest: metrics of the last logged training step, under their logged names.
         predicts_classes: whether calling the module gives logits ``(B, classes)``, and validation and test log
             their accuracy.
-        epochs_per_block: of blocks that learn one after the other; None if they learn together.
     """
 
     make_network: NetworkCallable
     network_name: str
     image_shape: tuple[int, int, int]
     num_classes: int
+    num_blocks: int
+    num_groups: int = 1
+    schedule: Schedule
     predicts_classes: ClassVar[bool] = False
-    epochs_per_block: int | None = None
 
     def __init__(self) -> None:
         super().__init__()
         self.latest: dict[str, float] = {}
 
     @property
-    def num_blocks(self) -> int:
-        """K."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how many blocks it has.")
-
-    @property
-    def num_groups(self) -> int:
-        """G, neuron groups per block; 1 unless a method says otherwise."""
-        return 1
-
-    @property
-    def fixed_epochs(self) -> int | None:
-        """Number of epochs that a training takes, no more and no fewer; None if any number does."""
-        return None
-
-    @property
     def block_names(self) -> list[str]:
         """What metrics call the blocks, in order: ``block1`` … ``blockK``."""
         return [f"block{k}" for k in range(1, self.num_blocks + 1)]
+
+    @property
+    def part_names(self) -> list[str]:
+        """What metrics call whatever predicts or learns: the blocks, and what a method has beside them."""
+        return self.block_names
 
     @property
     def why_one_process(self) -> str | None:
@@ -73,7 +78,7 @@ class Method(L.LightningModule):
 
     @property
     def monitor(self) -> str | None:
-        """Logged figure whose best value ``best.ckpt`` keeps, larger is better; None for no such file."""
+        """Logged metric whose best value ``best.ckpt`` keeps, larger is better; None for no such file."""
         return None
 
     def block_features(self, images: Tensor, last: int | None = None) -> dict[str, Tensor]:
@@ -92,41 +97,84 @@ class Method(L.LightningModule):
     def take_shape_of(self, weights: Mapping[str, Tensor]) -> None:
         """Become the model that these weights were saved from, for methods that drop parts while they train."""
 
+    @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note the image size, which convolutions do not know."""
-        checkpoint["image_shape"] = self.image_shape
+        checkpoint["image_shape"] = self.image_shape  # convolutions do not know it
 
 
-class Classifier:
-    """What a method that predicts classes logs of its predictions: mix it in before the method.
+class Classifier(Method):
+    """A method that predicts classes: what it logs of its predictions in validation and test.
 
-    It gives ``block_logits`` and, if more than accuracies are to be logged, :meth:`figures`.
+    ``<split>/<block>/top1`` and ``…/top5`` of every block that :meth:`block_logits` names, ``<split>/top1`` of the last
+    of them, which is the model's prediction, and what :meth:`batch_means` adds.
     """
 
     predicts_classes: ClassVar[bool] = True
+    has_ensemble: ClassVar[bool] = False
+    """Whether the blocks' predictions are also judged together, as ``<split>/ensemble/top1``."""
 
     @property
-    def monitor(self) -> str:
+    @override
+    def monitor(self) -> str | None:
         """The model's prediction on the validation images."""
         return "val/top1"
 
+    def batch_means(self, logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
+        """Further metrics of a batch that are means over its images: name → scalar.
+
+        Args:
+            logits: what :meth:`block_logits` makes of the batch.
+            labels: int64 ``(B,)``.
+        """
+        return {}
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin to count."""
+        self._evaluation = EvaluationMetrics(self.num_classes, self.device)
+
+    on_test_epoch_start = on_validation_epoch_start
+
     def validation_step(self, batch: LabelledImages, batch_idx: int) -> None:
-        """Log ``val/…``."""
-        self._evaluate("val", batch)
+        """Count a batch."""
+        logits = self.block_logits(batch.images)
+        predictions = {name: probabilities(z) for name, z in logits.items()}
+        predictions[""] = predictions[list(logits)[-1]]  # the model's
+        if self.has_ensemble and len(logits) > 1:
+            predictions["ensemble"] = ensemble(list(logits.values()))
+        self._evaluation.update(predictions, batch.labels, self.batch_means(logits, batch.labels))
 
-    def test_step(self, batch: LabelledImages, batch_idx: int) -> None:
-        """Log ``test/…``."""
-        self._evaluate("test", batch)
+    test_step = validation_step
 
+    @override
+    def on_validation_epoch_end(self) -> None:
+        self.log_dict({f"val/{name}": value for name, value in self._evaluation.compute().items()})
+
+    @override
+    def on_test_epoch_end(self) -> None:
+        self.log_dict({f"test/{name}": value for name, value in self._evaluation.compute().items()})
+
+    @override
     def predict_step(self, batch: LabelledImages, batch_idx: int) -> Tensor:
         """Softmax ``(B, classes)`` of the prediction: probabilities, if cross-entropy was trained on; else scores."""
         return self(batch.images).softmax(dim=1)
 
-    def _evaluate(self, split: str, batch: LabelledImages) -> None:
-        figures = self.figures(self.block_logits(batch.images), batch.labels)
-        self.log_dict({f"{split}/{name}": value for name, value in figures.items()}, batch_size=len(batch.labels))
 
-    def figures(self, logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
-        """What is logged of the predictions of the blocks; ``top1`` is the last one's, which is the model's."""
-        figures = {f"{name}/top1": top1(probabilities(z), labels) for name, z in logits.items()}
-        return figures | {"top1": figures[f"{list(logits)[-1]}/top1"]}
+def require_supported_processes(method: Method, trainer: L.Trainer) -> None:
+    """Refuse to train in several processes, or under DDP at all, what DDP would train wrongly.
+
+    Raises:
+        UsageError: the method needs one process, or the strategy is another than DDP.
+    """
+    ddp = isinstance(trainer.strategy, DDPStrategy)
+    if trainer.num_devices * trainer.num_nodes == 1 and not ddp:
+        return
+    if method.why_one_process:
+        raise UsageError(
+            f"{type(method).__name__} {method.why_one_process}. Use --trainer.devices 1 and no --trainer.strategy; "
+            "networks of one block, such as Backprop, train in several processes."
+        )
+    if not ddp:
+        raise UsageError(
+            f"{type(trainer.strategy).__name__} is not supported: several processes need --trainer.strategy ddp or "
+            "CompressedDDP."
+        )

@@ -32,3 +32,10 @@ def assert_equal_weights(one, other):
     assert list(ours) == list(theirs)
     for name in ours:
         assert torch.equal(ours[name], theirs[name]), name
+
+
+def evaluated(model, batch):
+    """What validation logs of one batch, without ``val/``."""
+    model.on_validation_epoch_start()
+    model.validation_step(batch, 0)
+    return model._evaluation.compute()

@@ -76,7 +76,7 @@ class DataFilter(L.Callback, ABC):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: LocalClassification) -> None:
         """Choose the images of the next epoch."""
         data, epochs, done = trainer.datamodule, trainer.max_epochs, trainer.current_epoch + 1
-        if per_block := pl_module.epochs_per_block:
+        if per_block := pl_module.schedule.epochs_per_block:
             epochs, done = per_block, done % per_block
         self._dropped.append(1 - self._visits / len(self._scores))
         self._visits = 0
@@ -123,9 +123,9 @@ class InfoBatch(DataFilter):
             UsageError: all epochs are the first ones or the last, which see all images.
         """
         super().setup(trainer, pl_module, stage)
-        epochs, least = pl_module.epochs_per_block or trainer.max_epochs, max(2, int(1 / self.until) + 1)
+        epochs, least = pl_module.schedule.epochs_per_block or trainer.max_epochs, max(2, int(1 / self.until) + 1)
         if stage == "fit" and not trainer.fast_dev_run and epochs < least:
-            whose = "epochs_per_block" if pl_module.epochs_per_block else "trainer.max_epochs"
+            whose = "epochs_per_block" if pl_module.schedule.epochs_per_block else "trainer.max_epochs"
             raise UsageError(
                 f"InfoBatch needs {whose} of at least {least}, not {epochs}: the first epoch sees all images, and so "
                 f"do those behind the share until = {self.until:g} of them."

@@ -62,7 +62,7 @@ class HiddenLayers(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: LocalLearning) -> None:
         """Draw."""
-        places = dict.fromkeys([*layers_of(pl_module, self.every), *pl_module.block_names])
+        places = dict.fromkeys([*layers_of(pl_module, self.every), *pl_module.part_names])
         for logger in trainer.loggers:
             if isinstance(logger, RunCSVLogger) and trainer.is_global_zero:
                 logger.save()

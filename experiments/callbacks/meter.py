@@ -16,7 +16,8 @@ class Meter(L.Callback):
     Speed is taken over each epoch, loading included, validation and the first batch left out; the
     figure of the run is the median over its epochs. Memory is taken in one training step: on a CPU
     the bytes that autograd holds at once, each storage counted once, parameters left out; on a GPU
-    ``torch.cuda.max_memory_allocated`` above what was allocated before the step.
+    ``torch.cuda.max_memory_allocated`` above what was allocated before the step. Of blocks that learn one
+    after the other, ``train/block<k>/seconds`` is the time that the epochs of block k took.
 
     Attributes:
         seconds: time spent in ``fit`` so far, resumed runs added up.
@@ -27,6 +28,7 @@ class Meter(L.Callback):
         self.seconds = 0.0
         self.peak_activation_bytes: int | None = None
         self._rates: list[float] = []
+        self._block_began = 0.0  # of the seconds; for blocks that learn one after the other
         self._saved: SavedTensorMeter | None = None
 
     @property
@@ -82,6 +84,10 @@ class Meter(L.Callback):
         """Log the epoch's speed."""
         now = time.perf_counter()
         self.seconds, self._tick = self.seconds + now - self._tick, now
+        if (epochs := pl_module.schedule.epochs_per_block) and (trainer.current_epoch + 1) % epochs == 0:
+            name = pl_module.part_names[pl_module.schedule.learners(trainer.current_epoch).start]
+            pl_module.log(f"train/{name}/seconds", self.seconds - self._block_began)
+            self._block_began = self.seconds
         if self._start is not None and self._images:
             # All processes together: each has as many images, and none can run ahead of the others.
             self._rates.append(trainer.world_size * self._images / (self._stop - self._start))
@@ -94,11 +100,13 @@ class Meter(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Kept in checkpoints, so that a resumed run reports the whole run."""
-        return {"seconds": self.seconds, "rates": self._rates, "peak_activation_bytes": self.peak_activation_bytes}
+        memory = {"peak_activation_bytes": self.peak_activation_bytes}
+        return {"seconds": self.seconds, "rates": self._rates, "block_began": self._block_began, **memory}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint's figures."""
         self.seconds, self._rates = state_dict["seconds"], list(state_dict["rates"])
+        self._block_began = state_dict.get("block_began", self.seconds)
         self.peak_activation_bytes = state_dict["peak_activation_bytes"]
 
 

@@ -10,7 +10,8 @@ from torch.optim import SGD
 from torch.utils.hooks import RemovableHandle
 
 from experiments.probing.linear_probe import linear_head
-from models.local_learning import LabelledImages, LocalLearning, pooled
+from models.local_learning import LocalLearning, pooled
+from models.method import LabelledImages
 
 
 class OnlineProbe(L.Callback):
@@ -39,7 +40,7 @@ class OnlineProbe(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: LocalLearning, stage: str) -> None:
         """Listen to the blocks."""
         if stage in ("fit", "validate"):
-            named = zip(pl_module.block_names[: pl_module.num_blocks], pl_module.blocks, strict=False)
+            named = zip(pl_module.block_names, pl_module.blocks, strict=True)
             self._hooks = [block.register_forward_hook(self._listener(name)) for name, block in named]
 
     def teardown(self, trainer: L.Trainer, pl_module: LocalLearning, stage: str) -> None:

@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 
 from losses.errors import UsageError
 from models.classification import LocalClassification
-from models.local_learning import LabelledImages
+from models.method import LabelledImages
 
 
 class OutputSignal(L.Callback):

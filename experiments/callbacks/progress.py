@@ -51,7 +51,7 @@ def _accuracies(trainer: L.Trainer, pl_module: L.LightningModule, kinds: Sequenc
     items = {}
     for kind in kinds:
         name = _NAMES[kind]
-        found = [block for block in pl_module.block_names if name.format(block) in figures]
+        found = [block for block in pl_module.part_names if name.format(block) in figures]
         while len(found) > 8:
             found = found[-1::-2][::-1]
         if found:

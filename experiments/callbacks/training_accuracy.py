@@ -29,7 +29,7 @@ class TrainingAccuracy(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Method) -> None:
         """Evaluate, if a block has just had its last epoch."""
-        if (trainer.current_epoch + 1) % (pl_module.epochs_per_block or trainer.max_epochs) == 0:
+        if (trainer.current_epoch + 1) % (pl_module.schedule.epochs_per_block or trainer.max_epochs) == 0:
             figures = training_accuracy(pl_module, trainer.datamodule)
             pl_module.log_dict({f"train_set/{name}/top1": value for name, value in figures.items()})
             pl_module.log("train_set/top1", list(figures.values())[-1])

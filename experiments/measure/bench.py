@@ -28,6 +28,7 @@ from datamodules.batch import Batch
 from datamodules.images import MemoryImages
 from experiments.measure.allocator import keep_freed_memory
 from experiments.measure.cost import network_cost
+from experiments.measure.yardstick import end_to_end
 from experiments.run.loggers import RunCSVLogger, RunTensorBoardLogger
 from losses.errors import UsageError
 from models.local_learning import LocalLearning
@@ -133,14 +134,14 @@ def bench(model: LocalLearning, data: ImageDataModule, trainer: L.Trainer, steps
     Raises:
         UsageError: the blocks learn one after the other.
     """
-    if model.epochs_per_block:
+    if model.schedule.epochs_per_block:
         raise UsageError(
             "bench measures a step in which all blocks learn. For blocks that learn one after the other see cost, and "
             "python -m experiments.studies.layerwise"
         )
     place = _Workbench(data, trainer, steps)
     segments = _leanest_segments(model, place)
-    contenders = {"checkpointing": model.end_to_end(segments), "backprop": model.end_to_end(), "method": model}
+    contenders = {"checkpointing": end_to_end(model, segments), "backprop": end_to_end(model), "method": model}
     seconds: dict[str, list[float]] = {name: [] for name in [*contenders, "plain_loop"]}
     peaks = {name: place.peak_bytes(contender) for name, contender in contenders.items()}
     for _ in range(repetitions):
@@ -180,7 +181,7 @@ def _leanest_segments(model: LocalLearning, place: "_Workbench") -> int:
     """The number of checkpointing segments with the lowest peak; it is near the root of the number of units."""
     units = sum(len(block) for block in model.blocks)
     candidates = range(2, min(units, 2 * isqrt(units) + 1) + 1) if units > 1 else [1]
-    return min(candidates, key=lambda segments: place.peak_bytes(model.end_to_end(segments)))
+    return min(candidates, key=lambda segments: place.peak_bytes(end_to_end(model, segments)))
 
 
 def _ratios(seconds: Mapping[str, Sequence[float]], peaks: Mapping[str, int], predicted: float) -> dict[str, float]:
@@ -266,7 +267,7 @@ def _now(device: torch.device) -> float:
 def plain_steps(model: LocalLearning, batch: Batch) -> Iterator[None]:
     """The method's training steps without Lightning: one per ``next``."""
     model.train()
-    optimizers = [model.make_optimizer(model.block_parameters(k)) for k in range(len(model.blocks))]
+    optimizers = [model.make_optimizer(model.block_parameters(k)) for k in range(model.schedule.parts)]
 
     def backward_block(k: int, loss: torch.Tensor, retain_graph: bool = False) -> None:
         loss.backward(retain_graph=retain_graph)

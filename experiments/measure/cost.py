@@ -8,7 +8,9 @@ import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
+from experiments.measure.yardstick import end_to_end
 from models.local_learning import LocalLearning
 from models.networks.memory.profile import Convention, activation_bytes, profile
 
@@ -87,8 +89,10 @@ def network_cost(model: LocalLearning, batch_size: int, convention: Convention =
         convention: ``published`` also counts BatchNorm, ReLU, pooling and biases; ``plain`` only the
             multiply-accumulates of convolutions and matrix products.
     """
-    views, heads = model.views_per_image, model.training_heads
-    costs = profile(model.training_blocks, model.image_shape, views * batch_size, lambda k, _: heads[k], convention)
+    plan = model.plan()
+    views, heads = plan.views, plan.heads
+    parts = [*plan.blocks, *([nn.Sequential()] if plan.final_head else [])]  # a final head reads what block K hands on
+    costs = profile(parts, model.image_shape, views * batch_size, lambda k, _: heads[k], convention)
     nodes = [
         Node(
             block=k,
@@ -106,12 +110,12 @@ def network_cost(model: LocalLearning, batch_size: int, convention: Convention =
     # A backward pass is two forward passes' work: thirds of a step that goes forward and backward once.
     steps = [
         views * (block.forward_macs * (there + 2 * back) / 3 + head.forward_macs * min(back, 1)) / model.num_groups
-        for (block, head), there, back in zip(costs, model.forward_passes, model.backward_passes, strict=True)
+        for (block, head), there, back in zip(costs, plan.forward_passes, plan.backward_passes, strict=True)
     ]
     slowest = max(node.forward_macs for node in nodes)
     final = costs[-1][1]
     peak = max(
-        activation_bytes([*(costs[k][0] for k in together), costs[together[-1]][1]]) for together in model.held_together
+        activation_bytes([*(costs[k][0] for k in together), costs[together[-1]][1]]) for together in plan.held_together
     )
     backprop_macs, backprop_bytes = _backprop(model, batch_size, convention)
     return NetworkCost(
@@ -128,15 +132,16 @@ def network_cost(model: LocalLearning, batch_size: int, convention: Convention =
         backprop_activation_bytes=backprop_bytes,
         predicted_memory_ratio=peak / backprop_bytes,
         predicted_step_ratio=sum(steps) * model.num_groups / backprop_macs,
-        predicted_speedup=backprop_macs / (sum(steps) if model.epochs_per_block else max(steps[: model.num_blocks])),
+        predicted_speedup=backprop_macs
+        / (sum(steps) if model.schedule.epochs_per_block else max(steps[: model.num_blocks])),
     )
 
 
 def _backprop(model: LocalLearning, batch_size: int, convention: Convention) -> tuple[int, int]:
     """MACs and activation bytes of the network trained end to end."""
     with torch.device("meta"):
-        whole = model.end_to_end()
-    units, views = [*whole.blocks[0], *whole.heads], whole.views_per_image
+        whole = end_to_end(model)
+    units, views = [*whole.blocks[0], *whole.heads], whole.plan().views
     parts = [part for part, _ in profile(units, whole.image_shape, batch_size * views, convention=convention)]
     return views * sum(part.forward_macs for part in parts), activation_bytes(parts)
 
@@ -192,7 +197,8 @@ def show_cost(model: LocalLearning, batch_size: int, convention: Convention, jso
     nodes = f"{model.num_blocks} block{'s' if model.num_blocks > 1 else ''}"
     if model.num_groups > 1:
         nodes += f" × {model.num_groups} groups, figures of one group"
-    views = "" if model.views_per_image == 1 else f" in {model.views_per_image} views"
+    count = model.plan().views
+    views = "" if count == 1 else f" in {count} views"
     batch = (
         f"a batch of {batch_size}"
         if processes == 1
@@ -217,8 +223,8 @@ def show_cost(model: LocalLearning, batch_size: int, convention: Convention, jso
         f"{cost.backprop_activation_bytes / 2**20:.1f} MiB of activations\n"
         f"  one device   {cost.predicted_step_ratio:.2f} of its step time, by MACs"
     )
-    if model.epochs_per_block:
-        sizes = {k * model.epochs_per_block: size for k, size in enumerate(_batches_at_equal_memory(cost))}
+    if per_block := model.schedule.epochs_per_block:
+        sizes = {k * per_block: size for k, size in enumerate(_batches_at_equal_memory(cost))}
         print(f"With its memory, batches of block after block: --data.batch_sizes '{json_format.dumps(sizes)}'")
     else:
         print(f"  one per node {cost.predicted_speedup:.1f} times as fast, by MACs, communication left out")

@@ -28,7 +28,7 @@ def layers_of(model: LocalLearning, every: Every = "unit") -> dict[str, nn.Seque
         units = OrderedDict(block.named_children())
         if every == "unit":
             layers |= {f"{name}/{unit}": nn.Sequential(OrderedDict({unit: units[unit]})) for unit in units}
-        elif units:  # neuron groups' final head reads the last block, it has no units of its own
+        else:
             layers[name] = nn.Sequential(units)
     return layers
 

@@ -14,30 +14,32 @@ ordinary method with the same head.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from lightly.loss import BarlowTwinsLoss
 from torch import Tensor, nn
+from typing_extensions import override
 
 from losses import SubsampledNTXent, correlation_parts, largest_deviation, pretext_top1
 from losses.errors import UsageError
-from models.local_learning import LocalLearning, PairsOfViews, TrainingError, pooled
+from models.local_learning import LocalLearning, TrainingError, pooled
+from models.method import PairsOfViews
 from models.networks.chain import NetworkCallable
 from models.networks.cut import Cut, block_shapes, cut_chain
 from models.networks.heads.embeddings import (
     BiasFreeProjector,
     ConvExpansion,
     EmbeddingHead,
-    GlobalPooling,
     PoolingCallable,
     ProjectorCallable,
     full_precision,
 )
 from models.networks.layers.noise import FeatureNoise
-from models.networks.memory.checkpointed import Checkpointed
 from models.parts.difficulty import Difficulty, nearest
 from models.parts.frozen_statistics import frozen_statistics
+from models.plan import StepPlan
 
 LossCallable = Callable[[], nn.Module]
 """Makes one block's loss: (embeddings of view a, of view b) → scalar."""
@@ -105,7 +107,7 @@ class BlockwiseSSL(LocalLearning):
         super().__init__(network, chain, num_classes, blocks, heads, **training)
         self.losses = nn.ModuleList(loss() for _ in blocks)
         self.noise, self.concatenate_views, self.loss_scale = noise or nn.Identity(), concatenate_views, loss_scale
-        self._make_loss, self._projector = loss, projector
+        self.make_loss, self.make_projector = loss, projector
         self.difficulty = difficulty
         self.difficulties = (difficulty or Difficulty("constant_full")).of_blocks(num_blocks)
         self.loss_weights = _temper(self.losses, self.difficulties, difficulty)
@@ -114,8 +116,9 @@ class BlockwiseSSL(LocalLearning):
 
     # -- the algorithm: what goes through the blocks is, per strength of views, a pair -----------------
 
-    def network_input(self, batch: PairsOfViews) -> dict[float, Pair]:
-        """The pairs of views that some block takes, by their strength.
+    @override
+    def step_input(self, batch: PairsOfViews) -> tuple[int, dict[float, Pair]]:
+        """The first block; the pairs of views that some block takes, by their strength.
 
         Raises:
             UsageError: there are none, or single images.
@@ -129,8 +132,9 @@ class BlockwiseSSL(LocalLearning):
         if any(len(a) < 2 for a, _ in pairs.values()):
             raise UsageError("Pairs of views of one image have nothing to differ from: batches hold at least 2.")
         self._strengths = self._assigned(list(pairs))
-        return {strength: pairs[strength] for strength in set(self._strengths)}
+        return 0, {strength: pairs[strength] for strength in set(self._strengths)}
 
+    @override
     def block_output(self, k: int, x: Mapping[float, Pair]) -> dict[float, Pair]:
         """What block k makes of its own views and, without learning from them, of those that later blocks take."""
         later = set(self._strengths[k : self.learners.stop])
@@ -140,6 +144,7 @@ class BlockwiseSSL(LocalLearning):
             if strength in later
         }
 
+    @override
     def local_loss(self, k: int, features: Mapping[float, Pair], batch: PairsOfViews) -> Tensor:
         """Loss of block k's embeddings of its two views, in float32."""
         a, b = features[self._strengths[k]]
@@ -168,6 +173,7 @@ class BlockwiseSSL(LocalLearning):
             loss.negatives = round(easy + self.difficulties[k] * (most - easy))
         return loss(z_a, z_b, pooled(features))
 
+    @override
     def hand_on(self, k: int, features: Mapping[float, Pair]) -> dict[float, Pair]:
         """The pairs that later blocks take; no gradient goes back."""
         later = set(self._strengths[k + 1 : self.learners.stop])
@@ -210,6 +216,7 @@ class BlockwiseSSL(LocalLearning):
         self.record(k, "pretext_top1", pretext_top1(z_a, z_b))
         self.record(k, "deviation", self._deviations[k])
 
+    @override
     def on_train_batch_end(self, outputs: object, batch: PairsOfViews, batch_idx: int) -> None:
         """Stop at a loss that is no number or at collapsed embeddings; log; step the schedules.
 
@@ -229,67 +236,43 @@ class BlockwiseSSL(LocalLearning):
 
     # -- beside training -------------------------------------------------------------------------------
 
+    @override
     def block_features(self, images: Tensor, last: int | None = None) -> dict[str, Tensor]:
         """``block<k>/gap`` and, if its head expands them, ``block<k>/cbe`` → the head's pooled features ``(B, E)``."""
-        features = {}
-        for name, block, head in list(zip(self.block_names, self.blocks, self.heads, strict=True))[:last]:
-            images = block(images)
-            features[f"{name}/gap"] = pooled(images)
+        found = {}
+        for name, head, features in zip(self.block_names[:last], self.heads, self.walk(images), strict=False):
+            found[f"{name}/gap"] = pooled(features)
             if isinstance(getattr(head, "pooling", None), ConvExpansion):
-                features[f"{name}/cbe"] = head.pooling(images)
-        return features
+                found[f"{name}/cbe"] = head.pooling(features)
+        return found
 
+    @override
     def validation_step(self, batch: PairsOfViews, batch_idx: int) -> None:
         """Send the images through the blocks, where an online probe reads their features."""
-        self._read(batch.images)
+        for _ in self.walk(batch.images):
+            pass
 
-    def test_step(self, batch: PairsOfViews, batch_idx: int) -> None:
-        """The same for the test images."""
-        self._read(batch.images)
+    test_step = validation_step
 
-    def _read(self, images: Tensor) -> None:
-        for block in self.blocks:
-            images = block(images)
-
-    def end_to_end(self, checkpoint_segments: int = 0) -> "BlockwiseSSL":
-        """One block with the same loss and projector on globally pooled features."""
-        whole = BlockwiseSSL(
-            self.make_network,
-            self.image_shape,
-            self.num_classes,
-            num_blocks=1,
-            loss=self._make_loss,
-            loss_scale=self.loss_scale,
-            pooling=GlobalPooling,
-            projector=self._projector,
-            concatenate_views=self.concatenate_views,
-            optimizer=self.make_optimizer,
-        )
-        if checkpoint_segments:
-            whole.blocks[0] = Checkpointed(whole.blocks[0], checkpoint_segments)
-        return whole
+    @override
+    def plan(self) -> StepPlan:
+        """Two views of an image; noise on the blocks' output."""
+        blocks = [nn.Sequential(block, self.noise) for block in self.blocks]
+        return replace(super().plan(), blocks=blocks, views=2)
 
     @property
-    def training_blocks(self) -> list[nn.Module]:
-        """The blocks with the noise on their output."""
-        return [nn.Sequential(block, self.noise) for block in self.blocks]
-
-    @property
+    @override
     def monitor(self) -> str | None:
         """The online probe of the last block; nothing in sequential training, where that comes into being at last."""
-        return None if self.epochs_per_block else f"probe_online/{self.block_names[-1]}/gap/top1"
+        return None if self.schedule.epochs_per_block else f"probe_online/{self.block_names[-1]}/gap/top1"
 
     @property
+    @override
     def why_one_process(self) -> str | None:
         """Its loss is no mean over single images."""
         return super().why_one_process or (
             "compares the images of a batch with each other, and each process would see its own only"
         )
-
-    @property
-    def views_per_image(self) -> int:
-        """Two."""
-        return 2
 
 
 def _temper(losses: nn.ModuleList, difficulties: list[float], difficulty: Difficulty | None) -> list[float]:

@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
+from typing_extensions import override
 
 from losses.errors import UsageError
-from models.local_learning import require_supported_processes
-from models.method import Classifier, LabelledImages, Method
+from models.method import Classifier, LabelledImages, require_supported_processes
 from models.networks.mlp import MLP
 from models.parts.ridge import (
     ForwardProjection,
@@ -34,9 +34,10 @@ from models.parts.ridge import (
     class_codes,
     with_constant,
 )
+from models.plan import Schedule
 
 
-class ClosedFormMLP(Classifier, Method):
+class ClosedFormMLP(Classifier):
     """A ReLU network whose layers are solved for, one per epoch, without gradients.
 
     Batches are counted into two matrices, HᵀH and HᵀZ, so neither their size nor their order matters, and memory
@@ -80,6 +81,7 @@ class ClosedFormMLP(Classifier, Method):
         self.image_shape, self.num_classes, self.ridge = image_shape, num_classes, ridge
         self.make_network = partial(MLP, hidden=widths, batch_norm=False)
         self.network_name = "-".join(["MLP", *map(str, widths)]) if widths else "linear"
+        self.num_blocks, self.schedule = len(widths), Schedule(len(widths) + 1, epochs_per_block=1)
         sizes = [math.prod(image_shape), *widths]
         self.blocks = nn.ModuleList(nn.Sequential(_random_linear(*size), nn.ReLU()) for size in pairwise(sizes))
         self.readouts = nn.ModuleList(nn.Linear(size, num_classes, dtype=torch.float64) for size in sizes)
@@ -92,19 +94,10 @@ class ClosedFormMLP(Classifier, Method):
         self._equations: NormalEquations | None = None
 
     @property
-    def num_blocks(self) -> int:
-        """L, hidden layers."""
-        return len(self.blocks)
-
-    @property
-    def fixed_epochs(self) -> int:
-        """One per layer, the read-out included."""
-        return self.num_blocks + 1
-
-    @property
-    def block_names(self) -> list[str]:
+    @override
+    def part_names(self) -> list[str]:
         """What metrics call the features that are read out: ``input``, then ``block1`` … ``blockL``."""
-        return ["input", *super().block_names]
+        return ["input", *self.block_names]
 
     # -- the algorithm ------------------------------------------------------------------------
 
@@ -134,12 +127,12 @@ class ClosedFormMLP(Classifier, Method):
             weights = equations.solve(self.ridge)
         except torch.linalg.LinAlgError as fault:
             raise UsageError(
-                f"A ridge of {self.ridge:g} is too small: HᵀH + λI of {self.block_names[k]} is singular in float64. "
+                f"A ridge of {self.ridge:g} is too small: HᵀH + λI of {self.part_names[k]} is singular in float64. "
                 "Raise it, say to 1e-6."
             ) from fault
         hidden, readout = slice(0, -self.num_classes), slice(-self.num_classes, None)
-        name = self.block_names[k]
-        figures = {
+        name = self.part_names[k]
+        metrics = {
             f"{name}/condition": equations.condition(self.ridge),
             f"{name}/effective_rank": equations.effective_rank(),
             f"{name}/readout_r2": equations.r2(weights, readout),
@@ -147,18 +140,20 @@ class ClosedFormMLP(Classifier, Method):
         _set(self.readouts[k], weights[:, readout])
         if weights.shape[1] > self.num_classes:  # random features have no targets: they stay as they were drawn
             _set(self.blocks[k][0], weights[:, hidden])
-            figures[f"block{k + 1}/target_r2"] = equations.r2(weights, hidden)
+            metrics[f"block{k + 1}/target_r2"] = equations.r2(weights, hidden)
         self.solved += 1
-        return figures | {f"{name}/seconds": time.perf_counter() - self._began}
+        return metrics | {f"{name}/seconds": time.perf_counter() - self._began}
 
+    @override
     def training_step(self, batch: LabelledImages, batch_idx: int) -> None:
         """Count one batch in; solve after an epoch's last one."""
         self.accumulate(batch.images, batch.labels)
         self.optimizers().step()
         if self.trainer.is_last_batch:  # here, since checkpoints and validation come before on_train_epoch_end
-            figures = {f"train/{name}": value for name, value in self.solve().items()}
-            self.log_dict(figures, on_step=False, on_epoch=True, batch_size=1)
+            metrics = {f"train/{name}": value for name, value in self.solve().items()}
+            self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=1)
 
+    @override
     def configure_optimizers(self) -> Optimizer:
         """One that changes nothing: Lightning's count of batches, which data and loggers go by, is its steps."""
         return SGD(self.parameters(), lr=0.0)
@@ -172,40 +167,47 @@ class ClosedFormMLP(Classifier, Method):
             features.append(block(features[-1]))
         return features
 
+    @override
     def block_logits(self, images: Tensor) -> dict[str, Tensor]:
         """``input``, ``block1``, … → read-outs ``(B, classes)``, as deep as is solved; the last is the model's."""
         features = self._features(images, last=max(int(self.solved) - 1, 0))
-        readouts = zip(self.block_names, self.readouts, features, strict=False)
+        readouts = zip(self.part_names, self.readouts, features, strict=False)
         return {name: readout(h) for name, readout, h in readouts}
 
+    @override
     def block_features(self, images: Tensor, last: int | None = None) -> dict[str, Tensor]:
         """What probes read of blocks 1 … ``last``; of those that are not solved yet, random features."""
         features = self._features(images, last or self.num_blocks)
-        return {f"{name}/gap": h for name, h in zip(self.block_names, features, strict=False) if name != "input"}
+        return {f"{name}/gap": h for name, h in zip(self.block_names, features[1:], strict=False)}
 
+    @override
     def forward(self, images: Tensor) -> Tensor:
         """The model's prediction: ``(B, classes)``, about 1 for the class and −1 for the others."""
         return list(self.block_logits(images).values())[-1]
 
     # -- beside training ------------------------------------------------------------------------
 
+    @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the sums of a layer that is not solved yet."""
         super().on_save_checkpoint(checkpoint)
         if self._equations:
             checkpoint["normal_equations"] = vars(self._equations)
 
+    @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on inside a layer."""
         if sums := checkpoint.get("normal_equations"):
             self._equations = NormalEquations(**sums)
 
+    @override
     def on_train_start(self) -> None:
         """Bring a checkpoint's sums to the device, which is not known when they are read."""
         self._began = time.perf_counter()
         if self._equations:
             self._equations = self._equations.to(self.device)
 
+    @override
     def setup(self, stage: str) -> None:
         """Refuse what would leave layers unsolved.
 
@@ -213,7 +215,7 @@ class ClosedFormMLP(Classifier, Method):
             UsageError: several processes, another number of epochs than there are layers, or one of steps.
         """
         require_supported_processes(self, self.trainer)
-        limits, needed = (self.trainer.max_epochs, self.trainer.max_steps), self.fixed_epochs
+        limits, needed = (self.trainer.max_epochs, self.trainer.max_steps), self.schedule.epochs
         if stage == "fit" and not self.trainer.fast_dev_run and limits != (needed, -1):
             raise UsageError(
                 "One epoch solves one layer, the read-out included: set trainer.max_epochs to "

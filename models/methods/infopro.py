@@ -14,11 +14,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from losses import top1
 from losses.errors import UsageError
 from models.classification import LocalClassification
-from models.local_learning import LabelledImages
+from models.method import LabelledImages
 from models.networks.chain import NetworkCallable, initialise_convolutions
 from models.networks.cut import Cut, block_shapes, cut_chain
 from models.networks.heads.classifiers import AuxHead, HeadCallable
@@ -99,9 +100,10 @@ class InfoPro(LocalClassification):
         self.register_buffer("image_mean", torch.tensor(image_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("image_std", torch.tensor(image_std).view(-1, 1, 1), persistent=False)
 
+    @override
     def local_loss(self, k: int, features: Tensor, batch: LabelledImages) -> Tensor:
         """λ₁ times the reconstruction's loss plus λ₂ times the head's; of the last block, its output loss."""
-        if k == len(self.blocks) - 1:
+        if k == self.num_blocks - 1:
             return super().local_loss(k, features, batch)
         reconstruction, z = self.heads[k](features)
         image = (batch.images * self.image_std + self.image_mean).clamp(0, 1)
@@ -118,16 +120,12 @@ class InfoPro(LocalClassification):
     def _head_loss(self, z: Tensor, labels: Tensor) -> Tensor:
         return self._contrast(z.float(), labels) if self._contrast else self.prediction_loss(z, labels)
 
-    def block_logits(self, images: Tensor) -> dict[str, Tensor]:
+    @override
+    def block_prediction(self, k: int, features: Tensor) -> Tensor | None:
         """Of the last block, and in softmax mode of all."""
-        logits = {}
-        for name, block, head in zip(self.block_names, self.blocks, self.heads, strict=True):
-            images = block(images)
-            if head is self.heads[-1]:
-                logits[name] = head(images)
-            elif not self._contrast:
-                logits[name] = head(images)[1]
-        return logits
+        if k == self.num_blocks - 1:
+            return self.heads[k](features)
+        return None if self._contrast else self.heads[k].aux(features)
 
 
 def _contrast() -> nn.Module:

@@ -8,25 +8,28 @@ to ImageNet" (ICML 2019). Blocks that learn all at once are :class:`models.Decou
 """
 
 import copy
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from typing_extensions import override
 
 from losses.errors import UsageError
-from models.local_learning import LabelledImages
+from models.method import LabelledImages
 from models.methods.decoupled_greedy import DecoupledGreedy
 from models.networks.chain import NetworkCallable, NetworkError
 from models.networks.cut import Cut
 from models.networks.heads.classifiers import AuxHead, HeadCallable
 from models.networks.layers.overparameterized import collapse, overparameterize
-from models.parts.feature_store import FeatureStore, StoredFeatures
+from models.parts.feature_store import FeatureStore
 from models.parts.regularization import Regularization
+from models.parts.stored_inputs import StoredInputs
+from models.plan import StepPlan
 
 
 class Layerwise(DecoupledGreedy):
@@ -35,7 +38,7 @@ class Layerwise(DecoupledGreedy):
     While block k learns, the blocks before it are frozen and in evaluation mode, those behind it idle;
     ``val/top1`` is the accuracy of head k, so its curve shows what each further block adds. Every
     block has an optimizer and a schedule of its own, which begin with it; a finished block's head and
-    optimizer state are freed. ``train/block<k>/seconds`` is the time its epochs took.
+    optimizer state are freed.
 
     Args:
         network: the network, a class from ``models.networks``.
@@ -93,25 +96,33 @@ class Layerwise(DecoupledGreedy):
             epochs_per_block=epochs_per_block,
             **training,
         )
-        self.keep_heads, self.regularization = keep_heads, regularization
-        self.store = store.for_epochs(epochs_per_block) if store else None
+        self.keep_heads, self.regularization, self._epochs = keep_heads, regularization, epochs_per_block
         self.disturb = regularization.disturbance()
         for block in self.blocks:
             overparameterize(block, regularization.overparameterize)
         self._all_heads = [copy.deepcopy(head).to("meta") for head in self.heads]  # for cost: dropped ones too
+        self._store = store.for_epochs(epochs_per_block) if store else None
+        self._inputs = StoredInputs(self._store) if self._store else None
         self._finished = 0
-        self._reached = len(self.blocks)  # in training the number of the block that learns
-        self._stored: StoredFeatures | None = None
-        self._stored_after = 0  # number of the block whose features are stored; 0: none are
-        self._seconds = 0.0
-        self._figures: dict[str, float] = {}
+        self._reached = num_blocks  # in training the number of the block that learns
+        self._resumed: dict[str, float] = {}  # metrics
 
     # -- the learning block -------------------------------------------------------------------------
 
+    @override
+    def step_input(self, batch: LabelledImages) -> tuple[int, Tensor]:
+        """The first block whose input is not stored, and that input."""
+        if self._inputs is None:
+            return super().step_input(batch)
+        epoch = self.current_epoch % self._epochs
+        return self._inputs.blocks, self._inputs.read(epoch, batch.images, batch.indices)
+
+    @override
     def block_output(self, k: int, x: Tensor) -> Tensor:
         """Features of block k; the input of the block that learns is disturbed."""
         return super().block_output(k, self.disturb(x) if k in self.learners else x)
 
+    @override
     def configure_optimizers(self) -> tuple[list[Optimizer], list[LRScheduler]]:
         """One optimizer and schedule per block, with raised weight decay.
 
@@ -132,36 +143,29 @@ class Layerwise(DecoupledGreedy):
 
     # -- from one block to the next -----------------------------------------------------------------
 
-    def on_train_start(self) -> None:
-        """Start the clock."""
-        self._tick = time.perf_counter()
+    @override
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "fit" and self._store:
+            self._store.require_folder()  # not only when the second block begins
 
+    @override
     def on_train_batch_start(self, batch: LabelledImages, batch_idx: int) -> None:
         """When a block begins: store what the frozen blocks hand on."""
         super().on_train_batch_start(batch, batch_idx)
         learner = self.learners.start
         self._reached = learner + 1
         self._finish_before(learner)  # if a checkpoint was written within the end of an epoch
-        if self.store and self._stored_after < learner:
-            with isolate_rng():  # a resumed run stores anew: the step's random numbers stay the same
-                self._store_features(self.store, learner)
+        if self._inputs and self._inputs.blocks < learner:
+            if self.trainer.datamodule is None:
+                raise UsageError("A feature store needs the images in order: give the Trainer a data module.")
+            self._inputs.advance(self.blocks[:learner], self.trainer.datamodule, self.device)
 
-    def take_shape_of(self, weights: Mapping[str, Tensor]) -> None:
-        """Become the model that these weights were saved from: its finished heads and factors are gone."""
-        for k, block in enumerate(self.blocks):
-            if not any(name.startswith(f"heads.{k}.") for name in weights):
-                self.heads[k] = nn.Identity()
-            if not any(name.startswith(f"blocks.{k}.") and ".parametrizations." in name for name in weights):
-                collapse(block)
-
+    @override
     def on_train_epoch_end(self) -> None:
         """Step the schedule; finish a block that has had its epochs: checkpoints are written after this."""
         super().on_train_epoch_end()
-        now = time.perf_counter()
-        self._seconds, self._tick = self._seconds + now - self._tick, now
-        if (self.current_epoch + 1) % self.epochs_per_block == 0:
-            self.log(f"train/{self.block_names[self.learners.start]}/seconds", self._seconds)
-            self._seconds = 0.0
+        if (self.current_epoch + 1) % self._epochs == 0:
             self._finish_before(self.learners.stop)
 
     def _finish_before(self, stop: int) -> None:
@@ -175,128 +179,67 @@ class Layerwise(DecoupledGreedy):
             optimizer.param_groups = self.make_optimizer(self.block_parameters(k)).param_groups
         self._finished = max(self._finished, stop)
 
+    @override
+    def take_shape_of(self, weights: Mapping[str, Tensor]) -> None:
+        """Become the model that these weights were saved from: its finished heads and factors are gone."""
+        for k, block in enumerate(self.blocks):
+            if not any(name.startswith(f"heads.{k}.") for name in weights):
+                self.heads[k] = nn.Identity()
+            if not any(name.startswith(f"blocks.{k}.") and ".parametrizations." in name for name in weights):
+                collapse(block)
+
+    @override
     def on_fit_end(self) -> None:
         """Free the store."""
-        self._reached = len(self.blocks)
-        if self._stored:
-            self._stored.close()
-        self._stored, self._stored_after = None, 0
-
-    # -- the store ----------------------------------------------------------------------------------
-
-    @property
-    def first_block(self) -> int:
-        """The first block whose input is not stored."""
-        return self._stored_after
-
-    def network_input(self, batch: LabelledImages) -> Tensor:
-        """The images, or what is stored of them."""
-        if self._stored is None:
-            return batch.images
-        number = self.current_epoch % self.epochs_per_block % self.store.passes
-        return self._stored.read(number, batch.indices.cpu()).to(batch.images.device)
-
-    @torch.no_grad()
-    def _store_features(self, store: FeatureStore, stop: int) -> None:
-        """Replace what is stored by what the first ``stop`` blocks hand on."""
-        new = None
-        for number in range(store.passes):
-            for indices, x in self._stored_or_images(number):
-                features = self._frozen(x, self._stored_after, stop)
-                new = new or store.new(len(self._data.training_images), features.shape[1:])
-                new.write(number, indices.cpu(), features)
-        if self._stored:
-            self._stored.close()
-        self._stored, self._stored_after = new, stop
-        self._compare_with_recomputed(stop)
-
-    def _stored_or_images(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Indices and features, or at first augmented images, of pass ``number``, in order."""
-        if self._stored is None:
-            yield from ((batch.indices, batch.images) for batch in self._data.training_pass(number, self.device))
-        else:
-            for indices in torch.arange(len(self._stored)).split(self._data.batch_size):
-                yield indices, self._stored.read(number, indices).to(self.device)
-
-    def _frozen(self, x: Tensor, start: int, stop: int) -> Tensor:
-        for block in self.blocks[start:stop]:
-            x = self.store.rounded(block(x))
-        return x
-
-    def _compare_with_recomputed(self, stop: int) -> None:
-        """See on one batch that what was handed from store to store is what the images give."""
-        batch = next(iter(self._data.training_pass(0, self.device)))
-        stored, right = self._stored.read(0, batch.indices.cpu()), self._frozen(batch.images, 0, stop).cpu()
-        if not torch.allclose(stored, right, rtol=1e-3, atol=1e-3 * float(right.abs().max())):
-            raise UsageError(
-                f"Stored features of block {stop} differ from recomputed ones by {(stored - right).abs().max():.3g}. "
-                "Does the data module augment a pass twice in the same way? If not, train without a store."
-            )
-
-    def setup(self, stage: str) -> None:
-        """Refuse what would train wrongly, or fail when the second block begins.
-
-        Raises:
-            UsageError: the store's folder cannot be written.
-        """
-        super().setup(stage)
-        if stage == "fit" and self.store:
-            self.store.require_folder()
-
-    @property
-    def _data(self) -> Any:
-        data = self.trainer.datamodule
-        if data is None:
-            raise UsageError("A feature store needs the images in order: give the Trainer a data module.")
-        return data
-
-    @property
-    def training_heads(self) -> list[nn.Module]:
-        """All heads, also those that are dropped by now."""
-        return self._all_heads
-
-    @property
-    def forward_passes(self) -> list[float]:
-        """With a store frozen blocks are not run, but for the few passes that fill it."""
-        return self.backward_passes if self.store else super().forward_passes
+        self._reached = self.num_blocks
+        if self._inputs:
+            self._inputs.close()
 
     # -- evaluation ---------------------------------------------------------------------------------
 
+    @override
     def block_logits(self, images: Tensor) -> dict[str, Tensor]:
         """Of the block that learns, and of those before it whose heads are kept."""
-        logits = {}
-        for k in range(self._reached):
-            images = self.blocks[k](images)
-            if self.keep_heads or k == self._reached - 1:
-                logits[self.block_names[k]] = self.heads[k](images)
-        return logits
+        walked = enumerate(islice(self.walk(images), self._reached))
+        judged = {k: self.heads[k](x) for k, x in walked if self.keep_heads or k == self._reached - 1}
+        return {self.block_names[k]: logits for k, logits in judged.items()}
 
     @property
-    def monitor(self) -> str:
+    @override
+    def monitor(self) -> str | None:
         """The last block's prediction: earlier blocks' come from another network."""
         return f"val/{self.block_names[-1]}/top1"
 
+    @override
+    def plan(self) -> StepPlan:
+        """All heads, also those that are dropped by now; with a store frozen blocks are not run again."""
+        plan = replace(super().plan(), heads=self._all_heads)
+        return replace(plan, forward_passes=plan.backward_passes) if self._store else plan
+
     # -- checkpoints --------------------------------------------------------------------------------
 
+    @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note the time that the learning block has had so far, and what finished ones reached."""
+        """Note what finished blocks have reached: they are not evaluated again."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["block_seconds"] = self._seconds
-        figures = self.trainer.callback_metrics.items()
-        checkpoint["figures"] = {name: float(value) for name, value in figures if "/block" in name}
+        metrics = self.trainer.callback_metrics.items()
+        checkpoint["metrics"] = {name: float(value) for name, value in metrics if "/block" in name}
 
+    @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with a checkpoint's heads, clock and figures."""
+        """Go on with a checkpoint's heads and metrics."""
         self.take_shape_of(checkpoint["state_dict"])
-        self._seconds, self._figures = checkpoint["block_seconds"], checkpoint["figures"]
+        self._resumed = checkpoint.get("metrics") or checkpoint["figures"]  # its name before version 0.2
 
+    @override
     def on_validation_epoch_end(self) -> None:
         """After a resume, log once more what finished blocks reached: the summary tells of the whole run."""
+        super().on_validation_epoch_end()
         if not self.trainer.sanity_checking:
             finished = [f"/{name}/" for name in self.block_names[: self.learners.start]]
-            earlier = self._figures.items()
+            earlier = self._resumed.items()
             self.log_dict({name: value for name, value in earlier if any(block in name for block in finished)})
-            self._figures = {}
+            self._resumed = {}
 
 
 def _every(units: int, names: list[str]) -> tuple[int, Cut]:

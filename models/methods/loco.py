@@ -11,14 +11,17 @@ the lower half of the next, which lets neighbouring losses negotiate.
 The paper's deeper decoders (further residual blocks in a head) are not built.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
+from typing_extensions import override
 
 from losses.errors import UsageError
-from models.local_learning import PairsOfViews
+from models.method import PairsOfViews
 from models.methods.blockwise_ssl import BlockwiseSSL, Pair
+from models.plan import StepPlan
 
 
 class LoCo(BlockwiseSSL):
@@ -39,13 +42,14 @@ class LoCo(BlockwiseSSL):
         super().__init__(num_blocks=num_blocks, **options)
         if num_blocks < 2:
             raise UsageError("LoCo's units are pairs of blocks: num_blocks must be at least 2.")
-        if self.epochs_per_block is not None or (self.difficulty and self.difficulty.views):
+        if self.schedule.epochs_per_block is not None or (self.difficulty and self.difficulty.views):
             raise UsageError("LoCo's blocks learn together, on the same views: leave epochs_per_block and views out.")
         self.heads[0] = nn.Sequential()  # the first block has no loss of its own
 
+    @override
     def training_step(self, batch: PairsOfViews, batch_idx: int) -> None:
         """One batch: the loss on block k + 1 goes through it and on through block k, which is updated then."""
-        (strength, pair), *_ = self.network_input(batch).items()
+        (strength, pair), *_ = self.step_input(batch)[1].items()
         outputs = self._features(0, pair)
         for k in range(1, self.num_blocks):
             border = tuple(output.detach().requires_grad_() for output in outputs)
@@ -59,15 +63,12 @@ class LoCo(BlockwiseSSL):
             outputs = above
         self.step_block(self.num_blocks - 1)
 
-    @property
-    def backward_passes(self) -> list[float]:
-        """Two where two units overlap."""
-        return [1, *[2] * (self.num_blocks - 2), 1]
-
-    @property
-    def held_together(self) -> list[range]:
-        """The two blocks of each unit."""
-        return [range(k, k + 2) for k in range(self.num_blocks - 1)]
+    @override
+    def plan(self) -> StepPlan:
+        """Two passes back where two units overlap; the two blocks of each unit are held together."""
+        backward = [1, *[2] * (self.num_blocks - 2), 1]
+        units = [range(k, k + 2) for k in range(self.num_blocks - 1)]
+        return replace(super().plan(), backward_passes=backward, held_together=units)
 
     def _backward_below(self, outputs: Pair, border: Pair) -> None:
         """Carry the gradient that reached the border on into the block below."""

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from losses import diversity, top1
 from losses.errors import UsageError
@@ -31,7 +32,7 @@ from models.networks.heads.classifiers import AuxHead, HeadCallable
 class NeuronGroups(LocalClassification):
     """GN-DGL: K blocks × G neuron groups, trained simultaneously.
 
-    One group and no ``final_head`` is decoupled greedy learning, exactly. Logged beside the figures of
+    One group and no ``final_head`` is decoupled greedy learning, exactly. Logged beside the metrics of
     :class:`LocalClassification`, whose ``block<k>`` is the mean of the block's G predictions:
     ``val/final/…`` of the final head, which is also the model's prediction (``val/top1``);
     ``val/block<k>/group1/top1`` of the block's first group alone; ``val/block<k>/diversity``.
@@ -98,27 +99,10 @@ class NeuronGroups(LocalClassification):
         else:
             final = chain.classifier if final_head is None else final_head(shapes[-1], num_classes)
             heads = [*map(block_head, shapes), final]
-            blocks = [*blocks, nn.Sequential()]  # the final head reads what the last block hands on
         super().__init__(network, chain, num_classes, blocks, heads, **training)
-        self.diversity, self.temperature = diversity, temperature
-        self._num_blocks, self._num_groups = num_blocks, num_groups
+        self.num_groups, self.diversity, self.temperature = num_groups, diversity, temperature
 
-    @property
-    def num_blocks(self) -> int:
-        """K; the final head is not counted."""
-        return self._num_blocks
-
-    @property
-    def num_groups(self) -> int:
-        """G."""
-        return self._num_groups
-
-    @property
-    def block_names(self) -> list[str]:
-        """``block1`` … ``blockK``, and ``final`` if there is a final head."""
-        names = super().block_names
-        return names if len(names) == self.num_blocks else [*names[:-1], "final"]
-
+    @override
     def sample_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Sum of the groups' output losses plus λ times their diversity; of the final head, its output loss."""
         if logits.dim() == 2:
@@ -130,11 +114,11 @@ class NeuronGroups(LocalClassification):
             return loss
         return loss + self.diversity * diversity(logits, labels, self.temperature, reduction="none")
 
-    def figures(self, logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
-        """Those of every block, and those of its groups."""
-        figures = super().figures(logits, labels)
+    @override
+    def batch_means(self, logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
+        means = super().batch_means(logits, labels)
         for name, z in logits.items():
             if z.dim() == 3:
-                figures[f"{name}/group1/top1"] = top1(z[:, 0], labels)
-                figures[f"{name}/diversity"] = diversity(z, labels, self.temperature)
-        return figures
+                means[f"{name}/group1/top1"] = top1(z[:, 0], labels)
+                means[f"{name}/diversity"] = diversity(z, labels, self.temperature)
+        return means

@@ -15,11 +15,12 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from losses import channel_deviation, similarity_loss, top1
 from losses.errors import UsageError
 from models.classification import LocalClassification
-from models.local_learning import LabelledImages
+from models.method import LabelledImages
 from models.networks.chain import NetworkCallable
 from models.networks.cut import Cut, block_shapes, cut_chain
 from models.networks.heads.classifiers import LinearHead
@@ -73,20 +74,10 @@ class PredSim(LocalClassification):
 
         blocks = cut_chain(chain, num_blocks, cut, make_head)
         heads = [*map(make_head, block_shapes(chain, blocks)), zeroed(chain.classifier)]
-        blocks = [*blocks, nn.Sequential()]  # the classifier reads what the last block hands on
         super().__init__(network, chain, num_classes, blocks, heads, **training)
         self.beta, self.dropout = beta, dropout
 
-    @property
-    def num_blocks(self) -> int:
-        """K; the classifier is not counted."""
-        return len(self.blocks) - 1
-
-    @property
-    def block_names(self) -> list[str]:
-        """``block1`` … ``blockK``, ``final``: the classifier."""
-        return [*super().block_names[:-1], "final"]
-
+    @override
     def on_train_batch_start(self, batch: LabelledImages, batch_idx: int) -> None:
         """Refuse a batch that has nothing to compare.
 
@@ -100,6 +91,7 @@ class PredSim(LocalClassification):
             )
         super().on_train_batch_start(batch, batch_idx)
 
+    @override
     def local_loss(self, k: int, features: Tensor, batch: LabelledImages) -> Tensor:
         """(1 − β) times the prediction's loss plus β times the similarity loss; of the classifier, cross-entropy."""
         if k == self.num_blocks:
@@ -118,21 +110,19 @@ class PredSim(LocalClassification):
                 self.record(k, "top1", top1(outputs["prediction"], batch.labels))
         return loss
 
+    @override
     def hand_on(self, k: int, features: Tensor) -> Tensor:
         """Detached features with dropout, which the next block reads and block k's own loss does not."""
         drop = F.dropout2d if features.dim() == 4 else F.dropout
         return drop(super().hand_on(k, features), self.dropout, self.training)
 
-    def block_logits(self, images: Tensor) -> dict[str, Tensor]:
+    @override
+    def block_prediction(self, k: int, features: Tensor) -> Tensor | None:
         """Of every block that predicts, which with β = 1 is none, and of the classifier."""
-        logits = {}
-        for name, block, head in zip(self.block_names, self.blocks, self.heads, strict=True):
-            images = block(images)
-            if name == "final":
-                logits[name] = head(images)
-            elif "prediction" in head:
-                logits[name] = head["prediction"](images)
-        return logits
+        head = self.heads[k]
+        if k == self.num_blocks:
+            return head(features)
+        return head["prediction"](features) if "prediction" in head else None
 
 
 class PredSimHead(nn.ModuleDict):

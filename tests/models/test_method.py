@@ -40,5 +40,3 @@ def test_a_method_beside_the_loop_names_its_blocks_and_must_say_the_rest():
     for question in (bare.block_features, bare.block_logits):
         with pytest.raises(NotImplementedError, match="Bare"):
             question(images)
-    with pytest.raises(NotImplementedError, match="Method does not say how many blocks"):
-        Method().num_blocks  # noqa: B018

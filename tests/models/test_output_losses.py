@@ -4,9 +4,12 @@ from functools import partial
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
+from training import evaluated
 
 from datamodules.batch import Batch
+from experiments.measure.yardstick import end_to_end
 from losses import CrossEntropy, ExpGB, LinearOutput, Pow3GB, SoftmaxMSE, diversity
 from losses.errors import UsageError
 from models.methods.backprop import Backprop
@@ -41,7 +44,7 @@ def groups(**arguments):
 def local_losses(model, batch):
     """Loss of every block and its logits."""
     found, x = [], batch.images
-    for k, block in enumerate(model.blocks):
+    for k, block in enumerate([*model.blocks, *([nn.Identity()] if model.has_final_head else [])]):
         features = block(x)
         loss = model.local_loss(k, features, batch)
         found.append((loss, model.logits_of[k]))
@@ -95,10 +98,10 @@ def test_weights_weigh_the_samples(build):
 def test_evaluation_reports_the_output_loss():
     model, batch = decoupled(output_loss=Pow3GB).eval(), draw()
     logits = model.block_logits(batch.images)
-    figures = model.figures(logits, batch.labels)
+    metrics = evaluated(model, batch)
     for name, z in logits.items():
-        torch.testing.assert_close(figures[f"{name}/loss"], Pow3GB()(z, batch.labels).mean())
-        assert figures[f"{name}/top1"] == (z.argmax(1) == batch.labels).float().mean()
+        torch.testing.assert_close(metrics[f"{name}/loss"], Pow3GB()(z, batch.labels).mean(), check_dtype=False)
+        assert metrics[f"{name}/top1"] == (z.argmax(1) == batch.labels).float().mean()
 
 
 def test_infopro_classifies_by_the_output_loss():
@@ -117,7 +120,7 @@ def test_infopro_classifies_by_the_output_loss():
 
 
 def test_the_end_to_end_counterpart_has_the_same_output_loss():
-    whole = decoupled(output_loss=partial(ExpGB, alpha=0.3)).end_to_end()
+    whole = end_to_end(decoupled(output_loss=partial(ExpGB, alpha=0.3)))
     assert isinstance(whole, Backprop)
     assert isinstance(whole.output_loss, ExpGB)
     assert whole.output_loss.alpha == 0.3

@@ -14,6 +14,7 @@ from torch.optim import SGD
 
 from experiments.measure.bench import plain_steps
 from experiments.measure.cost import network_cost
+from experiments.measure.yardstick import end_to_end
 from losses import SubsampledNTXent
 from losses.errors import UsageError
 from models.local_learning import TrainingError
@@ -151,7 +152,7 @@ def test_updating_at_once_equals_summing_all_losses_first():
 
 def test_scaled_loss_is_the_published_formula():
     model = ssl(2, loss=partial(BarlowTwinsLoss, 0.0051), loss_scale=0.024)
-    pairs = model.network_input(batch())
+    _, pairs = model.step_input(batch())
     features = model.block_output(0, pairs)
     z_a, z_b = (model.heads[0](x).detach() for x in features[1.0])
     z_a, z_b = ((z - z.mean(0)) / (z.var(0, correction=0) + 1e-5).sqrt() for z in (z_a, z_b))
@@ -192,22 +193,22 @@ def test_lightlys_heads_can_be_named():
 def test_separate_and_joint_views_differ_in_batchnorm_only():
     apart, together = ssl(1), ssl(1, concatenate_views=True)
     assert_equal_weights(apart, together)
-    pairs = [model.block_output(0, model.network_input(batch()))[1.0] for model in (apart, together)]
+    pairs = [model.block_output(0, model.step_input(batch())[1])[1.0] for model in (apart, together)]
     assert not torch.allclose(pairs[0][0], pairs[1][0])
     apart.eval(), together.eval()
     apart.load_state_dict(together.state_dict())
-    pairs = [model.block_output(0, model.network_input(batch()))[1.0] for model in (apart, together)]
+    pairs = [model.block_output(0, model.step_input(batch())[1])[1.0] for model in (apart, together)]
     assert torch.allclose(pairs[0][0], pairs[1][0], atol=1e-6)
 
 
 def test_noise_reaches_head_and_next_block_in_training_only():
     model = ssl(2, noise=FeatureNoise("hw", 0.5))
     torch.manual_seed(0)
-    noisy = model.block_output(0, model.network_input(batch()))
+    noisy = model.block_output(0, model.step_input(batch())[1])
     assert not torch.equal(noisy[1.0][0], model.blocks[0](views()[1]))
     assert torch.equal(model.hand_on(0, noisy)[1.0][0], noisy[1.0][0])
     model.eval()
-    clean = model.block_output(0, model.network_input(batch()))
+    clean = model.block_output(0, model.step_input(batch())[1])
     assert torch.equal(clean[1.0][0], model.blocks[0](views()[1]))
 
 
@@ -232,7 +233,7 @@ def test_features_for_probes():
 def test_blocks_learn_from_the_views_of_their_difficulty():
     easy, hard = views(0.25, seed=1), views(1.0, seed=2)
     model = ssl(4, difficulty=Difficulty("rising", views=True))
-    model.network_input(batch(easy, hard))
+    model.step_input(batch(easy, hard))
     assert model._strengths == [0.25, 0.25, 1.0, 1.0]
     reached = copy.deepcopy(model)
     steps(model, batch(easy, hard), 1)
@@ -252,7 +253,7 @@ def test_blocks_learn_from_the_views_of_their_difficulty():
 
 def test_views_that_no_later_block_takes_are_dropped():
     model = ssl(4, difficulty=Difficulty("reversed", views=True))
-    pairs = model.network_input(batch(views(0.25), views(1.0)))
+    _, pairs = model.step_input(batch(views(0.25), views(1.0)))
     seen = []
     for k in range(4):
         features = model.block_output(k, pairs)
@@ -265,7 +266,7 @@ def test_temperature_and_scale_follow_difficulty():
     model = ssl(3, loss=partial(NTXentLoss, 0.2), difficulty=Difficulty("rising", easy_temperature=0.8))
     assert [loss.temperature for loss in model.losses] == pytest.approx([0.8, 0.4, 0.2])
     assert model.loss_weights == pytest.approx([4, 2, 1])
-    pairs = model.network_input(batch())
+    _, pairs = model.step_input(batch())
     features = model.block_output(0, pairs)
     plain = NTXentLoss(0.8)(*(model.heads[0](x) for x in features[1.0]))
     assert model.local_loss(0, features, batch()).item() == pytest.approx(4 * plain.item(), rel=1e-5)
@@ -371,11 +372,11 @@ def test_what_is_no_projector_is_refused(wrong):
 
 
 def test_end_to_end_counterpart_has_one_block_and_global_pooling():
-    whole = ssl(4, loss=partial(NTXentLoss, 0.3)).end_to_end()
+    whole = end_to_end(ssl(4, loss=partial(NTXentLoss, 0.3)))
     assert whole.num_blocks == 1
     assert isinstance(whole.heads[0].pooling, GlobalPooling)
     assert whole.losses[0].temperature == 0.3
-    lean = ssl(4).end_to_end(checkpoint_segments=2)
+    lean = end_to_end(ssl(4), checkpoint_segments=2)
     torch.manual_seed(0)
     assert steps(lean, batch(), 1).blocks[0].segments == 2
 

@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from torch.nn import functional as F
+from training import evaluated
 
 from datamodules.batch import Batch
 from experiments.measure.cost import network_cost
@@ -108,7 +109,7 @@ def test_only_heads_that_classify_predict(loss, names):
     assert list(logits) == names
     assert all(z.shape == (12, CLASSES) for z in logits.values())
     torch.testing.assert_close(logits["block4"], model(batch.images))
-    assert ("ensemble/top1" in model.figures(logits, batch.labels)) == (loss == "softmax")
+    assert ("ensemble/top1" in evaluated(model, batch)) == (loss == "softmax")
 
 
 @pytest.mark.parametrize(

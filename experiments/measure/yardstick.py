@@ -1,0 +1,57 @@
+"""The yardstick: the same network, fresh, trained end to end on the same task."""
+
+from functools import singledispatch
+
+from losses.errors import UsageError
+from models.classification import LocalClassification
+from models.local_learning import LocalLearning
+from models.methods.backprop import Backprop
+from models.methods.blockwise_ssl import BlockwiseSSL
+from models.networks.heads.embeddings import GlobalPooling
+from models.networks.memory.checkpointed import Checkpointed
+
+
+@singledispatch
+def end_to_end(model: LocalLearning, checkpoint_segments: int = 0) -> LocalLearning:
+    """The network of a method, trained as one block: what cost and bench compare with.
+
+    For a method of your own that is neither of those below: ``end_to_end.register``.
+
+    Args:
+        model: the method.
+        checkpoint_segments: keep activations only at the borders of that many segments; 0 keeps all.
+
+    Raises:
+        UsageError: it is not known what to compare this method with.
+    """
+    raise UsageError(
+        f"cost and bench do not know what end-to-end training to compare {type(model).__name__} with: derive it from "
+        "LocalClassification or BlockwiseSSL, or register a function with experiments.measure.yardstick.end_to_end."
+    )
+
+
+@end_to_end.register
+def _(model: LocalClassification, checkpoint_segments: int = 0) -> LocalLearning:
+    """Backpropagation through the network's own classifier, with the same output loss."""
+    options = {"optimizer": model.make_optimizer, "output_loss": model.make_output_loss}
+    return Backprop(model.make_network, model.image_shape, model.num_classes, checkpoint_segments, **options)
+
+
+@end_to_end.register
+def _(model: BlockwiseSSL, checkpoint_segments: int = 0) -> LocalLearning:
+    """One block with the same loss and projector on globally pooled features."""
+    whole = BlockwiseSSL(
+        model.make_network,
+        model.image_shape,
+        model.num_classes,
+        num_blocks=1,
+        loss=model.make_loss,
+        loss_scale=model.loss_scale,
+        pooling=GlobalPooling,
+        projector=model.make_projector,
+        concatenate_views=model.concatenate_views,
+        optimizer=model.make_optimizer,
+    )
+    if checkpoint_segments:
+        whole.blocks[0] = Checkpointed(whole.blocks[0], checkpoint_segments)
+    return whole

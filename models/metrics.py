@@ -1,0 +1,71 @@
+"""Metrics of predictions, exact over batches of any size and over processes that each evaluate a share of a split."""
+
+from collections.abc import Mapping
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+
+class EvaluationMetrics:
+    """Top-1 and top-5 of every prediction, and means over the images, of one pass over a split.
+
+    Which predictions there are may change from epoch to epoch (blocks that learn one by one): a metric comes into
+    being with the name of what it judges.
+
+    Args:
+        num_classes: number of classes; where there are at most 5, top-5 is left out.
+        device: where the predictions are.
+    """
+
+    def __init__(self, num_classes: int, device: torch.device) -> None:
+        self._num_classes, self._device = num_classes, device
+        self._accuracies: dict[str, MetricCollection] = {}
+        self._means: dict[str, MeanMetric] = {}
+
+    @torch.no_grad()
+    def update(self, predictions: Mapping[str, Tensor], labels: Tensor, means: Mapping[str, Tensor]) -> None:
+        """Count a batch.
+
+        Args:
+            predictions: name (the model's own: empty) → logits or probabilities ``(B, classes)``.
+            labels: int64 ``(B,)``.
+            means: name → mean over the images of the batch, a scalar.
+        """
+        for name, prediction in predictions.items():
+            self._accuracy(name).update(prediction, labels)
+        for name, mean in means.items():
+            self._mean(name).update(mean, len(labels))
+
+    def compute(self) -> dict[str, Tensor]:
+        """``<prediction>/top1``, ``…/top5`` → share of the images, 0 … 1; the means under their names."""
+        found: dict[str, Tensor] = {}
+        for name in _of_any_process([*self._accuracies]):
+            found |= self._accuracy(name).compute()
+        return found | {name: self._mean(name).compute() for name in _of_any_process([*self._means])}
+
+    def _accuracy(self, name: str) -> MetricCollection:
+        if name not in self._accuracies:
+            metrics = {
+                f"top{k}": MulticlassAccuracy(self._num_classes, k, average="micro", validate_args=False)
+                for k in ((1, 5) if self._num_classes > 5 else (1,))
+            }
+            collection = MetricCollection(metrics, prefix=f"{name}/" if name else None, compute_groups=False)
+            self._accuracies[name] = collection.to(self._device)
+        return self._accuracies[name]
+
+    def _mean(self, name: str) -> MeanMetric:
+        if name not in self._means:
+            self._means[name] = MeanMetric(nan_strategy="disable").to(self._device)
+        return self._means[name]
+
+
+def _of_any_process(names: list[str]) -> list[str]:
+    """The names that any process has, in the same order in all: one whose share was empty has counted nothing."""
+    if not dist.is_initialized():
+        return names
+    gathered: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(gathered, names)
+    return list(dict.fromkeys(name for some in gathered for name in some))
