@@ -10,6 +10,7 @@ import pytest
 import torch
 import training
 from torch.optim import SGD
+from torch.utils.data import DataLoader
 from training import assert_equal_weights
 
 from datamodules.augment import Augment
@@ -408,4 +409,4 @@ def test_a_store_wants_a_pass_and_a_data_module(tmp_path):
     options = {"enable_progress_bar": False, "enable_model_summary": False, "default_root_dir": tmp_path}
     trainer = L.Trainer(max_epochs=6, accelerator="cpu", logger=False, enable_checkpointing=False, **options)
     with pytest.raises(UsageError, match="give the Trainer a data module"):
-        trainer.fit(layerwise(store=FeatureStore()), [batch])
+        trainer.fit(layerwise(store=FeatureStore()), DataLoader([batch], batch_size=None, collate_fn=lambda one: one))
