@@ -55,6 +55,9 @@ class LocalLearning(Method):
         UsageError: fewer than one epoch per block.
     """
 
+    blocks: nn.ModuleList
+    heads: nn.ModuleList
+
     def __init__(
         self,
         network: NetworkCallable,
@@ -74,8 +77,9 @@ class LocalLearning(Method):
         self.automatic_optimization = False
         self.make_network, self.network_name = network, chain.name
         self.image_shape, self.num_classes = chain.image_shape, num_classes
-        parts = [nn.ModuleList(blocks), nn.ModuleList(heads)]
-        self.blocks, self.heads = map(recomputed.recompute, parts) if recompute else parts
+        self.blocks, self.heads = nn.ModuleList(blocks), nn.ModuleList(heads)
+        for part in (self.blocks, self.heads) if recompute else ():
+            recomputed.recompute(part)
         self.num_blocks, self.has_final_head = len(blocks), len(heads) > len(blocks)
         self.schedule = Schedule(len(heads), epochs_per_block)
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
@@ -188,14 +192,14 @@ class LocalLearning(Method):
     def _optimizers(self) -> tuple[list[Any], list[Any]]:
         """Torch's optimizers, and Lightning's wrappers whose step is counted."""
         raw, counted = self.optimizers(use_pl_optimizer=False), self.optimizers()
-        return (raw, counted) if isinstance(raw, list) else ([raw], [counted])
+        return _listed(raw), _listed(counted)
 
     def _step_schedulers(self, interval: str) -> None:
         # Lightning steps no schedule under manual optimization.
         if self.make_scheduler and interval == self.scheduler_interval:
-            schedulers = self.lr_schedulers()
+            schedulers = _listed(self.lr_schedulers())
             for k in self._learned:
-                (schedulers if isinstance(schedulers, list) else [schedulers])[k].step()
+                schedulers[k].step()
 
     # -- watching -------------------------------------------------------------------------------
 
@@ -218,7 +222,7 @@ class LocalLearning(Method):
     @override
     def on_train_batch_start(self, batch: LabelledImages, batch_idx: int) -> None:
         """Decide whether this step is logged; freeze what has learned before."""
-        every = self.trainer.log_every_n_steps
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # a connector of Lightning's sets it
         self._log_now = every > 0 and (self.global_step + 1) % every == 0
         self._learned = self.learners
         for part in (self.blocks, self.heads):
@@ -273,7 +277,7 @@ class LocalLearning(Method):
         """What one training step does, for those who count what it costs."""
         passes = self.schedule.forward_passes, self.schedule.backward_passes
         alone = [range(k, k + 1) for k in range(self.schedule.parts)]
-        return StepPlan(self.blocks, self.heads, self.schedule, *passes, held_together=alone)
+        return StepPlan([*self.blocks], [*self.heads], self.schedule, *passes, held_together=alone)
 
     @property
     @override
@@ -294,13 +298,19 @@ class LocalLearning(Method):
         """
         require_supported_processes(self, self.trainer)
         epochs, needed = self.trainer.max_epochs, self.schedule.epochs
-        if stage == "fit" and needed and not self.trainer.fast_dev_run and epochs != needed:
+        short = self.trainer.fast_dev_run  # type: ignore[attr-defined]  # a connector of Lightning's sets it
+        if stage == "fit" and needed and not short and epochs != needed:
             anew = f" The schedule begins anew with every block: T_max counts that block's {self.scheduler_interval}s."
             raise UsageError(
                 f"{self.schedule.parts} blocks of {self.schedule.epochs_per_block} epochs each take {needed} epochs: "
                 f"set trainer.max_epochs to that, not {epochs}, or change epochs_per_block."
                 f"{anew if self.make_scheduler else ''}"
             )
+
+
+def _listed(one_or_several: Any) -> list[Any]:
+    """What Lightning gives as a list only if there are several."""
+    return one_or_several if isinstance(one_or_several, list) else [one_or_several]
 
 
 def pooled(features: Tensor) -> Tensor:

@@ -16,17 +16,27 @@ from models.plan import Schedule
 
 
 class LabelledImages(Protocol):
-    """A batch: images ``(B, C, H, W)``, labels ``(B,)``, weights of the samples' losses ``(B,)`` if they differ."""
+    """A batch, as data modules give them."""
 
-    images: Tensor
-    labels: Tensor
-    weights: Tensor | None
+    @property
+    def images(self) -> Tensor:
+        """``(B, C, H, W)``."""
 
+    @property
+    def labels(self) -> Tensor:
+        """int64 ``(B,)``."""
 
-class PairsOfViews(LabelledImages, Protocol):
-    """The same, and pairs of views of every image: (strength, view a, view b), views ``(B, C, H, W)``."""
+    @property
+    def views(self) -> Sequence[tuple[float, Tensor, Tensor]]:
+        """Pairs of views of every image, if asked for: (strength, view a, view b), views ``(B, C, H, W)``."""
 
-    views: Sequence[tuple[float, Tensor, Tensor]]
+    @property
+    def indices(self) -> Tensor | None:
+        """Places of the images in the training split ``(B,)``, in training."""
+
+    @property
+    def weights(self) -> Tensor | None:
+        """Weights of the samples' losses ``(B,)``, if they differ."""
 
 
 class Method(L.LightningModule):

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 
@@ -48,7 +48,7 @@ class EvaluationMetrics:
 
     def _accuracy(self, name: str) -> MetricCollection:
         if name not in self._accuracies:
-            metrics = {
+            metrics: dict[str, Metric | MetricCollection] = {
                 f"top{k}": MulticlassAccuracy(self._num_classes, k, average="micro", validate_args=False)
                 for k in ((1, 5) if self._num_classes > 5 else (1,))
             }

@@ -35,4 +35,5 @@ class Backprop(DecoupledGreedy):
     ) -> None:
         super().__init__(network, image_shape, num_classes, num_blocks=1, cut=Cut(), head=AuxHead, **training)
         if checkpoint_segments:
-            self.blocks[0] = Checkpointed(self.blocks[0], checkpoint_segments)
+            (whole,) = self.blocks
+            self.blocks[0] = Checkpointed(whole, checkpoint_segments)

@@ -13,7 +13,7 @@ Both views pass block k, its loss goes back and its graph is freed before block 
 ordinary method with the same head.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +25,7 @@ from typing_extensions import override
 from losses import SubsampledNTXent, correlation_parts, largest_deviation, pretext_top1
 from losses.errors import UsageError
 from models.local_learning import LocalLearning, TrainingError, pooled
-from models.method import PairsOfViews
+from models.method import LabelledImages
 from models.networks.chain import NetworkCallable
 from models.networks.cut import Cut, block_shapes, cut_chain
 from models.networks.heads.embeddings import (
@@ -110,14 +110,14 @@ class BlockwiseSSL(LocalLearning):
         self.make_loss, self.make_projector = loss, projector
         self.difficulty = difficulty
         self.difficulties = (difficulty or Difficulty("constant_full")).of_blocks(num_blocks)
-        self.loss_weights = _temper(self.losses, self.difficulties, difficulty)
+        self.loss_weights = _temper([*self.losses], self.difficulties, difficulty)
         self._strengths = [1.0] * num_blocks
         self._deviations: dict[int, Tensor] = {}
 
     # -- the algorithm: what goes through the blocks is, per strength of views, a pair -----------------
 
     @override
-    def step_input(self, batch: PairsOfViews) -> tuple[int, dict[float, Pair]]:
+    def step_input(self, batch: LabelledImages) -> tuple[int, dict[float, Pair]]:
         """The first block; the pairs of views that some block takes, by their strength.
 
         Raises:
@@ -145,7 +145,7 @@ class BlockwiseSSL(LocalLearning):
         }
 
     @override
-    def local_loss(self, k: int, features: Mapping[float, Pair], batch: PairsOfViews) -> Tensor:
+    def local_loss(self, k: int, features: Mapping[float, Pair], batch: LabelledImages) -> Tensor:
         """Loss of block k's embeddings of its two views, in float32."""
         a, b = features[self._strengths[k]]
         z_a, z_b = self.heads[k](a), self.heads[k](b)
@@ -217,7 +217,7 @@ class BlockwiseSSL(LocalLearning):
         self.record(k, "deviation", self._deviations[k])
 
     @override
-    def on_train_batch_end(self, outputs: object, batch: PairsOfViews, batch_idx: int) -> None:
+    def on_train_batch_end(self, outputs: object, batch: LabelledImages, batch_idx: int) -> None:
         """Stop at a loss that is no number or at collapsed embeddings; log; step the schedules.
 
         Raises:
@@ -242,12 +242,12 @@ class BlockwiseSSL(LocalLearning):
         found = {}
         for name, head, features in zip(self.block_names[:last], self.heads, self.walk(images), strict=False):
             found[f"{name}/gap"] = pooled(features)
-            if isinstance(getattr(head, "pooling", None), ConvExpansion):
-                found[f"{name}/cbe"] = head.pooling(features)
+            if isinstance(pooling := getattr(head, "pooling", None), ConvExpansion):
+                found[f"{name}/cbe"] = pooling(features)
         return found
 
     @override
-    def validation_step(self, batch: PairsOfViews, batch_idx: int) -> None:
+    def validation_step(self, batch: LabelledImages, batch_idx: int) -> None:
         """Send the images through the blocks, where an online probe reads their features."""
         for _ in self.walk(batch.images):
             pass
@@ -275,7 +275,7 @@ class BlockwiseSSL(LocalLearning):
         )
 
 
-def _temper(losses: nn.ModuleList, difficulties: list[float], difficulty: Difficulty | None) -> list[float]:
+def _temper(losses: Sequence[Any], difficulties: list[float], difficulty: Difficulty | None) -> list[float]:
     """Set the temperature of every block's loss; the factors that keep the scale of its gradients.
 
     Raises:

@@ -89,6 +89,7 @@ class ClosedFormMLP(Classifier):
             nn.init.zeros_(weights)
         hidden = [targets(fan_in + 1, width, num_classes) for fan_in, width in pairwise(sizes)]
         self.targets = nn.ModuleList([*hidden, RandomFeatures(sizes[-1] + 1, 0, num_classes)])  # none after the last
+        self.solved: Tensor
         self.register_buffer("solved", torch.tensor(0))
         self.requires_grad_(False)
         self._equations: NormalEquations | None = None
@@ -123,6 +124,7 @@ class ClosedFormMLP(Classifier):
             UsageError: λ is too small for float64.
         """
         k, equations, self._equations = int(self.solved), self._equations, None
+        assert equations, "samples are accumulated first"
         try:
             weights = equations.solve(self.ridge)
         except torch.linalg.LinAlgError as fault:
@@ -139,7 +141,7 @@ class ClosedFormMLP(Classifier):
         }
         _set(self.readouts[k], weights[:, readout])
         if weights.shape[1] > self.num_classes:  # random features have no targets: they stay as they were drawn
-            _set(self.blocks[k][0], weights[:, hidden])
+            _set(self.blocks[k].get_submodule("0"), weights[:, hidden])
             metrics[f"block{k + 1}/target_r2"] = equations.r2(weights, hidden)
         self.solved += 1
         return metrics | {f"{name}/seconds": time.perf_counter() - self._began}
@@ -148,7 +150,7 @@ class ClosedFormMLP(Classifier):
     def training_step(self, batch: LabelledImages, batch_idx: int) -> None:
         """Count one batch in; solve after an epoch's last one."""
         self.accumulate(batch.images, batch.labels)
-        self.optimizers().step()
+        self.optimizers().step()  # type: ignore[union-attr]  # there is one
         if self.trainer.is_last_batch:  # here, since checkpoints and validation come before on_train_epoch_end
             metrics = {f"train/{name}": value for name, value in self.solve().items()}
             self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=1)
@@ -215,8 +217,9 @@ class ClosedFormMLP(Classifier):
             UsageError: several processes, another number of epochs than there are layers, or one of steps.
         """
         require_supported_processes(self, self.trainer)
+        short = self.trainer.fast_dev_run  # type: ignore[attr-defined]  # a connector of Lightning's sets it
         limits, needed = (self.trainer.max_epochs, self.trainer.max_steps), self.schedule.epochs
-        if stage == "fit" and not self.trainer.fast_dev_run and limits != (needed, -1):
+        if stage == "fit" and not short and limits != (needed, -1):
             raise UsageError(
                 "One epoch solves one layer, the read-out included: set trainer.max_epochs to "
                 f"{needed}, the number of widths and one, not {limits[0]}, and no max_steps."
@@ -231,7 +234,7 @@ def _random_linear(fan_in: int, width: int) -> nn.Linear:
     return linear
 
 
-def _set(linear: nn.Linear, weights: Tensor) -> None:
-    """Weights ``(fan-in + 1, width)``, the last row of which are biases."""
+def _set(linear: Any, weights: Tensor) -> None:
+    """Set an ``nn.Linear`` to weights ``(fan-in + 1, width)``, the last row of which are biases."""
     linear.weight.copy_(weights[:-1].T)
     linear.bias.copy_(weights[-1])

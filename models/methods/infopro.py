@@ -97,6 +97,8 @@ class InfoPro(LocalClassification):
         heads = [*map(make_head, block_shapes(chain, blocks)[:-1]), chain.classifier]
         super().__init__(network, chain, num_classes, blocks, heads, **training)
         self.weights, self._contrast = block_weights, _contrast() if loss == "contrast" else None
+        self.image_mean: Tensor
+        self.image_std: Tensor
         self.register_buffer("image_mean", torch.tensor(image_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("image_std", torch.tensor(image_std).view(-1, 1, 1), persistent=False)
 
@@ -123,9 +125,10 @@ class InfoPro(LocalClassification):
     @override
     def block_prediction(self, k: int, features: Tensor) -> Tensor | None:
         """Of the last block, and in softmax mode of all."""
-        if k == self.num_blocks - 1:
-            return self.heads[k](features)
-        return None if self._contrast else self.heads[k].aux(features)
+        head = self.heads[k]
+        if not isinstance(head, InfoProHead):
+            return head(features)
+        return None if self._contrast else head.aux(features)
 
 
 def _contrast() -> nn.Module:

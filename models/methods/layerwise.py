@@ -157,9 +157,10 @@ class Layerwise(DecoupledGreedy):
         self._reached = learner + 1
         self._finish_before(learner)  # if a checkpoint was written within the end of an epoch
         if self._inputs and self._inputs.blocks < learner:
-            if self.trainer.datamodule is None:
+            data = self.trainer.datamodule  # type: ignore[attr-defined]  # a connector of Lightning's sets it
+            if data is None:
                 raise UsageError("A feature store needs the images in order: give the Trainer a data module.")
-            self._inputs.advance(self.blocks[:learner], self.trainer.datamodule, self.device)
+            self._inputs.advance([*self.blocks[:learner]], data, self.device)
 
     @override
     def on_train_epoch_end(self) -> None:

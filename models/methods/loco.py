@@ -19,7 +19,7 @@ from torch import nn
 from typing_extensions import override
 
 from losses.errors import UsageError
-from models.method import PairsOfViews
+from models.method import LabelledImages
 from models.methods.blockwise_ssl import BlockwiseSSL, Pair
 from models.plan import StepPlan
 
@@ -47,12 +47,12 @@ class LoCo(BlockwiseSSL):
         self.heads[0] = nn.Sequential()  # the first block has no loss of its own
 
     @override
-    def training_step(self, batch: PairsOfViews, batch_idx: int) -> None:
+    def training_step(self, batch: LabelledImages, batch_idx: int) -> None:
         """One batch: the loss on block k + 1 goes through it and on through block k, which is updated then."""
         (strength, pair), *_ = self.step_input(batch)[1].items()
         outputs = self._features(0, pair)
         for k in range(1, self.num_blocks):
-            border = tuple(output.detach().requires_grad_() for output in outputs)
+            border = outputs[0].detach().requires_grad_(), outputs[1].detach().requires_grad_()
             above = self._features(k, border)
             loss = self.local_loss(k, {strength: above}, batch)
             last = k == self.num_blocks - 1

@@ -94,9 +94,10 @@ class PredSim(LocalClassification):
     @override
     def local_loss(self, k: int, features: Tensor, batch: LabelledImages) -> Tensor:
         """(1 − β) times the prediction's loss plus β times the similarity loss; of the classifier, cross-entropy."""
-        if k == self.num_blocks:
+        head = self.heads[k]
+        if not isinstance(head, PredSimHead):
             return super().local_loss(k, features, batch)
-        outputs = dict(zip(self.heads[k], self.heads[k](features), strict=True))
+        outputs = dict(zip(head, head(features), strict=True))
         loss = features.new_zeros(())
         if "similarity" in outputs:
             similarity = similarity_loss(outputs["similarity"], batch.labels, self.num_classes)
@@ -120,7 +121,7 @@ class PredSim(LocalClassification):
     def block_prediction(self, k: int, features: Tensor) -> Tensor | None:
         """Of every block that predicts, which with β = 1 is none, and of the classifier."""
         head = self.heads[k]
-        if k == self.num_blocks:
+        if not isinstance(head, PredSimHead):
             return head(features)
         return head["prediction"](features) if "prediction" in head else None
 

@@ -43,7 +43,8 @@ class Chain(nn.Module):
         super().__init__()
         self.units = nn.Sequential(OrderedDict(units))
         self.classifier = classifier
-        self.image_shape = tuple(image_shape)
+        channels, height, width = image_shape
+        self.image_shape = channels, height, width
         self.name = name
 
     @property

@@ -166,6 +166,8 @@ class ForwardProjection(HiddenTargets):
         super().__init__()
         self.g = getattr(torch, g)
         self.num_classes = num_classes
+        self.q: Tensor
+        self.u: Tensor
         self.register_buffer("q", _gaussian(fan_in, width))
         self.register_buffer("u", _gaussian(num_classes, width))
 
@@ -200,6 +202,8 @@ class Platonic(HiddenTargets):
     ) -> None:
         super().__init__()
         self.g, self.mu = getattr(torch, g), mu
+        self.q: Tensor
+        self.prototypes: Tensor
         self.register_buffer("q", _gaussian(fan_in, width))
         self.register_buffer("prototypes", simplex_prototypes(num_classes, width, kappa))
 

@@ -35,9 +35,9 @@ class StoredInputs:
         self._store, self.blocks = store, 0
         self._features: StoredFeatures | None = None
 
-    def read(self, epoch: int, images: Tensor, indices: Tensor) -> Tensor:
+    def read(self, epoch: int, images: Tensor, indices: Tensor | None) -> Tensor:
         """What is stored of images, or, if nothing is, the images; ``epoch`` (of the block) says which version."""
-        if self._features is None:
+        if self._features is None or indices is None:
             return images
         return self._features.read(epoch % self._store.passes, indices.cpu()).to(images.device)
 

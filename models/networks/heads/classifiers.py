@@ -146,7 +146,7 @@ class LinearHead(Head):
         grid: rows and columns that maps are averaged to; a map with fewer is not enlarged.
     """
 
-    def __init__(self, feature_shape: tuple[int, ...], num_classes: int, grid: tuple[int, int] = (2, 2)) -> None:
+    def __init__(self, feature_shape: tuple[int, ...], num_classes: int, grid: tuple[int, ...] = (2, 2)) -> None:
         size = tuple(min(side, limit) for side, limit in zip(feature_shape[1:], grid, strict=False))
         layers = [nn.AdaptiveAvgPool2d(size)] if size != tuple(feature_shape[1:]) else []
         layers += [nn.Flatten()] if size else []

@@ -12,17 +12,17 @@ class Checkpointed(nn.Sequential):
     """A sequence of units that forgets its activations and recomputes them segment by segment.
 
     Args:
-        units: the units.
+        units: a sequence of them.
         segments: how many segments; activations are kept at their borders only.
 
     Raises:
         NetworkError: more segments than units, or none.
     """
 
-    def __init__(self, units: nn.Sequential, segments: int) -> None:
+    def __init__(self, units: nn.Module, segments: int) -> None:
         super().__init__(OrderedDict(units.named_children()))
-        if not 1 <= segments <= len(units):
-            raise NetworkError(f"{len(units)} units: choose checkpoint_segments from 0 to that, not {segments}.")
+        if not 1 <= segments <= len(self):
+            raise NetworkError(f"{len(self)} units: choose checkpoint_segments from 0 to that, not {segments}.")
         self.segments = segments
 
     def forward(self, x: Tensor) -> Tensor:
