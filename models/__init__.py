@@ -3,6 +3,6 @@
 Plain torch is in ``networks/``, which imports no Lightning; so names are looked up here when they are asked for.
 """
 
-from models.by_name import by_name
+from models.networks.by_name import by_name
 
 __getattr__ = by_name(__name__, __path__, apart="models.networks")

@@ -1,5 +1,5 @@
 """What watches a run, and what leaves training images out of it: one callback a file."""
 
-from models.by_name import by_name
+from models.networks.by_name import by_name
 
 __getattr__ = by_name(__name__, __path__)

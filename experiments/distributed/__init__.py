@@ -1,5 +1,5 @@
 """Several processes: strategies, and hooks that average compressed gradients."""
 
-from models.by_name import by_name
+from models.networks.by_name import by_name
 
 __getattr__ = by_name(__name__, __path__)
