@@ -44,7 +44,8 @@ class ImageDataModule(L.LightningDataModule):
         batch_sizes: epoch → images per batch of training from that epoch (counted from 0) on, for blocks
             trained one after the other: what one block saves in memory can be spent on larger batches.
 
-    With several processes ``batch_size`` is that of each, and all evaluate the whole split.
+    With several processes ``batch_size`` is that of each. Each validates and tests on its own share of the images, and
+    all predict the whole split.
 
     Attributes:
         name: of the data set in tables and summaries.
@@ -78,6 +79,7 @@ class ImageDataModule(L.LightningDataModule):
         batch_sizes: Mapping[int, int] = {},
     ) -> None:
         super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # a process without a share has nothing to do
         if not 0 < validation < 1:
             raise DataError(
                 f"validation is the share of the training split to hold out, between 0 and 1, not {validation}."
@@ -170,15 +172,18 @@ class ImageDataModule(L.LightningDataModule):
 
     @override
     def val_dataloader(self) -> DataLoader[Batch]:
-        """The held-out validation images in order."""
-        return in_order(self._splits["val"], self.batch_size, self.num_workers)
+        """The held-out validation images in order; of several processes each has its share."""
+        return in_order(self._splits["val"], self.batch_size, self.num_workers, self._process)
 
     @override
     def test_dataloader(self) -> DataLoader[Batch]:
-        """The test split in order."""
-        return in_order(self._splits["test"], self.batch_size, self.num_workers)
+        """The test split in order; of several processes each has its share."""
+        return in_order(self._splits["test"], self.batch_size, self.num_workers, self._process)
 
-    predict_dataloader = test_dataloader
+    @override
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """The test split in order, whole on every process: one of them writes the predictions."""
+        return in_order(self._splits["test"], self.batch_size, self.num_workers)
 
     # -- where a run stands ---------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules.batch import Batch
 from datamodules.epochs import Epochs
@@ -98,9 +98,31 @@ def _whole(batch: Any) -> Any:
     return batch
 
 
-def in_order(images: Images, batch_size: int, num_workers: int = 0) -> DataLoader[Batch]:
-    """Batches of a split in its order; the last one may be smaller."""
-    return loader(images, BatchSampler(range(len(images)), batch_size, drop_last=False), num_workers)
+def in_order(
+    images: Images, batch_size: int, num_workers: int = 0, process: tuple[int, int] = (0, 1)
+) -> DataLoader[Batch]:
+    """Batches of a split, or of one process's share of it, in its order; the last one may be smaller.
+
+    Args:
+        images: the split.
+        batch_size: images per batch.
+        num_workers: processes that load batches.
+        process: (which, of how many) that share the split out among themselves.
+    """
+    return loader(images, shares(len(images), batch_size, process), num_workers)
+
+
+def shares(images: int, batch_size: int, process: tuple[int, int]) -> list[Tensor]:
+    """Batches of every n-th image, beginning with that of this process: all processes together meet each image once.
+
+    All have the same number of batches, as DDP exchanges BatchNorm's statistics before every one, in evaluation too. So
+    a last batch too small for all processes joins the one before, which may have one image more than ``batch_size``.
+    Only of fewer images than processes some have no batch.
+    """
+    rank, processes = process
+    starts = range(0, images - processes + 1, batch_size * processes)  # of batches that have an image for everyone
+    batches = torch.arange(images).tensor_split(tuple(starts[1:]))
+    return [batch[rank::processes] for batch in batches if len(batch) > rank]
 
 
 def mix(seed: int, count: int) -> int:

@@ -140,6 +140,23 @@ def test_test_images_come_in_order_with_a_last_smaller_batch(ready, name):
     assert [len(batch.labels) for batch in batches] == [8, 8, 8, 6]
 
 
+@pytest.mark.parametrize("processes", [1, 2, 4, TEST + 5])
+@pytest.mark.parametrize(("stage", "name"), [("fit", "val"), ("validate", "val"), ("test", "test")])
+def test_each_process_evaluates_its_share(ready, stage, name, processes):
+    def share(rank):
+        module = ready(Numbered(batch_size=8), stage, process=(rank, processes), training=False)
+        return flat(getattr(module, f"{name}_dataloader")())
+
+    parts = [share(rank) for rank in range(processes)]
+    whole = flat(getattr(ready(Numbered(), stage), f"{name}_dataloader")())
+    assert [whole[rank::processes] for rank in range(processes)] == parts
+
+
+def test_every_process_predicts_the_whole_split(ready):
+    module = ready(Numbered(), "predict", process=(1, 2))
+    assert flat(module.predict_dataloader()) == list(range(TEST))
+
+
 def test_batches_are_uint8_with_channels_last(ready):
     module = ready(Numbered(batch_size=16))
     for loader in (module.train_dataloader(), module.val_dataloader()):

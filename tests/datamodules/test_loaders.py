@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from datamodules.epochs import Epochs
-from datamodules.loaders import EpochBatches, SeededBatches
+from datamodules.loaders import EpochBatches, SeededBatches, shares
 
 
 def epochs_at(images=103, batch_size=10, epoch=0, done=0, **options):
@@ -101,3 +101,22 @@ def test_every_batch_has_a_seed_of_its_own():
     everything = [seed for epoch in range(4) for seed in seeds(epoch)]
     assert len(set(everything)) == 40
     assert seeds(2, done=3) == everything[23:30]
+
+
+# Evaluation
+
+
+@pytest.mark.parametrize("processes", [1, 2, 7])
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+@pytest.mark.parametrize("images", [1, 15, 16, 17, 33])
+def test_processes_evaluate_each_image_once_and_in_order(images, batch_size, processes):
+    parts = [as_lists(shares(images, batch_size, (rank, processes))) for rank in range(processes)]
+    for rank, part in enumerate(parts):
+        assert [index for batch in part for index in batch] == list(range(images))[rank::processes]
+        assert all(0 < len(batch) <= batch_size + (processes > 1) for batch in part)
+    if images >= processes:
+        assert len({len(part) for part in parts}) == 1  # else DDP's exchange before every batch would wait for ever
+
+
+def test_one_process_evaluates_in_full_batches_and_a_smaller_last_one():
+    assert as_lists(shares(10, 4, (0, 1))) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
