@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from jsonargparse.typing import NonNegativeInt
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -24,10 +25,10 @@ class Augment:
         cutout: side of a square set to the mean colour at a random place (DeVries & Taylor, 2017); 0 for none.
     """
 
-    pad: int = 0
+    pad: NonNegativeInt = 0
     padding: Literal["zero", "reflect"] = "zero"
     flip: bool = False
-    cutout: int = 0
+    cutout: NonNegativeInt = 0
 
 
 def augment_batch(images: Tensor, options: Augment) -> Tensor:
@@ -72,7 +73,7 @@ def _reflected(side: int, pad: int, device: torch.device) -> Tensor:
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """uint8 ``(B, H, W, C)`` → float32 ``(B, C, H, W)`` in channels-last memory, (x / 255 − mean) / std."""
     batch, height, width, channels = images.shape
-    # One figure per pixel and channel of a row: six times as fast on a CPU as one per channel.
+    # One factor per pixel and channel of a row: six times as fast on a CPU as one per channel.
     scale = torch.tensor([1 / (255 * s) for s in std], device=images.device).repeat(width)
     shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=images.device).repeat(width)
     rows = torch.addcmul(shift, images.reshape(batch, height, width * channels).float(), scale)
@@ -80,10 +81,12 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
 
 def cutout(images: Tensor, side: int) -> Tensor:
-    """Set one ``side`` × ``side`` square per normalised image ``(B, C, H, W)`` to 0, the mean colour.
+    """Set one ``side`` × ``side`` square per normalised image ``(B, C, H, W)`` to 0, the mean colour; none at 0.
 
     The centre is anywhere in the image, so squares may hang over the border.
     """
+    if not side:
+        return images
     batch, _, height, width = images.shape
 
     def inside(length: int) -> Tensor:

@@ -1,22 +1,24 @@
 """The face that every data set shows: loaders, held-out validation, augmentation on the device."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import lightning.pytorch as L
-import numpy as np
 import torch
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.fabric.utilities import move_data_to_device
-from sklearn.model_selection import train_test_split
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
+from torch.utils.data import DataLoader
+from typing_extensions import override
 
 from datamodules.augment import Augment, augment_batch, cutout, normalise
 from datamodules.batch import Batch, Selection
-from datamodules.epochs import EpochBatches, SeededBatches, count_batches, mix
+from datamodules.epochs import Epochs
 from datamodules.files import DataError
-from datamodules.images import Images, MemoryImages, TrainingImages
+from datamodules.images import Images, TrainingImages
+from datamodules.loaders import EpochBatches, SeededBatches, in_order, loader, mix
+from datamodules.splits import hold_out
 from datamodules.views.pairs import BatchedPairs, PairedImages, normalised
 from datamodules.views.transforms import Views
 
@@ -42,31 +44,42 @@ class ImageDataModule(L.LightningDataModule):
         batch_sizes: epoch → images per batch of training from that epoch (counted from 0) on, for blocks
             trained one after the other: what one block saves in memory can be spent on larger batches.
 
-    With several processes ``batch_size`` is that of each, and all evaluate the whole split.
+    With several processes ``batch_size`` is that of each. Each validates and tests on its own share of the images, and
+    all predict the whole split.
+
+    Attributes:
+        name: of the data set in tables and summaries.
+        num_classes: number of classes.
+        image_shape: ``(C, H, W)``.
+        mean: of each channel, for images in 0 … 1.
+        std: standard deviation of each channel.
+        epochs: where the run stands.
 
     Raises:
         DataError: a share of validation or batch size that is none, or views in batches of one.
     """
 
+    name: str
     num_classes: int
     image_shape: tuple[int, int, int]
-    mean: ClassVar[Sequence[float]]
-    std: ClassVar[Sequence[float]]
+    mean: Sequence[float]
+    std: Sequence[float]
 
     def __init__(
         self,
         root: str = "data",
-        batch_size: int = 128,
+        batch_size: PositiveInt = 128,
         augment: Augment = Augment(),
         validation: float = 0.1,
         validate_on_test: bool = False,
         download: bool = False,
-        num_workers: int = 0,
+        num_workers: NonNegativeInt = 0,
         seed: int = 0,
         views: Views | None = None,
         batch_sizes: Mapping[int, int] = {},
     ) -> None:
         super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # a process without a share has nothing to do
         if not 0 < validation < 1:
             raise DataError(
                 f"validation is the share of the training split to hold out, between 0 and 1, not {validation}."
@@ -77,18 +90,13 @@ class ImageDataModule(L.LightningDataModule):
             raise DataError(f"batch_sizes counts epochs from 0; there is no epoch {min(batch_sizes)}.")
         if views and smallest < 2:
             raise DataError("Views are compared within a batch: batch_size must be at least 2 with views.")
+        self.name = type(self).__name__
         self.root, self.batch_size, self.augment = root, batch_size, augment
         self.validation, self.validate_on_test = validation, validate_on_test
         self.download, self.num_workers, self.seed = download, num_workers, seed
         self.views, self.batch_sizes = views, batch_sizes
+        self.epochs = Epochs()
         self._splits: dict[str, Images] = {}
-        self._begun = (0, 0)
-        self._selection: Selection | None = None
-
-    @property
-    def name(self) -> str:
-        """Name of the data set in tables and summaries."""
-        return type(self).__name__
 
     def load(self, train: bool) -> Images:
         """Read the published training or test split.
@@ -98,8 +106,9 @@ class ImageDataModule(L.LightningDataModule):
         """
         raise NotImplementedError(f"{type(self).__name__} must implement load(train).")
 
+    @override
     def setup(self, stage: str) -> None:
-        """Read what the stage (``fit``, ``validate``, ``test``, ``predict``) needs, once."""
+        """Read what the stage (``fit``, ``validate``, ``test``, ``predict``) needs, once; ``fit`` begins anew."""
         needs_test = stage in ("test", "predict") or self.validate_on_test
         if needs_test and "test" not in self._splits:
             self._splits["test"] = self.load(train=False)
@@ -108,84 +117,41 @@ class ImageDataModule(L.LightningDataModule):
             if self.validate_on_test:
                 self._splits |= {"train": full, "val": self._splits["test"]}
             else:
-                train, val = self._hold_out(full.labels)
+                train, val = hold_out(full.labels, self.validation, f"training images of {self.name}")
                 self._splits |= {"train": full.subset(train), "val": full.subset(val).for_evaluation()}
         if stage == "fit":
-            self._begun, self._selection = (0, 0), None
+            self.epochs = self.epochs_of(self.training_images)
             if self.batch_sizes:
                 self.reload_every_epoch()
             if self.views:
-                self._check_views(self._splits["train"])
+                self.views.require_for(self.training_images, self.image_shape[1], self.batch_size, self.name)
 
-    def _check_views(self, split: Images) -> None:
-        """Say before training, not in its middle, what views cannot be made of."""
-        if len(split) < self.batch_size:
-            raise DataError(
-                f"{self.name} has {len(split)} training images, fewer than one batch of {self.batch_size}; "
-                "with views only full batches are used: lower batch_size."
-            )
-        if self.views.batched and not isinstance(split, MemoryImages):
-            raise DataError(
-                f"The images of {self.name} are read from disk, each of its own size: set views.batched to false."
-            )
-        self.views.pair_transform(self._side)
-
-    @property
-    def _side(self) -> int:
-        return self.image_shape[1]
-
-    @cached_property
-    def _batched_pairs(self) -> BatchedPairs:
-        return BatchedPairs(self.views, self._side, self.mean, self.std)
-
-    def _hold_out(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        try:
-            train, val = train_test_split(
-                np.arange(len(labels)), test_size=self.validation, random_state=0, stratify=labels.numpy()
-            )
-        except ValueError as fault:
-            raise DataError(
-                f"Cannot hold {self.validation:g} of the {len(labels)} training images of {self.name} out for "
-                f"validation: {fault}"
-            ) from fault
-        return torch.from_numpy(np.sort(train)), torch.from_numpy(np.sort(val))
+    # -- loaders --------------------------------------------------------------------------------------
 
     @property
     def training_images(self) -> Images:
         """The training split, without what is held out."""
         return self._splits["train"]
 
-    def train_dataloader(self) -> DataLoader:
+    @override
+    def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled batches of the training split, or of what is selected of it."""
-        epoch, _ = self._position()
-        return self.training_loader(
-            self.training_images, self._position, self.num_workers, self._batch_size(epoch), self._selection
-        )
+        self.epochs.step = self._step
+        return self.training_loader(self.training_images, self.epochs, self.num_workers)
 
-    def training_loader(
-        self,
-        images: Images,
-        position: Callable[[], tuple[int, slice]],
-        num_workers: int,
-        batch_size: int | None = None,
-        selection: Selection | None = None,
-    ) -> DataLoader:
+    def training_loader(self, images: Images, epochs: Epochs, num_workers: int) -> DataLoader[Batch]:
         """Shuffled batches of any images, as in training.
 
         Args:
             images: what to load.
-            position: tells the number of the epoch that begins, and which of its batches it still has.
+            epochs: tells which of them, in batches of what size.
             num_workers: processes that load batches.
-            batch_size: images per batch; by default the data module's.
-            selection: which of the images; all by default.
         """
-        if self.views and not self.views.batched:
-            images, sampler = PairedImages(images, self.views.pair_transform(self._side)), SeededBatches
-        else:
-            images, sampler = TrainingImages(images, selection), EpochBatches
-        generator, size = torch.Generator(), batch_size or self.batch_size
-        batches = sampler(len(images), size, self.seed, position, generator, bool(self.views), self._process)
-        return self._loader(images, batches, generator, num_workers)
+        batches = EpochBatches(epochs, self.seed)
+        if not self.views or self.views.batched:
+            return loader(TrainingImages(images, epochs.selection), batches, num_workers, batches.generator)
+        pairs = PairedImages(images, self.views.pair_transform(self.image_shape[1]))
+        return loader(pairs, SeededBatches(batches), num_workers, batches.generator)
 
     def training_pass(self, number: int | None, device: torch.device) -> Iterator[Batch]:
         """All training images once, in order; torch is seeded for every batch.
@@ -196,101 +162,81 @@ class ImageDataModule(L.LightningDataModule):
         """
         images = self.training_images if number is not None else self.training_images.for_evaluation()
         seed = mix(self.seed, number or 0)
-        split, generator = TrainingImages(images), torch.Generator().manual_seed(seed)
-        order = torch.arange(len(split)).split(self.batch_size)
+        order = torch.arange(len(images)).split(self.batch_size)
+        batches = loader(TrainingImages(images), order, self.num_workers, torch.Generator().manual_seed(seed))
         torch.manual_seed(seed)
-        for count, batch in enumerate(self._loader(split, order, generator, self.num_workers)):
+        for count, batch in enumerate(batches):
             torch.manual_seed(mix(seed, count))
             batch = move_data_to_device(batch, device)
             yield self.evaluation_batch(batch) if number is None else self.training_batch(batch)
 
-    # -- epochs: where a run stands, and which images and batches the next one has --------------------
+    @override
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """The held-out validation images in order; of several processes each has its share."""
+        return in_order(self._splits["val"], self.batch_size, self.num_workers, self._process)
+
+    @override
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """The test split in order; of several processes each has its share."""
+        return in_order(self._splits["test"], self.batch_size, self.num_workers, self._process)
+
+    @override
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """The test split in order, whole on every process: one of them writes the predictions."""
+        return in_order(self._splits["test"], self.batch_size, self.num_workers)
+
+    # -- where a run stands ---------------------------------------------------------------------------
+
+    def epochs_of(self, images: Images) -> Epochs:
+        """The epochs of a training on these images."""
+        limit = self.trainer.limit_train_batches if self.trainer else 1.0
+        return Epochs(len(images), self.batch_size, self.batch_sizes, bool(self.views), self._process, limit)
 
     def select(self, selection: Selection | None) -> None:
         """Train on these images only from the epoch that begins next; to be called at the end of an epoch.
 
         The selection is kept in checkpoints. Call :meth:`reload_every_epoch` once before training.
         """
-        epoch, _ = self._begun
-        self._begun, self._selection = (epoch + 1, self.trainer.global_step), selection
+        self.epochs.step = self._step
+        self.epochs.select(selection)
 
     def reload_every_epoch(self) -> None:
         """Have Lightning ask for the training batches anew before every epoch: their number will change."""
-        self.trainer.reload_dataloaders_every_n_epochs = 1
+        assert self.trainer
+        self.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]  # set outside of its class
+
+    @property
+    def _step(self) -> int:
+        """Number of training steps that are done."""
+        return self.trainer.global_step if self.trainer else 0
 
     @property
     def _process(self) -> tuple[int, int]:
         """Which process this is, of how many."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def _position(self) -> tuple[int, slice]:
-        # From the step count, which resumes exactly; trainer.current_epoch can be one too low then.
-        epoch, first = self._begun
-        while self.trainer.global_step >= first + (batches := self._count_batches(epoch)):
-            epoch, first = epoch + 1, first + batches
-        self._begun = epoch, first
-        return epoch, slice(self.trainer.global_step - first, batches)
-
-    def _count_batches(self, epoch: int) -> int:
-        _, processes = self._process
-        images = len(self._selection.indices if self._selection else self.training_images)
-        batches = count_batches(images, self._batch_size(epoch), bool(self.views), processes)
-        limit = self.trainer.limit_train_batches
-        return max(min(batches, limit) if isinstance(limit, int) else int(batches * limit), 1)
-
-    def _batch_size(self, epoch: int) -> int:
-        begun = [first for first in self.batch_sizes if first <= epoch]
-        return self.batch_sizes[max(begun)] if begun else self.batch_size
-
+    @override
     def state_dict(self) -> dict[str, Any]:
-        """Epoch, the step it began at and its selection: epochs of different lengths resume exactly."""
-        return {"begun": self._begun, "selection": self._selection and tuple(self._selection)}
+        return self.epochs.state_dict()
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where a checkpoint stood."""
-        self._begun = tuple(state_dict["begun"])
-        self._selection = state_dict["selection"] and Selection(*state_dict["selection"])
+        self.epochs.load_state_dict(state_dict)
 
-    def val_dataloader(self) -> DataLoader:
-        """The held-out validation images in order."""
-        return self._ordered("val")
+    # -- on the device --------------------------------------------------------------------------------
 
-    def test_dataloader(self) -> DataLoader:
-        """The test split in order."""
-        return self._ordered("test")
-
-    def predict_dataloader(self) -> DataLoader:
-        """The test split in order."""
-        return self._ordered("test")
-
-    def _ordered(self, name: str) -> DataLoader:
-        split = self._splits[name]
-        return self._loader(
-            split, BatchSampler(SequentialSampler(split), self.batch_size, drop_last=False), None, self.num_workers
-        )
-
-    def _loader(
-        self, split: Images | PairedImages, batches: Iterable[Any], generator: torch.Generator | None, num_workers: int
-    ) -> DataLoader:
-        return DataLoader(
-            split,
-            batch_sampler=batches,
-            collate_fn=split.collate,
-            num_workers=num_workers,
-            pin_memory=torch.cuda.is_available(),
-            generator=generator,
-        )
-
+    @override
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augment or make views (in training) and normalise on the device.
 
         Seeds torch with (seed, step) first: augmentation and dropout of a step are then the same
         after a resume, whatever was drawn before.
         """
-        if not self.trainer.training:
+        if not (self.trainer and self.trainer.training):
             return self.evaluation_batch(batch)
         rank, processes = self._process
-        torch.manual_seed(mix(self.seed, self.trainer.global_step * processes + rank))
+        torch.manual_seed(mix(self.seed, self._step * processes + rank))
+        self.epochs.step = self._step + 1  # the next epoch is asked for before any hook of ours could tell
         return self.training_batch(batch)
 
     def evaluation_batch(self, batch: Batch) -> Batch:
@@ -300,17 +246,18 @@ class ImageDataModule(L.LightningDataModule):
     def training_batch(self, batch: Batch) -> Batch:
         """What the training step gets of a batch from the training loader: augmented images, or views."""
         if not self.views:
-            return batch._replace(images=self.augmented(batch.images))
+            images = self.normalised(augment_batch(batch.images, self.augment))
+            return batch._replace(images=cutout(images, self.augment.cutout))
         if self.views.batched:
             pairs = self._batched_pairs(batch.images)
         else:
             pairs = tuple(normalised(pair, self.mean, self.std) for pair in batch.views)
         return batch._replace(images=pairs[-1].a, views=pairs)
 
-    def augmented(self, images: Tensor) -> Tensor:
-        """uint8 ``(B, H, W, C)`` → augmented, normalised float32 ``(B, C, H, W)``."""
-        images = self.normalised(augment_batch(images, self.augment))
-        return cutout(images, self.augment.cutout) if self.augment.cutout else images
+    @cached_property
+    def _batched_pairs(self) -> BatchedPairs:
+        assert self.views
+        return BatchedPairs(self.views, self.image_shape[1], self.mean, self.std)
 
     def normalised(self, images: Tensor) -> Tensor:
         """uint8 ``(B, H, W, C)`` → normalised float32 ``(B, C, H, W)``."""

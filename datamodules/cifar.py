@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torchvision import datasets
+from typing_extensions import override
 
 from datamodules.base import ImageDataModule
 from datamodules.files import DataError, read_pickle, require
@@ -38,11 +39,12 @@ class CIFAR10(ImageDataModule):
     source: ClassVar[type[datasets.CIFAR10]] = datasets.CIFAR10
     label_key: ClassVar[str] = "labels"
 
+    @override
     def prepare_data(self) -> None:
-        """Fetch the files if ``download`` is set."""
         if self.download:
             self.source(self.root, download=True)
 
+    @override
     def load(self, train: bool) -> MemoryImages:
         """The 50,000 training or 10,000 test images."""
         images, labels = [], []

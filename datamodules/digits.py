@@ -3,10 +3,11 @@
 import numpy as np
 import torch
 from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
+from typing_extensions import override
 
 from datamodules.base import ImageDataModule
 from datamodules.images import MemoryImages
+from datamodules.splits import hold_out
 
 
 class Digits(ImageDataModule):
@@ -17,10 +18,11 @@ class Digits(ImageDataModule):
     mean = (0.3053,)
     std = (0.3761,)
 
+    @override
     def load(self, train: bool) -> MemoryImages:
         """The training or test split, grey levels 0 … 16 spread over 0 … 255."""
         digits = load_digits()
-        images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
-        parts = train_test_split(np.arange(len(images)), test_size=0.2, random_state=0, stratify=digits.target)
-        chosen = np.sort(parts[0 if train else 1])
-        return MemoryImages(torch.from_numpy(images[chosen]), torch.from_numpy(digits.target[chosen]))
+        images = torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None])
+        labels = torch.from_numpy(digits.target)
+        kept, held = hold_out(labels, 0.2, "digits")
+        return MemoryImages(images, labels).subset(kept if train else held)

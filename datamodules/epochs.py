@@ -1,82 +1,106 @@
-"""Which images a batch has: the order of an epoch."""
+"""Where a run stands: which epoch it is in, and which images and batches that epoch has."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
-from torch.utils.data import Sampler
+from datamodules.batch import Selection
 
 
-class EpochBatches(Sampler[Tensor]):
-    """Batches of indices in an order that is a function of (seed, epoch) and nothing else.
+class Epoch(NamedTuple):
+    """One epoch of a run.
 
-    Resuming therefore meets the same batches in the same order, also in the middle of an epoch. The
-    generator, shared with the loader, is reseeded at each epoch, so that the workers' seeds are a
-    function of (seed, epoch) too.
+    Attributes:
+        number: counted from 0.
+        images: how many it has, those that its last batch leaves out included.
+        batch_size: images per batch of one process.
+        batches: how many these make, whatever the Trainer's limit.
+        left: which of them are still to come, up to that limit.
+    """
+
+    number: int
+    images: int
+    batch_size: int
+    batches: int
+    left: slice
+
+
+class Epochs:
+    """The epochs of a run, which may differ in their images and in the size of their batches.
+
+    It goes by the number of steps, which it is told: that resumes exactly, where ``trainer.current_epoch`` can be one
+    too low.
 
     Args:
-        length: number of samples.
-        batch_size: samples per batch.
-        seed: seed of the run.
-        position: tells the number of the epoch that begins, and which of its batches it still has.
-        generator: random generator that the loader uses as well.
+        images: of the training split.
+        batch_size: images per batch of one process.
+        batch_sizes: epoch → images per batch from that epoch (counted from 0) on.
         drop_last: leave a last, smaller batch out; by default it is kept, unless it is a single image.
-        process: (which, of how many) that train side by side: each takes its part of every batch, whose
-            size is then ``batch_size`` times their number. Up to that many less one images are left out
-            of a last batch, so that all parts have one size.
+        process: (which, of how many) that train side by side.
+        limit: batches of an epoch at most, or the share of them, as the Trainer's ``limit_train_batches``.
+
+    Attributes:
+        step: number of steps that are done, to be set from outside.
+        selection: the images of this epoch and those that follow; None for all.
     """
 
     def __init__(
         self,
-        length: int,
-        batch_size: int,
-        seed: int,
-        position: Callable[[], tuple[int, slice]],
-        generator: torch.Generator,
+        images: int = 0,
+        batch_size: int = 1,
+        batch_sizes: Mapping[int, int] = {},
         drop_last: bool = False,
         process: tuple[int, int] = (0, 1),
+        limit: int | float = 1.0,
     ) -> None:
-        self._rank, self._processes = process
-        self._length, self._seed = length, seed
-        self._batch_size = batch_size * self._processes
-        self._position, self._generator = position, generator
-        self._count = count_batches(length, batch_size, drop_last, self._processes)
+        self._images, self._batch_size, self._batch_sizes = images, batch_size, batch_sizes
+        self._drop_last, self._limit, self.process = drop_last, limit, process
+        self.step = 0
+        self.selection: Selection | None = None
+        self._begun = (0, 0)  # number of an epoch, and the step at which it began
 
-    def __len__(self) -> int:
-        return self._count
+    def now(self) -> Epoch:
+        """The epoch that the next step belongs to."""
+        number, first = self._begun
+        while self.step >= first + self._limited(number):
+            number, first = number + 1, first + self._limited(number)
+        self._begun = number, first
+        left = slice(self.step - first, self._limited(number))
+        return Epoch(number, self._count_images(), self._size(number), self._batches(number), left)
 
-    def __iter__(self) -> Iterator[Tensor]:
-        epoch, left = self._position()
-        self._generator.manual_seed(mix(self._seed, epoch))
-        order = torch.randperm(self._length, generator=self._generator)
-        batches = order[: self._length - self._length % self._processes].split(self._batch_size)
-        return (batch[self._rank :: self._processes] for batch in batches[: self._count][left])
+    def select(self, selection: Selection | None) -> None:
+        """Begin the next epoch at this step, with these images of the split; None for all."""
+        self._begun, self.selection = (self._begun[0] + 1, self.step), selection
+
+    def state_dict(self) -> dict[str, Any]:
+        """Epoch, the step at which it began and its selection: epochs of different lengths resume exactly."""
+        return {"begun": self._begun, "selection": self.selection and tuple(self.selection)}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on where a checkpoint stood."""
+        number, first = state_dict["begun"]
+        self._begun = number, first
+        self.selection = state_dict["selection"] and Selection(*state_dict["selection"])
+
+    def _count_images(self) -> int:
+        return len(self.selection.indices) if self.selection else self._images
+
+    def _size(self, number: int) -> int:
+        reached = [first for first in self._batch_sizes if first <= number]
+        return self._batch_sizes[max(reached)] if reached else self._batch_size
+
+    def _batches(self, number: int) -> int:
+        return count_batches(self._count_images(), self._size(number), self._drop_last, self.process[1])
+
+    def _limited(self, number: int) -> int:
+        batches, limit = self._batches(number), self._limit
+        return max(min(batches, limit) if isinstance(limit, int) else int(batches * limit), 1)
 
 
-class SeededBatches(EpochBatches):
-    """The same batches, each with a seed of its own: a function of (seed, epoch, place in the epoch).
-
-    For data sets that draw random numbers while they load: what they draw then depends neither on
-    the worker nor on where a run was resumed.
-    """
-
-    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
-        epoch, left = self._position()
-        first = epoch * len(self) + (left.start or 0)
-        batches = enumerate(super().__iter__(), start=first)
-        return ((indices, mix(self._seed, i * self._processes + self._rank)) for i, indices in batches)
-
-
-def count_batches(length: int, batch_size: int, drop_last: bool, processes: int = 1) -> int:
+def count_batches(images: int, batch_size: int, drop_last: bool, processes: int = 1) -> int:
     """Batches per epoch, with or without a last one that is not full.
 
     A last batch of a single image per process is left out in any case: BatchNorm has no statistics of it.
     """
-    full, rest = divmod(length, batch_size * processes)
+    full, rest = divmod(images, batch_size * processes)
     smallest = 2 * processes if full else processes
     return full if drop_last or rest < smallest else full + 1
-
-
-def mix(seed: int, count: int) -> int:
-    """One seed out of (seed of the run, counter)."""
-    return (seed * 1_000_003 + count) % 2**63

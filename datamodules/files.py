@@ -7,6 +7,7 @@ import math
 import pickle
 import re
 import struct
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def read_idx(path: Path) -> np.ndarray:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         zeros, kind, dimensions = struct.unpack(">HBB", content[:4])
         shape = struct.unpack(f">{dimensions}I", content[4 : 4 + 4 * dimensions])
-    except (OSError, EOFError, gzip.zlib.error, struct.error) as fault:
+    except (OSError, EOFError, zlib.error, struct.error) as fault:
         raise DataError(f"The data file {path} is damaged ({fault}). Delete it and fetch it again.") from fault
     values = np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions)
     if zeros != 0 or kind != 0x08 or len(values) != math.prod(shape):

@@ -1,28 +1,30 @@
 """Images in class folders: a person's own, and ImageNet."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 from torchvision.transforms import v2
+from typing_extensions import override
 
 from datamodules.augment import Augment
-from datamodules.base import Batch, ImageDataModule
+from datamodules.base import ImageDataModule
+from datamodules.batch import Batch
 from datamodules.files import DataError, require_folder
 from datamodules.imagenet32 import IMAGENET_MEAN, IMAGENET_STD
-from datamodules.images import Images, MemoryImages
+from datamodules.images import Images, Indices, MemoryImages
 
 Transform = Callable[[Image.Image], Image.Image]
 
 
-class StreamedImages(Dataset):
+class StreamedImages(Images):
     """Images decoded from their files when asked for.
 
     Args:
@@ -37,37 +39,27 @@ class StreamedImages(Dataset):
         self._samples, self._transform, self._evaluation_transform = samples, transform, evaluation_transform
         self.labels = torch.tensor([label for _, label in samples])
 
-    def __len__(self) -> int:
-        return len(self._samples)
+    def __getitems__(self, indices: Indices) -> Batch:
+        images = [decode(self._samples[int(index)][0], self._transform) for index in indices]
+        return Batch(torch.stack(images), self.labels[indices])
 
-    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
-        return (self[index] for index in range(len(self)))
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        path, label = self._samples[index]
-        return decode(path, self._transform), label
-
+    @override
     def picture(self, index: int) -> Image.Image:
         """One image in RGB, of its own size."""
         return read_image(self._samples[index][0])
 
-    def subset(self, indices: Tensor) -> "StreamedImages":
-        """Only these images."""
-        return StreamedImages([self._samples[i] for i in indices], self._transform, self._evaluation_transform)
+    @override
+    def subset(self, indices: Indices) -> "StreamedImages":
+        chosen = [self._samples[int(index)] for index in indices]
+        return StreamedImages(chosen, self._transform, self._evaluation_transform)
 
+    @override
     def for_evaluation(self) -> "StreamedImages":
-        """The same images, loaded without anything random."""
         return StreamedImages(self._samples, self._evaluation_transform, self._evaluation_transform)
-
-    @staticmethod
-    def collate(samples: Sequence[tuple[Tensor, int]]) -> Batch:
-        """Stack single images into a batch of uint8 ``(B, H, W, C)``."""
-        images, labels = zip(*samples, strict=True)
-        return Batch(torch.stack(images), torch.tensor(labels))
 
     def in_memory(self) -> MemoryImages:
         """Decode every image once and hold them all."""
-        return MemoryImages(torch.stack([image for image, _ in self]), self.labels)
+        return MemoryImages(*self.__getitems__(torch.arange(len(self)))[:2])
 
 
 def read_image(path: str, transform: Transform = lambda image: image) -> Image.Image:
@@ -95,8 +87,8 @@ def decode(path: str, transform: Transform) -> Tensor:
 class ImageFolder(ImageDataModule):
     """A person's own images: ``ROOT/train/<class>/*`` and ``ROOT/test/<class>/*``.
 
-    Images are resized (shorter side, then the centre) to one size, held in memory as uint8 if they
-    fit, and read from disk batch by batch if not.
+    The set is called like its folder. Images are resized (shorter side, then the centre) to one size, held in memory as
+    uint8 if they fit, and read from disk batch by batch if not.
 
     Args:
         root: folder with ``train`` and ``test``, each with one folder per class.
@@ -115,8 +107,8 @@ class ImageFolder(ImageDataModule):
     def __init__(
         self,
         root: str = "data",
-        image_size: int = 32,
-        memory_gib: float = 4.0,
+        image_size: PositiveInt = 32,
+        memory_gib: NonNegativeFloat = 4.0,
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
         **common: Any,
@@ -124,12 +116,9 @@ class ImageFolder(ImageDataModule):
         super().__init__(root=root, **common)
         self.image_shape = (3, image_size, image_size)
         self.memory_gib, self.mean, self.std = memory_gib, tuple(mean), tuple(std)
+        self.name = Path(root).resolve().name
 
-    @property
-    def name(self) -> str:
-        """Name of the folder that holds the images."""
-        return Path(self.root).resolve().name
-
+    @override
     def prepare_data(self) -> None:
         """Say that there is nothing to fetch if ``download`` is set.
 
@@ -153,7 +142,8 @@ class ImageFolder(ImageDataModule):
         return names
 
     @property
-    def num_classes(self) -> int:
+    @override
+    def num_classes(self) -> int:  # type: ignore[override]  # a number elsewhere, here counted in the folder
         """Number of class folders."""
         return len(self.classes)
 
@@ -162,6 +152,7 @@ class ImageFolder(ImageDataModule):
         side = self.image_shape[1]
         return partial(ImageOps.fit, size=(side, side), method=Image.Resampling.BILINEAR)
 
+    @override
     def load(self, train: bool) -> Images:
         """The images of the training or test folder."""
         images = self._streamed(train)
@@ -203,16 +194,15 @@ class ImageNet(ImageFolder):
 
     folders = ("train", "val")
     num_classes = 1000
-    name = "ImageNet"
 
     def __init__(
         self,
         root: str = "data/imagenet",
-        image_size: int = 224,
-        batch_size: int = 256,
+        image_size: PositiveInt = 224,
+        batch_size: PositiveInt = 256,
         augment: Augment = Augment(flip=True),
         validation: float = 0.02,
-        num_workers: int = 8,
+        num_workers: NonNegativeInt = 8,
         **common: Any,
     ) -> None:
         super().__init__(
@@ -227,7 +217,9 @@ class ImageNet(ImageFolder):
             std=IMAGENET_STD,
             **common,
         )
+        self.name = "ImageNet"
 
+    @override
     def transform(self, train: bool) -> Transform:
         """Random resized crop for training; resize and centre crop otherwise."""
         size = self.image_shape[1]
@@ -235,6 +227,7 @@ class ImageNet(ImageFolder):
             return v2.RandomResizedCrop(size)
         return v2.Compose([v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size)])
 
+    @override
     def load(self, train: bool) -> Images:
         """The images, read from disk when asked for.
 

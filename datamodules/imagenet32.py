@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from typing_extensions import override
 
 from datamodules.base import ImageDataModule
 from datamodules.cifar import images_from_rows
@@ -22,7 +23,7 @@ class Imagenet32(ImageDataModule):
     Reads ``ROOT/train_data_batch_1 … 10`` and ``ROOT/val_data``; the published validation images are
     the test split. Two sets go by this name: an older one (van den Oord et al., 2016) was reduced
     differently and has 49,999 validation images. It is recognised by its count, accepted, and
-    called ``Imagenet32-49999``, because figures on the two do not compare. Nothing is downloaded:
+    called ``Imagenet32-49999`` then, because accuracies on the two do not compare. Nothing is downloaded:
     image-net.org asks for a login.
     """
 
@@ -32,13 +33,8 @@ class Imagenet32(ImageDataModule):
     std = IMAGENET_STD
     train_files: ClassVar[tuple[str, ...]] = tuple(f"train_data_batch_{i}" for i in range(1, 11))
     test_counts: ClassVar[Mapping[int, str]] = {50_000: "Imagenet32", 49_999: "Imagenet32-49999"}
-    _name = "Imagenet32"
 
-    @property
-    def name(self) -> str:
-        """``Imagenet32``, or ``Imagenet32-49999`` once that variant's validation file was read."""
-        return self._name
-
+    @override
     def prepare_data(self) -> None:
         """Say that there is nothing to fetch if ``download`` is set.
 
@@ -51,6 +47,7 @@ class Imagenet32(ImageDataModule):
                 f"image-net.org, unpack them into {self.root}, and leave --data.download false."
             )
 
+    @override
     def load(self, train: bool) -> MemoryImages:
         """The ten training batches or the validation file.
 
@@ -68,7 +65,7 @@ class Imagenet32(ImageDataModule):
             if count not in self.test_counts:
                 known = " or ".join(f"{n:,}" for n in self.test_counts)
                 raise DataError(f"{Path(self.root) / 'val_data'} holds {count:,} images; Imagenet32 has {known}.")
-            self._name = self.test_counts[count]
+            self.name = self.test_counts[count]
         return MemoryImages(torch.cat(images), torch.from_numpy(np.concatenate(labels)))
 
     def _labels(self, raw: object, count: int, path: Path) -> np.ndarray:

@@ -1,37 +1,48 @@
 """The images of a split: in memory, and as training loads them."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol, Self
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
+from typing_extensions import override
 
 from datamodules.batch import Batch, Selection
 
+Indices = Tensor | Sequence[int]
 
-class Images(Protocol):
-    """What a split of a data set must be able to do."""
+
+class Images(Dataset[Batch], ABC):
+    """A split of a data set. A loader asks it for a whole batch at once.
+
+    Attributes:
+        labels: int64 ``(N,)``.
+    """
 
     labels: Tensor
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        return len(self.labels)
 
-    def subset(self, indices: Tensor) -> Self:
-        """Only these images; nothing is copied."""
+    @abstractmethod
+    def __getitems__(self, indices: Indices) -> Batch: ...
 
-    def for_evaluation(self) -> Self:
-        """The same images without the random changes that loading for training makes."""
-
+    @abstractmethod
     def picture(self, index: int) -> Image.Image:
         """One image, grey or RGB, as it is before anything random."""
 
-    def collate(self, samples: object) -> Batch:
-        """What the data set returned for a list of indices, as a batch."""
+    @abstractmethod
+    def subset(self, indices: Indices) -> "Images":
+        """Only these images; nothing is copied."""
+
+    def for_evaluation(self) -> "Images":
+        """The same images without the random changes that loading for training makes; by default it makes none."""
+        return self
 
 
-class MemoryImages(Dataset):
+class MemoryImages(Images):
     """Images held in memory as uint8; a batch is one gather.
 
     Args:
@@ -41,41 +52,24 @@ class MemoryImages(Dataset):
     """
 
     def __init__(self, images: Tensor, labels: Tensor, indices: Tensor | None = None) -> None:
-        self._images, self._labels = images, labels
+        self._images, self._every_label = images, labels
         self._indices = torch.arange(len(labels)) if indices is None else indices
+        self.labels = labels[self._indices]
 
-    @property
-    def labels(self) -> Tensor:
-        """Labels of this split, int64 ``(N,)``."""
-        return self._labels[self._indices]
+    def __getitems__(self, indices: Indices) -> Batch:
+        return Batch(self._images.index_select(0, self._indices[indices]), self.labels[indices])
 
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitems__(self, indices: Tensor | Sequence[int]) -> Batch:
-        chosen = self._indices[indices]
-        return Batch(self._images.index_select(0, chosen), self._labels.index_select(0, chosen))
-
+    @override
     def picture(self, index: int) -> Image.Image:
-        """One image, grey or RGB."""
         image = self._images[self._indices[index]].numpy()
         return Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image)
 
-    def subset(self, indices: Tensor) -> "MemoryImages":
-        """Only these images; nothing is copied."""
-        return MemoryImages(self._images, self._labels, self._indices[indices])
-
-    def for_evaluation(self) -> "MemoryImages":
-        """The same: images in memory are augmented later."""
-        return self
-
-    @staticmethod
-    def collate(batch: Batch) -> Batch:
-        """A batch comes out of :meth:`__getitems__` complete."""
-        return batch
+    @override
+    def subset(self, indices: Indices) -> "MemoryImages":
+        return MemoryImages(self._images, self._every_label, self._indices[indices])
 
 
-class TrainingImages(Dataset):
+class TrainingImages(Dataset[Batch]):
     """A training split, or a selection of it, whose batches say which images they hold.
 
     Args:
@@ -90,16 +84,7 @@ class TrainingImages(Dataset):
         return len(self._selection.indices) if self._selection else len(self._images)
 
     def __getitems__(self, positions: Tensor) -> Batch:
-        indices = self._selection.indices[positions] if self._selection else positions
-        load = getattr(self._images, "__getitems__", lambda indices: [self._images[i] for i in indices])
-        weights = self._selection.weights[indices] if self._selection else None
-        return self._images.collate(load(indices))._replace(indices=indices, weights=weights)
-
-    def for_evaluation(self) -> Images:
-        """All images of the split, without random changes."""
-        return self._images.for_evaluation()
-
-    @staticmethod
-    def collate(batch: Batch) -> Batch:
-        """A batch comes out of :meth:`__getitems__` complete."""
-        return batch
+        if not self._selection:
+            return self._images.__getitems__(positions)._replace(indices=positions)
+        indices = self._selection.indices[positions]
+        return self._images.__getitems__(indices)._replace(indices=indices, weights=self._selection.weights[indices])

@@ -6,6 +6,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 from torchvision import datasets
+from typing_extensions import override
 
 from datamodules.base import ImageDataModule
 from datamodules.files import DataError, read_idx, require
@@ -24,11 +25,12 @@ class MNIST(ImageDataModule):
     std = (0.3081,)
     source: ClassVar[type[datasets.MNIST]] = datasets.MNIST
 
+    @override
     def prepare_data(self) -> None:
-        """Fetch the files if ``download`` is set."""
         if self.download:
             self.source(self.root, download=True)
 
+    @override
     def load(self, train: bool) -> MemoryImages:
         """The 60,000 training or 10,000 test images."""
         prefix = "train" if train else "t10k"

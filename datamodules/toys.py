@@ -1,10 +1,13 @@
 """Toy tasks: points of a known rule, drawn anew for every seed. They need no files."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
 import torch
+from jsonargparse.typing import PositiveInt
 from torch import Tensor
+from typing_extensions import override
 
 from datamodules.base import ImageDataModule
 from datamodules.files import DataError
@@ -32,15 +35,15 @@ class Toys(ImageDataModule):
 
     num_classes = 2
     image_shape = (2, 1, 1)
-    mean = (0.0, 0.0)
-    std = (1.0, 1.0)
+    mean: Sequence[float] = (0.0, 0.0)
+    std: Sequence[float] = (1.0, 1.0)
     streams: ClassVar[dict[bool, int]] = {True: 0, False: 1}
 
     def __init__(
         self,
-        batch_size: int = 32,
-        points: int = 500,
-        test_points: int = 2000,
+        batch_size: PositiveInt = 32,
+        points: PositiveInt = 500,
+        test_points: PositiveInt = 2000,
         validation: float = 0.2,
         validate_on_test: bool = False,
         seed: int = 0,
@@ -54,15 +57,16 @@ class Toys(ImageDataModule):
         """Points ``(count, d)`` and their labels ``(count,)``, 0 or 1."""
         raise NotImplementedError(f"{type(self).__name__} must implement draw(count, random).")
 
+    @override
     def load(self, train: bool) -> MemoryImages:
         """Draw the training or test split."""
         points, labels = self.draw(self.points[train], np.random.default_rng([self.seed, self.streams[train]]))
-        points = torch.from_numpy(points).float()[:, None, None, :]
-        return MemoryImages(points, torch.from_numpy(labels).long())
+        return MemoryImages(torch.from_numpy(points).float()[:, None, None, :], torch.from_numpy(labels).long())
 
-    def normalised(self, points: Tensor) -> Tensor:
+    @override
+    def normalised(self, images: Tensor) -> Tensor:
         """``(B, 1, 1, d)`` as they are, float32 ``(B, d, 1, 1)``."""
-        return points.float().permute(0, 3, 1, 2)
+        return images.float().permute(0, 3, 1, 2)
 
 
 class Checkerboard(Toys):

@@ -46,19 +46,8 @@ def write_data_set(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     Returns:
         The value for the data module's ``root``.
     """
-    writers: dict[str, Callable[[str, Path, pytest.MonkeyPatch], None]] = {
-        "MNIST": _write_mnist,
-        "FashionMNIST": _write_mnist,
-        "CIFAR10": _write_cifar,
-        "CIFAR100": _write_cifar,
-        "SVHN": _write_svhn,
-        "STL10": _write_stl10,
-        "Imagenet32": _write_imagenet32,
-        "ImageFolder": _write_image_folder,
-        "ImageNet": _write_imagenet,
-    }
-    if name != "Digits":  # comes with scikit-learn
-        writers[name](name, root, monkeypatch)
+    if name in WRITERS:
+        WRITERS[name](name, root, monkeypatch)
     return root
 
 
@@ -211,3 +200,17 @@ def _write(path: Path, content: bytes) -> None:
 
 def _md5(path: Path) -> str:
     return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+WRITERS: dict[str, Callable[[str, Path, pytest.MonkeyPatch], None]] = {
+    "MNIST": _write_mnist,
+    "FashionMNIST": _write_mnist,
+    "CIFAR10": _write_cifar,
+    "CIFAR100": _write_cifar,
+    "SVHN": _write_svhn,
+    "STL10": _write_stl10,
+    "Imagenet32": _write_imagenet32,
+    "ImageFolder": _write_image_folder,
+    "ImageNet": _write_imagenet,
+}
+"""Of the data sets that are read from files; all others need none."""

@@ -1,8 +1,12 @@
-"""lightly's view transforms, carried out on whole batches: the same operations, in the same order."""
+"""lightly's view transforms, carried out on whole batches: the same operations, in the same order.
+
+Own code because it is faster: 10,500 to 13,000 pairs of 32×32 views a second on one core, kornia's batches 4,600 and
+lightly's images one by one 1,500.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from lightly.transforms.gaussian_blur import GaussianBlur
@@ -13,8 +17,28 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from datamodules.files import DataError
-from datamodules.views.operations import Blur, Crop, Gray, Jitter, JitterDraw, Operation, Solarize
+from datamodules.views.colour import Blur, Gray, Jitter, JitterDraw, Solarize
+from datamodules.views.crop import Crop
 
+Draw = TypeVar("Draw", bound=tuple[Tensor, ...])
+
+
+class Operation(Protocol[Draw]):
+    """A random change of images: drawn for every image, applied to whole batches.
+
+    It does what its torchvision or lightly namesake does to one PIL image, without rounding to whole grey levels in
+    between. What was drawn is used at a strength in 0 … 1: 1 is the ordinary operation, and what is shown at a lower
+    strength is a weaker form of the same.
+    """
+
+    def draw(self, count: int, height: int, width: int, device: torch.device) -> Draw:
+        """Numbers for ``count`` images of that size, each tensor ``(count, …)``, from torch's generator."""
+
+    def apply(self, x: Tensor, drawn: Draw, strength: float) -> Tensor:
+        """Changed images; ``x`` is float32 ``(B, C, H, W)`` in 0 … 255 and may be overwritten."""
+
+
+Operations = tuple[Crop, *tuple[Operation[Any], ...]]
 Chain = tuple[Any, ...]
 # Images that a CPU works on at a time: 128 of 32×32 pixels stay in a core's cache: experiments/studies/views.py.
 CHUNK = 128
@@ -71,7 +95,7 @@ class BatchedView:
             )
         order = _order(chain, batch, images.device)
         result = torch.empty(batch, height, width, channels, device=images.device)
-        # One figure per pixel and channel of a row, as in augment.normalise.
+        # One factor per pixel and channel of a row, as in augment.normalise.
         scale, shift = (t.expand(channels).repeat(width).to(images.device) for t in (self._scale, self._shift))
         for chosen in order.split(chunk or (CHUNK if images.device.type == "cpu" else batch)):
             view = self._changed(images, chosen, chain, strength).permute(0, 2, 3, 1).contiguous()
@@ -84,7 +108,7 @@ class BatchedView:
         """The chosen images after all operations, float32 ``(B, C, H, W)`` in 0 … 255."""
         x = images.index_select(0, chosen).permute(0, 3, 1, 2).float().contiguous()
         for operation, drawn in zip(self._operations, chain, strict=True):
-            x = operation.apply(x, type(drawn)(*(figures.index_select(0, chosen) for figures in drawn)), strength)
+            x = operation.apply(x, type(drawn)(*(numbers.index_select(0, chosen) for numbers in drawn)), strength)
         return x
 
 
@@ -94,7 +118,7 @@ def _order(chain: Chain, batch: int, device: torch.device) -> Tensor:
     return groups[0].argsort() if groups else torch.arange(batch, device=device)
 
 
-def translate(transform: Callable[[Any], Tensor]) -> tuple[Operation, ...]:
+def translate(transform: Callable[[Any], Tensor]) -> Operations:
     """The batched form of a view's operations: crop and flips, then the others in their order.
 
     Flips join the crop wherever they stand, as they change places with everything else.
@@ -103,7 +127,8 @@ def translate(transform: Callable[[Any], Tensor]) -> tuple[Operation, ...]:
         DataError: an operation has no batched form, or the first is no crop.
     """
     first, *others = steps(transform)
-    crop, operations, names = _crop(first), [], []
+    crop, names = _crop(first), [type(step).__name__ for step in others]
+    operations: list[Operation[Any]] = []
     for step in others:
         if isinstance(step, v2.RandomHorizontalFlip):
             crop = replace(crop, flip=step.p)
@@ -111,7 +136,6 @@ def translate(transform: Callable[[Any], Tensor]) -> tuple[Operation, ...]:
             crop = replace(crop, vertical_flip=step.p)
         elif operation := _batched(step):
             operations.append(operation)
-        names.append(type(step).__name__)
     if twice := {name for name in names if names.count(name) > 1}:
         raise DataError(f"A batched view has no operation twice, as here {min(twice)}: set views.batched to false.")
     return (crop, *operations)
@@ -137,7 +161,7 @@ def _crop(step: Any) -> Crop:
     return Crop(tuple(step.size), step.scale, step.ratio, flip=0.0)
 
 
-def _batched(step: Any) -> Operation | None:
+def _batched(step: Any) -> Operation[Any] | None:
     """The batched form of an operation that changes colours; ``None`` if it never changes any."""
     match step:
         case v2.RandomApply(transforms=[v2.ColorJitter() as jitter], p=p):

@@ -2,17 +2,16 @@
 
 import random
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
 from lightly.transforms.multi_view_transform import MultiViewTransform
 from lightning.pytorch.utilities.seed import isolate_rng
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.batch import Batch, ViewPair
+from datamodules.images import Images
 from datamodules.views.batched import BatchedView
 from datamodules.views.transforms import Views
 
@@ -43,18 +42,7 @@ class BatchedPairs:
         )
 
 
-class Pictures(Protocol):
-    """A split that can show its images as they were before any crop."""
-
-    labels: Tensor
-
-    def __len__(self) -> int: ...
-
-    def picture(self, index: int) -> Image.Image:
-        """One image, grey or RGB, of its own size."""
-
-
-class PairedImages(Dataset):
+class PairedImages(Dataset[Batch]):
     """Pairs of views made of one image after the other, while they are loaded.
 
     Args:
@@ -62,8 +50,8 @@ class PairedImages(Dataset):
         transform: makes two views of a PIL image, float32 ``(C, H, W)`` in 0 … 1.
     """
 
-    def __init__(self, images: Pictures, transform: MultiViewTransform) -> None:
-        self._images, self._transform, self._labels = images, transform, images.labels
+    def __init__(self, images: Images, transform: MultiViewTransform) -> None:
+        self._images, self._transform = images, transform
 
     def __len__(self) -> int:
         return len(self._images)
@@ -77,12 +65,7 @@ class PairedImages(Dataset):
             random.seed(seed)
             a, b = zip(*(self._transform(self._images.picture(int(index))) for index in indices), strict=True)
         pair = ViewPair(1.0, torch.stack(a), torch.stack(b))
-        return Batch(pair.a, self._labels[indices], (pair,))
-
-    @staticmethod
-    def collate(batch: Batch) -> Batch:
-        """A batch comes out of :meth:`__getitems__` complete."""
-        return batch
+        return Batch(pair.a, self._images.labels[indices], (pair,))
 
 
 def normalised(pair: ViewPair, mean: Sequence[float], std: Sequence[float]) -> ViewPair:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from lightly.transforms import BYOLTransform, SimCLRTransform, VICRegTransform
 from lightly.transforms.byol_transform import BYOLView1Transform, BYOLView2Transform
@@ -9,6 +10,7 @@ from lightly.transforms.multi_view_transform import MultiViewTransform
 from torchvision.transforms import v2
 
 from datamodules.files import DataError
+from datamodules.images import Images, MemoryImages
 from datamodules.views.batched import steps, translate
 
 
@@ -58,6 +60,30 @@ class Views:
             for view in transform.transforms:
                 translate(view)
         return transform
+
+    def require_for(self, images: Images, side: int, batch_size: int, name: str) -> None:
+        """Say before training, not in its middle, what views cannot be made of.
+
+        Args:
+            images: the training split.
+            side: of its images, in pixels.
+            batch_size: images per batch.
+            name: of the data set.
+
+        Raises:
+            DataError: there is no full batch, images are not in memory as ``batched`` wants them, or the transform is
+                none for :meth:`pair_transform`.
+        """
+        if len(images) < batch_size:
+            raise DataError(
+                f"{name} has {len(images)} training images, fewer than one batch of {batch_size}; "
+                "with views only full batches are used: lower batch_size."
+            )
+        if self.batched and not isinstance(images, MemoryImages):
+            raise DataError(
+                f"The images of {name} are read from disk, each of its own size: set views.batched to false."
+            )
+        self.pair_transform(side)
 
 
 class SimCLRViews(SimCLRTransform):
@@ -121,21 +147,19 @@ class BarlowTwinsViews(BYOLTransform):
         gray: float = 0.2,
         flip: float = 0.5,
     ) -> None:
-        super().__init__(
-            *(
-                view(
-                    input_size,
-                    cj_strength=strength,
-                    min_scale=min_scale,
-                    gaussian_blur=blur[side],
-                    solarization_prob=solarize[side],
-                    random_gray_scale=gray,
-                    hf_prob=flip,
-                    normalize=None,
-                )
-                for side, view in enumerate((BYOLView1Transform, BYOLView2Transform))
-            )
-        )
+        def options(side: int) -> dict[str, Any]:
+            return {
+                "input_size": input_size,
+                "cj_strength": strength,
+                "min_scale": min_scale,
+                "gaussian_blur": blur[side],
+                "solarization_prob": solarize[side],
+                "random_gray_scale": gray,
+                "hf_prob": flip,
+                "normalize": None,
+            }
+
+        super().__init__(BYOLView1Transform(**options(0)), BYOLView2Transform(**options(1)))
 
 
 class VICRegViews(VICRegTransform):

@@ -10,8 +10,9 @@ from PIL import Image
 
 from datamodules.base import ImageDataModule
 from datamodules.batch import Batch
+from datamodules.loaders import in_order
 from experiments.callbacks.tensorboard import tensorboard_page
-from experiments.probing.features import Compute, Features, draw, evaluating, in_order, read
+from experiments.probing.features import Compute, Features, draw, evaluating, read
 from experiments.probing.hidden_layers import Every, Figures, flat, layer_figures, layers_of, reader, redundancy
 from experiments.probing.observe_pictures import draw_over_time
 from experiments.run.loggers import RunCSVLogger

@@ -104,7 +104,7 @@ class RandomImages(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches."""
-        return self._data.training_loader(self._images, lambda: (0, slice(None)), num_workers=0)
+        return self._data.training_loader(self._images, self._data.epochs_of(self._images), num_workers=0)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augment and normalise, or make views, as the data module does."""

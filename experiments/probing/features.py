@@ -9,11 +9,12 @@ import lightning.pytorch as L
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
-from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
+from torch.utils.data import DataLoader
 
 from datamodules.base import ImageDataModule
 from datamodules.batch import Batch
 from datamodules.images import Images
+from datamodules.loaders import in_order
 from models.method import Method
 
 
@@ -74,9 +75,8 @@ class Splits:
         data.prepare_data()
         data.setup("fit")
         data.setup("test")
-        train = data.train_dataloader()
-        ordered = in_order(train.dataset.for_evaluation(), data.batch_size, train.num_workers, train.pin_memory)
-        return cls(data, ordered, data.val_dataloader(), data.test_dataloader())
+        train = in_order(data.training_images.for_evaluation(), data.batch_size, data.num_workers)
+        return cls(data, train, data.val_dataloader(), data.test_dataloader())
 
     def some(self, count: int) -> "Splits":
         """At most so many images of each split, drawn at random with the seed of the data, in their order."""
@@ -84,7 +84,7 @@ class Splits:
 
     def _drawn(self, loader: DataLoader, count: int) -> DataLoader:
         split = draw(loader.dataset, count, self.data.seed)
-        return in_order(split, self.data.batch_size, loader.num_workers, loader.pin_memory)
+        return in_order(split, self.data.batch_size, loader.num_workers)
 
     def images(self, batch: Batch, device: torch.device) -> Tensor:
         """Normalised float32 ``(B, C, H, W)`` on the device."""
@@ -103,13 +103,6 @@ def draw(split: Images, count: int, seed: int) -> Images:
     """At most ``count`` images of a split, drawn at random, in their order."""
     drawn = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:count]
     return split.subset(drawn.sort().values)
-
-
-def in_order(split: Images, batch_size: int, num_workers: int = 0, pin_memory: bool = False) -> DataLoader:
-    """Batches of a split in its order."""
-    batches = BatchSampler(SequentialSampler(split), batch_size, drop_last=False)
-    options = {"num_workers": num_workers, "pin_memory": pin_memory}
-    return DataLoader(split, batch_sampler=batches, collate_fn=split.collate, **options)
 
 
 Compute = Callable[[Tensor], Mapping[str, Tensor]]

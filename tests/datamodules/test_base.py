@@ -6,7 +6,6 @@ import torch
 from datamodules.augment import Augment, augment_batch, cutout, normalise
 from datamodules.base import ImageDataModule
 from datamodules.batch import Batch
-from datamodules.epochs import EpochBatches
 from datamodules.files import DataError
 from datamodules.images import MemoryImages
 
@@ -43,86 +42,6 @@ def numbers(batches):
 
 def flat(batches):
     return [number for batch in numbers(batches) for number in batch]
-
-
-# Images in memory
-
-
-def test_a_batch_is_the_images_and_labels_asked_for():
-    images = numbered_images(20)
-    batch = images.__getitems__(torch.tensor([7, 3, 7]))
-    assert isinstance(batch, Batch)
-    assert batch.images[:, 0, 0, 0].tolist() == [7, 3, 7]
-    assert batch.labels.tolist() == images.labels[[7, 3, 7]].tolist()
-
-
-def test_a_subset_of_a_subset_counts_from_its_own_beginning():
-    images = numbered_images(20)
-    part = images.subset(torch.arange(10, 20)).subset(torch.tensor([4, 2]))
-    assert len(part) == 2
-    assert part.__getitems__(torch.tensor([0, 1])).images[:, 0, 0, 0].tolist() == [14, 12]
-    assert part.labels.tolist() == images.labels[[14, 12]].tolist()
-
-
-def test_a_subset_copies_no_images():
-    images = numbered_images(20)
-    assert images.subset(torch.arange(5))._images.data_ptr() == images._images.data_ptr()
-
-
-# Order of batches
-
-
-def epoch_batches(length=103, batch_size=10, seed=0, epoch=0, left=slice(None)):
-    return EpochBatches(length, batch_size, seed, lambda: (epoch, left), torch.Generator())
-
-
-def as_lists(batches):
-    return [batch.tolist() for batch in batches]
-
-
-@pytest.mark.parametrize(("length", "batch_size"), [(103, 10), (100, 10), (5, 10), (1, 1)])
-def test_an_epoch_has_every_index_exactly_once(length, batch_size):
-    batches = as_lists(epoch_batches(length, batch_size))
-    assert sorted(index for batch in batches for index in batch) == list(range(length))
-    assert len(batches) == len(epoch_batches(length, batch_size))
-    assert all(len(batch) == batch_size for batch in batches[:-1])
-
-
-def test_the_order_is_a_function_of_seed_and_epoch():
-    torch.manual_seed(1)
-    first = as_lists(epoch_batches(seed=3, epoch=5))
-    torch.manual_seed(2)
-    assert as_lists(epoch_batches(seed=3, epoch=5)) == first
-
-
-def test_the_order_differs_between_epochs_and_seeds():
-    orders = [as_lists(epoch_batches(seed=seed, epoch=epoch)) for seed in range(4) for epoch in range(4)]
-    assert all(a != b for i, a in enumerate(orders) for b in orders[:i])
-    assert as_lists(epoch_batches())[0] != list(range(10))
-
-
-def test_iterating_again_meets_the_epoch_that_then_begins():
-    position = iter([(0, slice(None)), (1, slice(None)), (0, slice(None))])
-    batches = EpochBatches(103, 10, 0, lambda: next(position), torch.Generator())
-    first, second, third = as_lists(batches), as_lists(batches), as_lists(batches)
-    assert first == third == as_lists(epoch_batches(epoch=0))
-    assert second == as_lists(epoch_batches(epoch=1))
-
-
-@pytest.mark.parametrize("left", [slice(1, None), slice(4, 11), slice(0, 4), slice(3, 5), slice(10, 11)], ids=str)
-def test_only_the_batches_that_an_epoch_still_has_are_met(left):
-    assert as_lists(epoch_batches(epoch=2, left=left)) == as_lists(epoch_batches(epoch=2))[left]
-
-
-def test_the_generator_of_the_workers_seeds_follows_seed_and_epoch():
-    def next_number(seed, epoch):
-        generator = torch.Generator()
-        list(EpochBatches(10, 2, seed, lambda: (epoch, slice(None)), generator))
-        return int(torch.randint(2**40, (), generator=generator))
-
-    drawn = [next_number(seed, epoch) for seed in range(3) for epoch in range(3)]
-    assert len(set(drawn)) == 9
-    assert drawn[4] == next_number(1, 1)
 
 
 # Held-out validation
@@ -221,6 +140,23 @@ def test_test_images_come_in_order_with_a_last_smaller_batch(ready, name):
     assert [len(batch.labels) for batch in batches] == [8, 8, 8, 6]
 
 
+@pytest.mark.parametrize("processes", [1, 2, 4, TEST + 5])
+@pytest.mark.parametrize(("stage", "name"), [("fit", "val"), ("validate", "val"), ("test", "test")])
+def test_each_process_evaluates_its_share(ready, stage, name, processes):
+    def share(rank):
+        module = ready(Numbered(batch_size=8), stage, process=(rank, processes), training=False)
+        return flat(getattr(module, f"{name}_dataloader")())
+
+    parts = [share(rank) for rank in range(processes)]
+    whole = flat(getattr(ready(Numbered(), stage), f"{name}_dataloader")())
+    assert [whole[rank::processes] for rank in range(processes)] == parts
+
+
+def test_every_process_predicts_the_whole_split(ready):
+    module = ready(Numbered(), "predict", process=(1, 2))
+    assert flat(module.predict_dataloader()) == list(range(TEST))
+
+
 def test_batches_are_uint8_with_channels_last(ready):
     module = ready(Numbered(batch_size=16))
     for loader in (module.train_dataloader(), module.val_dataloader()):
@@ -261,11 +197,15 @@ def test_an_epoch_is_as_long_as_the_trainer_limits_it(ready, limit):
 
 
 def test_one_loader_serves_all_epochs(ready):
+    def trained_on(loader):
+        for batch in loader:
+            yield batch
+            module.on_after_batch_transfer(batch, 0)
+            module.trainer.global_step += 1
+
     module = ready(Numbered(batch_size=10))
     loader = module.train_dataloader()
-    first = numbers(loader)
-    module.trainer.global_step = len(first)
-    second = numbers(loader)
+    first, second = numbers(trained_on(loader)), numbers(trained_on(loader))
     assert first != second
     assert second == numbers(ready(Numbered(batch_size=10), step=len(first)).train_dataloader())
 
@@ -289,7 +229,7 @@ OPTIONS = Augment(pad=1, padding="reflect", flip=True, cutout=2)
 def test_training_images_are_cropped_then_normalised_then_cut_out():
     module, images = Numbered(augment=OPTIONS), batch_of_noise().images
     torch.manual_seed(4)
-    got = module.augmented(images)
+    got = module.training_batch(Batch(images, torch.arange(50))).images
     torch.manual_seed(4)
     assert torch.equal(got, cutout(normalise(augment_batch(images, OPTIONS), (0.3,), (0.2,)), 2))
 

@@ -1,4 +1,4 @@
-"""Epochs that differ: selections of the images, sizes of batches, several processes."""
+"""Where a run stands, in epochs that differ: selections of the images, sizes of batches, several processes."""
 
 import io
 
@@ -8,9 +8,16 @@ from fake_data import write_data_set
 
 from datamodules.batch import Selection
 from datamodules.digits import Digits
-from datamodules.epochs import EpochBatches, count_batches
+from datamodules.epochs import count_batches
 from datamodules.files import DataError
 from datamodules.folders import ImageFolder
+
+
+def at_step(data, step):
+    """Number of the epoch that the step belongs to, and the batches that are still to come."""
+    data.epochs.step = step
+    epoch = data.epochs.now()
+    return epoch.number, epoch.left
 
 
 def training(data):
@@ -62,12 +69,11 @@ def test_epochs_of_different_lengths_follow_each_other(ready, odd):
     data = ready(Digits(batch_size=100))
     data.trainer.global_step = 13  # the end of the first epoch
     data.select(odd)
-    assert data._position() == (1, slice(0, 7))
-    data.trainer.global_step = 16
-    assert data._position() == (1, slice(3, 7))
+    assert at_step(data, 13) == (1, slice(0, 7))
+    assert at_step(data, 16) == (1, slice(3, 7))
     data.trainer.global_step = 20
     data.select(None)
-    assert data._position() == (2, slice(0, 13))
+    assert at_step(data, 20) == (2, slice(0, 13))
 
 
 def test_a_selection_resumes_in_the_middle_of_its_epoch(ready, odd):
@@ -95,7 +101,7 @@ def test_a_new_fit_begins_anew(ready, odd):
     data.select(odd)
     data.trainer.global_step = 0
     data.setup("fit")
-    assert data._position() == (0, slice(0, 13))
+    assert at_step(data, 0) == (0, slice(0, 13))
     assert len(met(training(data))) == 1293
 
 
@@ -106,7 +112,7 @@ def test_batches_grow_with_the_epoch(ready):
     for step in (0, 13, 26, 33, 37, 41):
         data.trainer.global_step = step
         batches = training(data)
-        sizes.append((data._position()[0], len(batches), len(batches[0].labels)))
+        sizes.append((data.epochs.now().number, len(batches), len(batches[0].labels)))
     assert sizes == [(0, 13, 100), (1, 13, 100), (2, 7, 200), (3, 4, 400), (4, 4, 400), (5, 4, 400)]
 
 
@@ -114,30 +120,6 @@ def test_batches_grow_with_the_epoch(ready):
 def test_refuses_sizes_and_epochs_that_are_none(sizes):
     with pytest.raises(DataError, match=r"batch_sizes"):
         Digits(batch_sizes=sizes)
-
-
-@pytest.mark.parametrize(("images", "per_process"), [(103, 52), (104, 52), (101, 51), (81, 40), (80, 40)])
-def test_processes_share_every_batch(images, per_process):
-    def part(rank):
-        batches = EpochBatches(images, 10, 0, lambda: (0, slice(None)), torch.Generator(), process=(rank, 2))
-        assert len(list(batches)) == len(batches)
-        return [batch.tolist() for batch in batches]
-
-    first, second = part(0), part(1)
-    assert [len(batch) for batch in first] == [len(batch) for batch in second]
-    seen = [index for batch in [*first, *second] for index in batch]
-    rest = images % 20 // 2 * 2
-    assert len(seen) == len(set(seen)) == images // 20 * 20 + (rest if rest > 2 else 0)
-    assert all(len(batch) == 10 for batch in first[:-1])
-
-
-def test_no_image_is_always_left_out():
-    def seen(epoch):
-        batches = EpochBatches(11, 5, 0, lambda: (epoch, slice(None)), torch.Generator())
-        assert [len(batch) for batch in batches] == [5, 5]
-        return {int(index) for batch in batches for index in batch}
-
-    assert set.union(*map(seen, range(20))) == set(range(11))
 
 
 @pytest.mark.parametrize(
@@ -150,7 +132,7 @@ def test_a_last_batch_of_a_single_image_per_process_is_left_out(length, batch_si
 
 def test_the_place_in_an_epoch_is_that_of_all_processes(ready):
     data = ready(Digits(batch_size=100), step=7, process=(1, 2))
-    assert data._position() == (1, slice(0, 7))
+    assert at_step(data, 7) == (1, slice(0, 7))
     assert len(training(data)) == 7
 
 

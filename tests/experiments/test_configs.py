@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fake_data import write_data_set
+from fake_data import WRITERS, write_data_set
 from helpers import CONFIGS, summary
 
 from experiments.cli import main
@@ -13,7 +13,6 @@ from experiments.suite import read_suite
 
 EXPERIMENTS = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name not in ("suites", "probe"))
 PROBES = sorted((CONFIGS / "probe").glob("*.yaml"))
-WITHOUT_FILES = ("Digits", "Checkerboard", "Rings", "Spirals", "NoisyProducts")
 SUITES = sorted((CONFIGS / "suites").glob("*.yaml"))
 
 
@@ -26,7 +25,7 @@ def test_config_runs(config, tmp_path, monkeypatch):
     data = yaml.safe_load(config.read_text())["data"]["class_path"].rpartition(".")[2]
     # Several processes would be started by pytest's own command line.
     options = ["--trainer.devices=1", "--trainer.fast_dev_run=true", "--trainer.accelerator=cpu", "--data.batch_size=8"]
-    if data not in WITHOUT_FILES:
+    if data in WRITERS:
         options += [f"--data.root={write_data_set(data, tmp_path, monkeypatch)}", "--data.num_workers=0"]
     if data == "ImageNet":
         options += ["--data.image_size=64", "--data.validation=0.2"]

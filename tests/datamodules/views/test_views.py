@@ -12,7 +12,6 @@ from datamodules.augment import Augment, normalise
 from datamodules.base import ImageDataModule
 from datamodules.batch import Batch, ViewPair
 from datamodules.digits import Digits
-from datamodules.epochs import SeededBatches
 from datamodules.files import DataError
 from datamodules.folders import ImageNet
 from datamodules.images import MemoryImages
@@ -207,16 +206,6 @@ def test_loading_views_leaves_the_generators_as_they_were(ready):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_every_batch_has_a_seed_of_its_own():
-    def seeds(epoch, left):
-        batches = SeededBatches(100, 10, 5, lambda: (epoch, left), torch.Generator(), drop_last=True)
-        return [seed for _, seed in batches]
-
-    everything = [seed for number in range(4) for seed in seeds(number, slice(0, 10))]
-    assert len(set(everything)) == 40
-    assert seeds(2, slice(3, 10)) == everything[23:30]
-
-
 # Through a trainer
 
 
@@ -354,12 +343,12 @@ def test_recipes_are_named_in_configs(ready, views):
 def test_recipes_are_those_of_the_papers():
     def jitter_blur_solarize(transform):
         steps = transform.transform.transforms
-        figures = {type(step).__name__: step for step in steps}
-        jitter = figures["RandomApply"].transforms[0]
+        named = {type(step).__name__: step for step in steps}
+        jitter = named["RandomApply"].transforms[0]
         limits = (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
-        solarize = figures.get("RandomSolarization")
+        solarize = named.get("RandomSolarization")
         widths = [round((high - low) / 2, 6) for low, high in limits[:3]] + [limits[3][1]]
-        return widths, figures["GaussianBlur"].prob, solarize.prob if solarize else 0
+        return widths, named["GaussianBlur"].prob, solarize.prob if solarize else 0
 
     a, b = SimCLRViews(32).transforms
     assert jitter_blur_solarize(a) == jitter_blur_solarize(b) == ([0.8, 0.8, 0.8, 0.2], 0.5, 0)

@@ -15,7 +15,8 @@ from torchvision.transforms.v2 import functional as tv
 
 from datamodules.files import DataError
 from datamodules.views.batched import BatchedView, translate
-from datamodules.views.operations import Blur, Crop, Gray, Jitter, JitterDraw, Solarize, gray_of, shift_hue_
+from datamodules.views.colour import Blur, Gray, Jitter, JitterDraw, Solarize, gray_of, shift_hue_
+from datamodules.views.crop import Crop
 from datamodules.views.transforms import BarlowTwinsViews, SimCLRViews, VICRegViews
 
 # torchvision's tensor functions round grey's weights to .2989; nothing else may differ.
@@ -57,10 +58,10 @@ def jittered(image, drawn, i, strength=1.0):
     """One image ``(C, H, W)`` in 0 … 1 through torchvision, in the order that it drew."""
     if not drawn.applied[i]:
         return image
-    figures = [*(1 + strength * (drawn.factors[i] - 1)).tolist(), strength * float(drawn.hue[i])]
+    amounts = [*(1 + strength * (drawn.factors[i] - 1)).tolist(), strength * float(drawn.hue[i])]
     for change in drawn.slots[i].argsort().tolist():
-        if change < 3 or figures[3]:  # torchvision leaves out a hue that is None; Pillow's is never without rounding
-            image = ADJUST[change](image, figures[change])
+        if change < 3 or amounts[3]:  # torchvision leaves out a hue that is None; Pillow's is never without rounding
+            image = ADJUST[change](image, amounts[change])
     return image
 
 
@@ -123,7 +124,7 @@ def test_jitter_equals_torchvisions_in_each_images_own_order(only, channels, str
     jitter = Jitter(*(v if only in (name, "all") else None for name, v in limits.items()), probability=0.8)
     images, drawn = smooth(120, 12, channels), draw(jitter, 120, 12)
     order = drawn.group().argsort()
-    got = jitter.apply(planar(images[order]), JitterDraw(*(figures[order] for figures in drawn)), strength)
+    got = jitter.apply(planar(images[order]), JitterDraw(*(numbers[order] for numbers in drawn)), strength)
     for i, image in zip(order.tolist(), got, strict=True):
         wanted = jittered(planar(images)[i] / 255, drawn, i, strength)
         assert (image / 255 - wanted).abs().max() < (1e-5 if channels == 1 else GRAY_WEIGHTS)
@@ -133,7 +134,7 @@ def test_jitter_is_within_rounding_of_pillows():
     jitter = Jitter((0.6, 1.4), (0.6, 1.4), (0.6, 1.4), None)
     images, drawn = smooth(60, 16), draw(jitter, 60, 16)
     order = drawn.group().argsort()
-    got = jitter.apply(planar(images[order]), JitterDraw(*(figures[order] for figures in drawn)), 1.0)
+    got = jitter.apply(planar(images[order]), JitterDraw(*(numbers[order] for numbers in drawn)), 1.0)
     for i, image in zip(order.tolist(), got, strict=True):
         wanted = levels(jittered(picture(images[i]), drawn, i))
         # Pillow cuts fractions off (1 level) and rounds gray or mean (0.5, times 0.4), and the next change, at a
@@ -268,7 +269,7 @@ def test_a_change_comes_as_often_as_its_probability_times_the_strength(operation
     assert abs(changed - share) < 5 * math.sqrt(share * (1 - share) / 4000)
 
 
-def test_flips_and_sigmas_are_drawn_with_their_own_figures():
+def test_flips_and_sigmas_are_drawn_with_their_own_numbers():
     drawn = draw(Crop((8, 8), flip=0.3, vertical_flip=0.1), 20_000, 8)
     assert abs(drawn.flip.float().mean() - 0.3) < 5 * math.sqrt(0.21 / 20_000)
     assert abs(drawn.vertical_flip.float().mean() - 0.1) < 5 * math.sqrt(0.09 / 20_000)
@@ -286,7 +287,7 @@ def test_every_image_draws_its_own(name):
         assert (apart < 1e-3).sum() == 64  # each equals itself only
 
 
-def figures_of(views):
+def metrics_of(views):
     """Brightness, contrast, colourfulness and sharpness of each view ``(B, 3, H, W)`` in 0 … 1."""
     return {
         "brightness": views.mean((1, 2, 3)),
@@ -305,9 +306,9 @@ def test_views_of_an_image_are_distributed_as_lightlys(recipe, side):
     image, transform = smooth(1, 16), recipe(16).transforms[side]
     torch.manual_seed(5)
     np.random.seed(5)
-    theirs = figures_of(torch.stack([transform(picture(image[0])) for _ in range(600)]))
+    theirs = metrics_of(torch.stack([transform(picture(image[0])) for _ in range(600)]))
     view, images = BatchedView(transform), image.expand(6000, -1, -1, -1)
-    ours = figures_of(view.render(images, view.draw(images)))
+    ours = metrics_of(view.render(images, view.draw(images)))
     for name, values in ours.items():
         assert ks_2samp(values.numpy(), theirs[name].numpy()).pvalue > 1e-3, name
 

@@ -1,110 +1,15 @@
-"""Random changes that views are made of: drawn for every image, applied to whole batches.
-
-Each operation does what its torchvision or lightly namesake does to one PIL image, without rounding to
-whole grey levels in between. ``draw`` gives numbers per image, ``apply`` uses them at a strength in
-0 … 1: 1 is the ordinary operation, and what is shown at a lower strength is a weaker form of the same.
-"""
+"""The random changes of colour, and the blur, of views."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import log, sqrt
-from typing import NamedTuple, Protocol
+from math import sqrt
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 Range = Sequence[float]
-_TRIES = 10  # of torchvision's RandomResizedCrop, before it falls back to the centre
 _RED, _GREEN, _BLUE = 0.299, 0.587, 0.114  # ITU-R 601-2, as Pillow's mode L
-
-
-class Operation(Protocol):
-    """One random change."""
-
-    def draw(self, count: int, height: int, width: int, device: torch.device) -> tuple[Tensor, ...]:
-        """Numbers for ``count`` images of that size, each tensor ``(count, …)``, from torch's generator."""
-
-    def apply(self, x: Tensor, drawn: tuple[Tensor, ...], strength: float) -> Tensor:
-        """Changed images; ``x`` is float32 ``(B, C, H, W)`` in 0 … 255 and may be overwritten."""
-
-
-class CropDraw(NamedTuple):
-    """Box ``(B, 4)`` of each image: top, left, height, width in pixels; whether it is mirrored, bool ``(B,)``."""
-
-    box: Tensor
-    flip: Tensor
-    vertical_flip: Tensor
-
-
-@dataclass(frozen=True)
-class Crop:
-    """Random resized crop (Szegedy et al., 2015) and flips, in one bilinear look-up.
-
-    Args:
-        size: height and width of the result, in pixels; at least those of the images.
-        scale: smallest and largest area of the box, as a share of the image.
-        ratio: smallest and largest width / height of the box.
-        flip: probability of mirroring left and right.
-        vertical_flip: probability of mirroring top and bottom.
-    """
-
-    size: tuple[int, int]
-    scale: Range = (0.08, 1.0)
-    ratio: Range = (3 / 4, 4 / 3)
-    flip: float = 0.5
-    vertical_flip: float = 0.0
-
-    def draw(self, count: int, height: int, width: int, device: torch.device) -> CropDraw:
-        """Boxes by torchvision's rule: the first of ten tries that fits, else the centre."""
-        area = height * width * torch.empty(count, _TRIES, device=device).uniform_(*self.scale)
-        aspect = torch.empty(count, _TRIES, device=device).uniform_(*map(log, self.ratio)).exp_()
-        heights, widths = (area / aspect).sqrt_().round_(), (area * aspect).sqrt_().round_()
-        fits = (heights > 0) & (heights <= height) & (widths > 0) & (widths <= width)
-        first = fits.int().argmax(1, keepdim=True)
-        found, (central_height, central_width) = fits.any(1), self._central(height, width)
-        heights = torch.where(found, heights.gather(1, first)[:, 0], central_height)
-        widths = torch.where(found, widths.gather(1, first)[:, 0], central_width)
-        top, left = (
-            torch.where(found, _below(room + 1), (room / 2).floor_()) for room in (height - heights, width - widths)
-        )
-        flips = (torch.rand(count, device=device) < p for p in (self.flip, self.vertical_flip))
-        return CropDraw(torch.stack((top, left, heights, widths), 1), *flips)
-
-    def _central(self, height: int, width: int) -> tuple[float, float]:
-        """Height and width of the box that is taken if none of the tries fits."""
-        narrowest, widest = min(self.ratio), max(self.ratio)
-        if width / height < narrowest:
-            return float(round(width / narrowest)), float(width)
-        if width / height > widest:
-            return float(height), float(round(height * widest))
-        return float(height), float(width)
-
-    def apply(self, x: Tensor, drawn: CropDraw, strength: float) -> Tensor:
-        """Look the boxes up; a weaker box lies between the drawn one and the whole image."""
-        height, width = x.shape[2:]
-        whole = drawn.box.new_tensor((0, 0, height, width))
-        top, left, heights, widths = torch.lerp(whole, drawn.box, strength).split(1, dim=1)
-        # Coordinates in two planes: grid_sample's fast path, and no interleaved writing.
-        grid = x.new_empty(len(x), 2, *self.size)
-        grid[:, 0] = _positions(left, widths, self.size[1], drawn.flip, width).unsqueeze(1)
-        grid[:, 1] = _positions(top, heights, self.size[0], drawn.vertical_flip, height).unsqueeze(2)
-        return F.grid_sample(x, grid.permute(0, 2, 3, 1), padding_mode="border", align_corners=False)
-
-
-def _below(bound: Tensor) -> Tensor:
-    """Uniform whole numbers 0 … bound − 1."""
-    drawn = (torch.rand_like(bound) * bound).floor_()
-    return torch.minimum(drawn, bound - 1)  # the product can round up to the bound
-
-
-def _positions(start: Tensor, length: Tensor, size: int, flip: Tensor, side: int) -> Tensor:
-    """Where the ``size`` pixels of a side are looked up, ``(B, size)`` in grid_sample's −1 … 1."""
-    centre = torch.arange(size, device=start.device) + 0.5
-    centre = torch.where(flip.unsqueeze(1), size - centre, centre)
-    pixel = start + centre * (length / size) - 0.5
-    pixel = torch.minimum(torch.maximum(pixel, start), start + length - 1)  # Pillow sees nothing beyond the box
-    return (2 * pixel + 1) / side - 1
 
 
 class JitterDraw(NamedTuple):
@@ -131,7 +36,7 @@ class JitterDraw(NamedTuple):
 class Jitter:
     """Brightness, contrast, saturation and hue, in an order of each image's own.
 
-    The first three are x ← clamp(f·x + α·gray(x) + β) with figures per image, so one update serves
+    The first three are x ← clamp(f·x + α·gray(x) + β) with numbers per image, so one update serves
     them all, and only hue needs its images together: a slice, as they come sorted.
 
     Args:
@@ -170,12 +75,12 @@ class Jitter:
             if self.hue and x.shape[1] == 3 and shifted.start < shifted.stop:
                 shift_hue_(x[shifted], strength * drawn.hue[shifted])
             if step < 3 and starts[4]:
-                _blend_(x[jittered], *(figure[:, step].view(-1, 1, 1, 1) for figure in (factors, to_gray, to_mean)))
+                _blend_(x[jittered], *(number[:, step].view(-1, 1, 1, 1) for number in (factors, to_gray, to_mean)))
         return x
 
 
 def _blend_(x: Tensor, factor: Tensor, to_gray: Tensor, to_mean: Tensor) -> None:
-    """In place: clamp(factor · x + to_gray · gray(x) + to_mean · mean of gray(x)); figures ``(B, 1, 1, 1)``."""
+    """In place: clamp(factor · x + to_gray · gray(x) + to_mean · mean of gray(x)); factors ``(B, 1, 1, 1)``."""
     gray = gray_of(x)
     mean = gray.mean((1, 2, 3), keepdim=True)
     torch.addcmul(to_mean * mean, gray, to_gray, out=gray)

@@ -1,0 +1,130 @@
+"""Which images a batch has, and the loaders of batches."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from datamodules.batch import Batch
+from datamodules.epochs import Epochs
+from datamodules.images import Images
+
+
+class EpochBatches(Sampler[Tensor]):
+    """Batches of indices in an order that is a function of (seed, epoch) and nothing else.
+
+    Resuming therefore meets the same batches in the same order, also in the middle of an epoch. Of several processes
+    each takes its part of every batch, whose size is then ``batch_size`` times their number; up to that many less one
+    images are left out of a last batch, so that all parts have one size.
+
+    Args:
+        epochs: tells the epoch whenever one begins.
+        seed: seed of the run.
+
+    Attributes:
+        generator: for the loader too. It is seeded anew at each epoch: then the workers' seeds follow from (seed,
+            epoch) as well.
+    """
+
+    def __init__(self, epochs: Epochs, seed: int) -> None:
+        self._epochs, self._seed, self._count = epochs, seed, epochs.now().batches
+        self.generator = torch.Generator()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Tensor]:
+        epoch, (rank, processes) = self._epochs.now(), self._epochs.process
+        self.generator.manual_seed(mix(self._seed, epoch.number))
+        order = torch.randperm(epoch.images, generator=self.generator)
+        batches = order[: epoch.images - epoch.images % processes].split(epoch.batch_size * processes)
+        return (batch[rank::processes] for batch in batches[: epoch.batches][epoch.left])
+
+    def seeds(self) -> Iterator[int]:
+        """One of every batch: a function of (seed, epoch, place in the epoch, process)."""
+        epoch, (rank, processes) = self._epochs.now(), self._epochs.process
+        places = range(epoch.batches)[epoch.left]
+        return (mix(self._seed, (epoch.number * epoch.batches + i) * processes + rank) for i in places)
+
+
+class SeededBatches(Sampler[tuple[Tensor, int]]):
+    """The same batches, each with a seed of its own.
+
+    For data sets that draw random numbers while they load: what they draw then depends neither on
+    the worker nor on where a run was resumed.
+
+    Args:
+        batches: the batches.
+    """
+
+    def __init__(self, batches: EpochBatches) -> None:
+        self._batches = batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        return zip(self._batches, self._batches.seeds(), strict=True)
+
+
+def loader(
+    images: Dataset[Batch],
+    batches: Iterable[Any],
+    num_workers: int = 0,
+    generator: torch.Generator | None = None,
+) -> DataLoader[Batch]:
+    """Batches of images.
+
+    Args:
+        images: gives a whole batch at once.
+        batches: what it is asked for: indices.
+        num_workers: processes that load batches.
+        generator: for the seeds of these.
+    """
+    return DataLoader(
+        images,
+        batch_sampler=batches,
+        collate_fn=_whole,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+        generator=generator,
+    )
+
+
+def _whole(batch: Any) -> Any:
+    """Nothing is left to collate."""
+    return batch
+
+
+def in_order(
+    images: Images, batch_size: int, num_workers: int = 0, process: tuple[int, int] = (0, 1)
+) -> DataLoader[Batch]:
+    """Batches of a split, or of one process's share of it, in its order; the last one may be smaller.
+
+    Args:
+        images: the split.
+        batch_size: images per batch.
+        num_workers: processes that load batches.
+        process: (which, of how many) that share the split out among themselves.
+    """
+    return loader(images, shares(len(images), batch_size, process), num_workers)
+
+
+def shares(images: int, batch_size: int, process: tuple[int, int]) -> list[Tensor]:
+    """Batches of every n-th image, beginning with that of this process: all processes together meet each image once.
+
+    All have the same number of batches, as DDP exchanges BatchNorm's statistics before every one, in evaluation too. So
+    a last batch too small for all processes joins the one before, which may have one image more than ``batch_size``.
+    Only of fewer images than processes some have no batch.
+    """
+    rank, processes = process
+    starts = range(0, images - processes + 1, batch_size * processes)  # of batches that have an image for everyone
+    batches = torch.arange(images).tensor_split(tuple(starts[1:]))
+    return [batch[rank::processes] for batch in batches if len(batch) > rank]
+
+
+def mix(seed: int, count: int) -> int:
+    """One seed out of (seed of the run, counter)."""
+    return (seed * 1_000_003 + count) % 2**63
