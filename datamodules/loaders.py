@@ -115,7 +115,7 @@ def in_order(
 def shares(images: int, batch_size: int, process: tuple[int, int]) -> list[Tensor]:
     """Batches of every n-th image, beginning with that of this process: all processes together meet each image once.
 
-    All have the same number of batches, as DDP exchanges BatchNorm's statistics before every one, in evaluation too. So
+    All have the same number of batches, as DDP may exchange BatchNorm's statistics before one, in evaluation too. So
     a last batch too small for all processes joins the one before, which may have one image more than ``batch_size``.
     Only of fewer images than processes some have no batch.
     """
