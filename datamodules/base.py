@@ -79,7 +79,6 @@ class ImageDataModule(L.LightningDataModule):
         batch_sizes: Mapping[int, int] = {},
     ) -> None:
         super().__init__()
-        self.allow_zero_length_dataloader_with_multiple_devices = True  # a process without a share has nothing to do
         if not 0 < validation < 1:
             raise DataError(
                 f"validation is the share of the training split to hold out, between 0 and 1, not {validation}."

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules.batch import Batch
 from datamodules.epochs import Epochs
+from datamodules.files import DataError
 from datamodules.images import Images
 
 
@@ -117,12 +118,18 @@ def shares(images: int, batch_size: int, process: tuple[int, int]) -> list[Tenso
 
     All have the same number of batches, as DDP may exchange BatchNorm's statistics before one, in evaluation too. So
     a last batch too small for all processes joins the one before, which may have one image more than ``batch_size``.
-    Only of fewer images than processes some have no batch.
+
+    Raises:
+        DataError: there are fewer images than processes.
     """
     rank, processes = process
+    if images < processes:
+        raise DataError(
+            f"{processes} processes cannot share {images} images: set --trainer.devices to at most {images}."
+        )
     starts = range(0, images - processes + 1, batch_size * processes)  # of batches that have an image for everyone
     batches = torch.arange(images).tensor_split(tuple(starts[1:]))
-    return [batch[rank::processes] for batch in batches if len(batch) > rank]
+    return [batch[rank::processes] for batch in batches]
 
 
 def mix(seed: int, count: int) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import lightning.pytorch as L
+import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from typing_extensions import override
@@ -106,6 +107,14 @@ class Method(L.LightningModule):
 
     def take_shape_of(self, weights: Mapping[str, Tensor]) -> None:
         """Become the model that these weights were saved from, for methods that drop parts while they train."""
+
+    @override
+    def on_validation_start(self) -> None:
+        """Of several processes, judge one model: all get the first one's BatchNorm statistics, which are saved."""
+        for buffer in self.buffers() if dist.is_initialized() else ():
+            dist.broadcast(buffer, src=0)
+
+    on_test_start = on_validation_start
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -1,9 +1,9 @@
 """Metrics of predictions, exact over batches of any size and over processes that each evaluate a share of a split."""
 
+import math
 from collections.abc import Mapping
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
@@ -42,9 +42,9 @@ class EvaluationMetrics:
     def compute(self) -> dict[str, Tensor]:
         """``<prediction>/top1``, ``…/top5`` → share of the images, 0 … 1; the means under their names."""
         found: dict[str, Tensor] = {}
-        for name in _of_any_process([*self._accuracies]):
-            found |= self._accuracy(name).compute()
-        return found | {name: self._mean(name).compute() for name in _of_any_process([*self._means])}
+        for accuracy in self._accuracies.values():
+            found |= accuracy.compute()
+        return found | {name: mean.compute() for name, mean in self._means.items()}
 
     def _accuracy(self, name: str) -> MetricCollection:
         if name not in self._accuracies:
@@ -58,14 +58,6 @@ class EvaluationMetrics:
 
     def _mean(self, name: str) -> MeanMetric:
         if name not in self._means:
-            self._means[name] = MeanMetric(nan_strategy="disable").to(self._device)
+            # Replaces NaN by NaN: "disable" would forget the weights, the others what is no number.
+            self._means[name] = MeanMetric(nan_strategy=math.nan).to(self._device)
         return self._means[name]
-
-
-def _of_any_process(names: list[str]) -> list[str]:
-    """The names that any process has, in the same order in all: one whose share was empty has counted nothing."""
-    if not dist.is_initialized():
-        return names
-    gathered: list[list[str]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(gathered, names)
-    return list(dict.fromkeys(name for some in gathered for name in some))

@@ -31,11 +31,6 @@ class CompressedDDP(DDPStrategy):
         super().configure_ddp()
         self.hook.register(self.model)
 
-    def on_validation_start(self) -> None:
-        """Give all processes the first one's BatchNorm statistics: those that are saved, and trained on with."""
-        for buffer in self.lightning_module.buffers():
-            dist.broadcast(buffer, src=0)
-
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Save, with what the hooks of all processes remember."""
         states: list[Any] = [None] * self.world_size

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from datamodules.epochs import Epochs
+from datamodules.files import DataError
 from datamodules.loaders import EpochBatches, SeededBatches, shares
 
 
@@ -108,14 +109,18 @@ def test_every_batch_has_a_seed_of_its_own():
 
 @pytest.mark.parametrize("processes", [1, 2, 7])
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
-@pytest.mark.parametrize("images", [1, 15, 16, 17, 33])
+@pytest.mark.parametrize("images", [7, 15, 16, 17, 33])
 def test_processes_evaluate_each_image_once_and_in_order(images, batch_size, processes):
     parts = [as_lists(shares(images, batch_size, (rank, processes))) for rank in range(processes)]
     for rank, part in enumerate(parts):
         assert [index for batch in part for index in batch] == list(range(images))[rank::processes]
         assert all(0 < len(batch) <= batch_size + (processes > 1) for batch in part)
-    if images >= processes:
-        assert len({len(part) for part in parts}) == 1  # else DDP's exchange before every batch would wait for ever
+    assert len({len(part) for part in parts}) == 1  # else DDP's exchange before every batch would wait for ever
+
+
+def test_fewer_images_than_processes_are_refused():
+    with pytest.raises(DataError, match="3 processes cannot share 2 images"):
+        shares(2, 4, (0, 3))
 
 
 def test_one_process_evaluates_in_full_batches_and_a_smaller_last_one():

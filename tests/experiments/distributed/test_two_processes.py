@@ -12,6 +12,8 @@ import torch
 from helpers import CONFIGS, summary
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from experiments.cli import main
+
 CONFIG = CONFIGS / "communication" / "digits.yaml"
 QUICK = ("--trainer.max_epochs=2", "--trainer.limit_train_batches=4", "--trainer.log_every_n_steps=2")
 
@@ -33,6 +35,19 @@ def test_two_processes_write_one_run(finished):
     assert figures["global_step"] == 2 * 4
     assert 0 < figures["metrics"]["communication/bits_per_parameter"] < 8
     assert figures["metrics"]["communication/ratio"] > 4
+
+
+def test_two_processes_evaluate_as_one_does(finished, capsys):
+    runs, _ = finished
+    folder = runs / "backprop-mlp-digits-seed0"
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    one = ("--trainer.devices=1", "--trainer.strategy=auto")
+    for command, split in (("test", "test"), ("validate", "val")):
+        main([command, "--config", str(folder / "config.yaml"), f"--ckpt_path={checkpoint}", *one])
+        printed = capsys.readouterr().out
+        for metric in (f"{split}/top1", f"{split}/loss", f"{split}/block1/top5"):
+            alone = float(re.search(rf"│ +{metric} +│ +([\d.]+)", printed)[1])
+            assert summary(folder)["metrics"][metric] == pytest.approx(alone, rel=1e-5)
 
 
 def test_two_processes_print_once(finished):
