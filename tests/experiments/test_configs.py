@@ -1,6 +1,7 @@
 """Every YAML runs: one training, validation and test batch on tiny data in the published format."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,23 @@ def name_of(path: Path) -> str:
     return f"{path.parent.name}/{path.stem}"
 
 
-@pytest.mark.parametrize("config", EXPERIMENTS, ids=name_of)
-def test_config_runs(config, tmp_path, monkeypatch):
-    data = yaml.safe_load(config.read_text())["data"]["class_path"].rpartition(".")[2]
+def head_of(path: Path) -> str:
+    return path.read_text().partition("\nseed_everything")[0]
+
+
+def variants(config: Path) -> list[str]:
+    """The config as it is, then what stands behind ``…`` in the lines of commands at its head."""
+    return ["", *re.findall(r"^#   … ([^#\n]+)", head_of(config), re.MULTILINE)]
+
+
+COMMANDS = [(config, options) for config in EXPERIMENTS for options in variants(config)]
+
+
+@pytest.mark.parametrize(("config", "variant"), COMMANDS, ids=[f"{name_of(c)} {o}".strip() for c, o in COMMANDS])
+def test_config_runs(config, variant, tmp_path, monkeypatch):
+    given = shlex.split(variant)
+    named = given[given.index("--data") + 1] if "--data" in given else None
+    data = named or yaml.safe_load(config.read_text())["data"]["class_path"].rpartition(".")[2]
     # Several processes would be started by pytest's own command line.
     options = ["--trainer.devices=1", "--trainer.fast_dev_run=true", "--trainer.accelerator=cpu", "--data.batch_size=8"]
     if data in WRITERS:
@@ -33,17 +48,27 @@ def test_config_runs(config, tmp_path, monkeypatch):
         options += ["--data.validation=0.1"]
     if config.stem == "imagenet_resnet50" and config.parent.name == "blockwise_ssl":
         options += ["--model.projector.init_args.widths=[16,16,16]"]  # 600 M parameters otherwise
-    main(["fit", "--config", str(config), f"--runs={tmp_path / 'runs'}", *options])
+    main(["fit", "--config", str(config), f"--runs={tmp_path / 'runs'}", *given, *options])
     assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("config", EXPERIMENTS, ids=name_of)
 def test_config_states_command_source_time_and_figure(config):
-    head = config.read_text().partition("seed_everything")[0]
+    head = head_of(config)
     assert all(line.startswith("#") for line in head.splitlines())
     assert f"python -m experiments fit --config experiments/configs/{name_of(config)}.yaml" in head
     assert "Reproduces:" in head
     assert re.search(r"not run|reached: .*\d", head)
+
+
+@pytest.mark.parametrize("config", EXPERIMENTS, ids=name_of)
+def test_config_names_options_that_exist(config, capsys):
+    lines = [line for line in head_of(config).splitlines() if not re.search("experiments (probe|suite)", line)]
+    options = re.findall(r"--(?!config)([\w.]+\+?) ('[^']+'|[^\s#]+)", "\n".join(lines))
+    given = [f"--{option}={value.strip(chr(39)).rstrip('.,;:)')}" for option, value in options]
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", str(config), *given, "--print_config"])
+    assert not stop.value.code, capsys.readouterr().err
 
 
 @pytest.mark.parametrize("config", PROBES, ids=name_of)
