@@ -1,1 +1,1 @@
-"""What makes those figures of BENCHMARKS.md that no command of the suite makes."""
+"""What makes those figures of docs/benchmarks/ that no command of the suite makes."""

@@ -1,6 +1,6 @@
 """What a confident mistake sends back under every output loss: ‖δ‖ against the margin, drawn and printed.
 
-    python -m experiments.studies.output_signal --output docs/output_signal.png
+    python -m experiments.studies.output_signal --output docs/benchmarks/output_signal.png
 
 Two classes, logits (M/2, −M/2), the second one true: the larger M, the surer the mistake. Lines are the formulas of
 ``losses/outputs.py``, points are autograd in float64.
