@@ -37,7 +37,7 @@ $(LOWEST)/installed: requirements.txt setup.cfg pyproject.toml
 	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
 	sed -nE 's/^ +([A-Za-z_-]+(\[[a-z]+\])?)>=([0-9.]+).*/\1==\3/p' setup.cfg > $(LOWEST)/requirements.txt
 	grep '^pytest' requirements.txt >> $(LOWEST)/requirements.txt
-	$(LOWEST)/bin/python $(PIP_INSTALL) -r $(LOWEST)/requirements.txt
+	$(LOWEST)/bin/python $(PIP_INSTALL) -r $(LOWEST)/requirements.txt 'setuptools>=77'
 	$(LOWEST)/bin/python $(PIP_INSTALL) --no-build-isolation --no-deps --editable .
 	touch $@
 

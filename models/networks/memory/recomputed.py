@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 from models.networks.layers.pooling import GlobalAveragePool
 
@@ -147,7 +146,9 @@ class _RecomputeNormalised(torch.autograd.Function):
         beta = torch.zeros_like(mean) if bias is None else bias.to(mean.dtype)
 
         def normalise(piece: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-            return F.batch_norm(piece, mean, variance, gamma, beta, eps=0)
+            # F.batch_norm of torch 2.11 refuses an eps of 0; the operator behind it does not.
+            on_cudnn = torch.backends.cudnn.enabled
+            return torch.batch_norm(piece, gamma, beta, mean, variance, False, 0.0, 0.0, on_cudnn)
 
         def function(piece: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
             return _apply(ctx.layers, normalise(piece, gamma, beta))
