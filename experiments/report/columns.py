@@ -82,23 +82,22 @@ def _probe_cell(protocol: str, row: Row) -> str:
     return " ".join(f"{probed[k]:.1f}" if k in probed else NOTHING for k in blocks) if probed else NOTHING
 
 
-def cells_of(rows: Sequence[Row]) -> tuple[str, pd.DataFrame]:
-    """What the rows share, as one line, and their cells as text; (×…) is the ratio to the base.
+def cells_of(rows: Sequence[Row]) -> tuple[str, dict[str, pd.DataFrame]]:
+    """What the rows share, as one line, and what each says of itself; (×…) is the ratio to the base.
 
-    Columns have two levels: ``who`` (what tells the rows apart), ``probes``, ``predictions`` or ``costs``, and the
-    heading. Those without any value are left out.
+    The tables have a line per row: ``who`` (what tells the rows apart), ``probes``, ``predictions`` and ``costs``;
+    columns without any value are left out.
     """
     settings = _filled(_SETTINGS, rows)
-    shared = settings.nunique() == 1
+    shared = [heading for heading in settings if settings[heading].nunique() == 1]
     who = _filled({"method": lambda row: row.method, "K": lambda row: str(row.nodes[0])}, rows)
     if any(row.nodes[1] > 1 for row in rows):
         who["G"] = [str(row.nodes[1]) for row in rows]
-    parts = {"who": who.join(settings.loc[:, ~shared])}
+    parts = {"who": who.join(settings.drop(columns=shared))}
     for part, columns in {"probes": _probes(rows), "predictions": _PREDICTIONS, "costs": _COSTS}.items():
         cells = _filled(columns, rows)
-        parts[part] = cells.loc[:, cells.ne(NOTHING).any()]
-    title = ", ".join(f"{heading} {cell}" for heading, cell in settings.loc[0, shared].items())
-    return title, pd.concat(parts, axis=1)
+        parts[part] = cells[[heading for heading in cells if any(cells[heading] != NOTHING)]]
+    return ", ".join(f"{heading} {settings[heading][0]}" for heading in shared), parts
 
 
 def _filled(columns: Columns, rows: Sequence[Row]) -> pd.DataFrame:

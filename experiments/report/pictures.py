@@ -12,13 +12,13 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from experiments.report.rows import Row
 
-Who = Sequence[Mapping[str, str]]
+Who = Sequence[Mapping[Any, str]]
 """What tells each row apart: heading → cell."""
 
 _PROBLEM = {"network": "{}", "data": "{}", "epochs": "epochs {}", "batch": "batch {}"}
 
 
-def _name(row: Row, nodes: Mapping[str, int], who: Mapping[str, str]) -> str:
+def _name(row: Row, nodes: Mapping[str, int], who: Mapping[Any, str]) -> str:
     """Method, nodes, and what it was trained on as far as the rows differ in it."""
     counts = [f"{letter}\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{count}" for letter, count in nodes.items()]
     problem = [form.format(who[heading]) for heading, form in _PROBLEM.items() if heading in who]
@@ -130,7 +130,7 @@ def _draw_cost_line(axes: Axes, name: str, rows: Sequence[Row], colour: Any, lar
     x, y = [row.mean["slowest_node_macs"] / 1e6 for row in rows], [100 * row.mean["test/top1"] for row in rows]
     axes.errorbar(x, y, [100 * row.spread["test/top1"] for row in rows], color=colour, linewidth=1, capsize=2)
     axes.plot([], [], "o-", color=colour, label=name)
-    for row, *place in zip(rows, x, y, strict=True):
+    for row, place in zip(rows, zip(x, y, strict=True), strict=True):
         axes.annotate(f"K{row.nodes[0]}", place, ha="center", va="center", fontsize=7)
 
 

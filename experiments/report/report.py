@@ -1,7 +1,7 @@
 """``report``: one table and two pictures over finished runs."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -24,19 +24,19 @@ def report(paths: Sequence[Path], output: Path) -> None:
     """
     runs = find_runs(paths)
     rows = group(runs)
-    title, cells = cells_of(rows)
+    title, parts = cells_of(rows)
     note = _note(rows, repeated=len(runs) - sum(len(row.runs) for row in rows))
     print(title)
-    _print(cells)
+    _print(parts)
     print(note)
     output.mkdir(parents=True, exist_ok=True)
-    table = cells.droplevel(0, axis=1)
+    table = pd.concat(parts.values(), axis=1)
     table.to_csv(output / "report.csv", index=False)
-    text = tables.markdown(list(table), table.to_numpy())
+    text = tables.markdown([*table.columns], table.to_numpy())
     (output / "report.md").write_text(f"{title}\n\n{text}\n\n{note}\n")
     from experiments.report.pictures import draw, draw_cost  # takes a second: the tables are there by then
 
-    who = cells["who"].to_dict("records")
+    who = parts["who"].to_dict("records")
     draw(rows, who, title, output / "report.png")
     draw_cost(rows, who, title, output / "cost.png")
     print(f"Table:      {output / 'report.md'}\nPictures:   {output / 'report.png'}, {output / 'cost.png'}")
@@ -62,10 +62,10 @@ def _note(rows: Sequence[Row], repeated: int) -> str:
     return " ".join(sentences)
 
 
-def _print(cells: pd.DataFrame) -> None:
+def _print(parts: Mapping[str, pd.DataFrame]) -> None:
     """Predictions, probes, costs in a table each: side by side they would not fit a terminal."""
-    for part in ("predictions", "probes", "costs"):
-        if part in cells:
-            known = cells[part].ne(tables.NOTHING).any(axis=1)
-            lines = cells.loc[known, ["who", part]].droplevel(0, axis=1)
-            tables.show(list(lines), lines.to_numpy(), words=("method", "network", "data"))
+    for part in (parts["predictions"], parts["probes"], parts["costs"]):
+        known = (part != tables.NOTHING).any(axis=1)
+        if known.any():
+            lines = pd.concat([parts["who"], part], axis=1)[known]
+            tables.show([*lines.columns], lines.to_numpy(), words=("method", "network", "data"))

@@ -134,5 +134,5 @@ def _base(row: Row, rows: Sequence[Row]) -> Row | None:
     return None if base is row else base
 
 
-def _sharing(columns: Sequence[str], row: Row, rows: Sequence[Row]) -> list[Row]:
+def _sharing(columns: list[str], row: Row, rows: Sequence[Row]) -> list[Row]:
     return [other for other in rows if all(other.first[columns] == row.first[columns])]

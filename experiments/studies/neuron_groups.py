@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from datamodules.batch import Batch
 from experiments.measure.allocator import keep_freed_memory
-from experiments.measure.bench import plain_steps
+from experiments.measure.workbench import plain_steps
 from experiments.studies.published_loop import PublishedLoop
 from models.methods.neuron_groups import NeuronGroups
 from models.networks.cut import Cut
