@@ -3,7 +3,7 @@
 import json as json_format
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -12,7 +12,7 @@ from experiments.measure.yardstick import end_to_end
 from experiments.run import tables
 from models.local_learning import LocalLearning
 from models.method import Method
-from models.networks.memory.profile import Convention, activation_bytes, profile
+from models.networks.memory.profile import Convention, Cost, activation_bytes, profile
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,8 @@ def network_cost(model: LocalLearning, batch_size: int, convention: Convention =
     plan = model.plan()
     views, heads = plan.views, plan.heads
     parts = [*plan.blocks, *([nn.Sequential()] if plan.final_head else [])]  # a final head reads what block K hands on
-    costs = profile(parts, model.image_shape, views * batch_size, lambda k, _: heads[k], convention)
+    found = profile(parts, model.image_shape, views * batch_size, lambda k, _: heads[k], convention)
+    costs = cast("list[tuple[Cost, Cost]]", found)  # each has a head
     nodes = [
         Node(
             block=k,
@@ -141,7 +142,7 @@ def _backprop(model: LocalLearning, batch_size: int, convention: Convention) -> 
     """MACs and activation bytes of the network trained end to end."""
     with torch.device("meta"):
         whole = end_to_end(model)
-    units, views = [*whole.blocks[0], *whole.heads], whole.plan().views
+    units, views = [*whole.blocks[0].children(), *whole.heads], whole.plan().views
     parts = [part for part, _ in profile(units, whole.image_shape, batch_size * views, convention=convention)]
     return views * sum(part.forward_macs for part in parts), activation_bytes(parts)
 

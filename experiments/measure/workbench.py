@@ -134,7 +134,7 @@ def plain_steps(model: LocalLearning, batch: Batch) -> Iterator[None]:
 
     while True:
         # Only for this step: the same model also trains through Lightning.
-        model.backward_block, model.step_block = backward_block, step_block
+        model.backward_block, model.step_block = backward_block, step_block  # type: ignore[method-assign] # on purpose
         try:
             model.training_step(batch, 0)
         finally:

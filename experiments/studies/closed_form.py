@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from matplotlib.figure import Figure
@@ -81,7 +81,7 @@ def draw(task: type[Toys], seed: int) -> dict[str, Points]:
     data = task(seed=seed)
     data.setup("fit")
     data.setup("test")
-    splits = {"train": data.training_images}
+    splits: dict[str, Any] = {"train": data.training_images}
     splits |= {"val": data.val_dataloader().dataset, "test": data.test_dataloader().dataset}
     batches = {name: split.__getitems__(torch.arange(len(split))) for name, split in splits.items()}
     return {name: Points(data.normalised(batch.images), batch.labels) for name, batch in batches.items()}
@@ -96,7 +96,7 @@ def accuracy(network: nn.Module, points: Points) -> float:
 def solve(train: Points, widths: Sequence[int], method: str, ridge: float, seed: int) -> nn.Module:
     """Fit in closed form."""
     torch.manual_seed(seed)
-    model = ClosedFormMLP(train.images.shape[1:], 2, widths, TARGETS[method], ridge)
+    model = ClosedFormMLP((train.images.shape[1], 1, 1), 2, widths, TARGETS[method], ridge)
     for _ in range(len(widths) + 1):
         model.accumulate(*train)
         model.solve()
@@ -106,7 +106,7 @@ def solve(train: Points, widths: Sequence[int], method: str, ridge: float, seed:
 def descend(train: Points, widths: Sequence[int], method: str, rate: float, seed: int) -> nn.Module:
     """Train by gradient descent."""
     torch.manual_seed(seed)
-    recipe, network = RECIPES[method], MLP(train.images.shape[1:], 2, widths, batch_norm=False)
+    recipe, network = RECIPES[method], MLP((train.images.shape[1], 1, 1), 2, widths, batch_norm=False)
     optimizer = recipe.optimizer(network.parameters(), lr=rate)
     schedule = recipe.schedule(optimizer)
     for _ in range(recipe.epochs):
@@ -136,9 +136,9 @@ def measure(tasks: Iterable[type[Toys]], widths: Sequence[Sequence[int]], seeds:
                 start = time.perf_counter()
                 network = fit(points["train"], layers, seed=seed)
                 seconds = time.perf_counter() - start
-                reached = (accuracy(network, points[split]) for split in ("train", "test"))
+                train, test = (accuracy(network, points[split]) for split in ("train", "test"))
                 shape = "-".join(map(str, layers))
-                yield Result(task.__name__, shape, method, ridge, seed, *reached, seconds)
+                yield Result(task.__name__, shape, method, ridge, seed, train, test, seconds)
 
 
 def tables_of(results: Sequence[Result]) -> str:
@@ -189,11 +189,15 @@ def draw_panels(panels: Sequence[Sequence[Panel]], path: Path) -> None:
 
 def method_panels(widths: Sequence[int]) -> list[list[Panel]]:
     """One row per task in the plane, one column per method."""
-    rows = []
+    rows: list[list[Panel]] = []
     for task in TASKS[:3]:
-        solved = [(name, task, partial(solve, widths=widths, method=name, ridge=RIDGE, seed=0)) for name in TARGETS]
+        solved: list[Panel] = [
+            (name, task, partial(solve, widths=widths, method=name, ridge=RIDGE, seed=0)) for name in TARGETS
+        ]
         rates = {name: best_rate(draw(task, seed=0), widths, name) for name in RECIPES}
-        trained = [(n, task, partial(descend, widths=widths, method=n, rate=r, seed=0)) for n, r in rates.items()]
+        trained: list[Panel] = [
+            (n, task, partial(descend, widths=widths, method=n, rate=r, seed=0)) for n, r in rates.items()
+        ]
         rows.append([*solved, *trained])
     return rows
 

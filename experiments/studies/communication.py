@@ -97,10 +97,11 @@ def work(rank: int, options: argparse.Namespace, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=options.processes)
     source = batches(options)
     images, labels = next(source)
+    channels, height, width = images.shape[1:]
     contenders = {}
     for name in options.hooks:
         torch.manual_seed(0)
-        network = MLP(tuple(images.shape[1:]), 10, options.hidden, batch_norm=False)
+        network = MLP((channels, height, width), 10, options.hidden, batch_norm=False)
         contenders[name] = _Contender(network, HOOKS[name]())
     for step in range(options.steps):
         images, labels = next(source)

@@ -28,6 +28,7 @@ from experiments.studies.options import set_allocator, timing_parser
 from models.local_learning import LocalLearning
 from models.methods.backprop import Backprop
 from models.methods.layerwise import Layerwise
+from models.networks.chain import Chain
 from models.networks.cut import Cut
 from models.networks.heads.classifiers import AuxHead, LinearHead
 from models.networks.memory.saved_tensors import SavedTensorMeter
@@ -35,7 +36,7 @@ from models.networks.resnet import CifarResNet
 from models.networks.vgg import VGG, VGG8b
 from models.parts.feature_store import FeatureStore
 
-NETWORKS = {
+NETWORKS: Mapping[str, Callable[..., Chain]] = {
     "equal8": partial(VGG, plan=(32,) * 8),
     "resnet32": partial(CifarResNet, depth=32),
     "vgg8b": VGG8b,
@@ -128,7 +129,11 @@ class Contender(NamedTuple):
 
 def contenders(asked: argparse.Namespace) -> dict[str, Contender]:
     """Backpropagation, and block after block on features that are computed or stored."""
-    common = {"optimizer": partial(SGD, lr=0.01, momentum=0.9), "image_shape": (3, 32, 32), "num_classes": 10}
+    common: dict[str, Any] = {
+        "optimizer": partial(SGD, lr=0.01, momentum=0.9),
+        "image_shape": (3, 32, 32),
+        "num_classes": 10,
+    }
     layerwise = partial(
         Layerwise,
         NETWORKS[asked.network],

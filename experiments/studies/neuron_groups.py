@@ -9,7 +9,7 @@ pooling by ``AdaptiveAvgPool2d``, one SGD over all parameters (``published_loop.
 
 import argparse
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -55,7 +55,7 @@ def neuron_groups(num_blocks: int, num_groups: int) -> tuple[nn.Module, Callable
     model = NeuronGroups(
         network, (3, 32, 32), 10, num_blocks, num_groups, cut, final_head=AuxHead, optimizer=make_fused_sgd
     )
-    steps = []
+    steps: list[Iterator[None]] = []
 
     def step(batch: Batch) -> None:
         if not steps:
@@ -133,8 +133,9 @@ HEADINGS = (
 )
 
 
-def measure(k: int, g: int, batch: Batch, options: argparse.Namespace) -> list[str]:
-    """The cells of one table row."""
+def measure(cell: str, batch: Batch, options: argparse.Namespace) -> list[str]:
+    """The cells of the table row of ``K,G``."""
+    k, g = map(int, cell.split(","))
     contenders = {"backprop": backprop(), "published": published(k, g), "ours": neuron_groups(k, g)}
     peaks, work = {}, {}
     for name, (network, step) in contenders.items():
@@ -171,7 +172,7 @@ def main() -> None:
     torch.manual_seed(0)
     images = torch.randn(options.batch, 3, 32, 32).to(options.device, memory_format=torch.channels_last)
     batch = Batch(images, torch.randint(10, (options.batch,), device=options.device))
-    rows = (measure(*map(int, cell.split(",")), batch, options) for cell in options.cells)
+    rows = (measure(cell, batch, options) for cell in options.cells)
     for line in tables.markdown_lines(HEADINGS, rows):
         print(line, flush=True)
 

@@ -8,6 +8,7 @@ Two classes, logits (M/2, −M/2), the second one true: the larger M, the surer 
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib import colormaps
@@ -79,7 +80,7 @@ def draw(path: Path) -> None:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     for number, output in enumerate(FORMULAS):
-        style = {"color": colormaps["tab10"](number), "linestyle": "--" if number < 2 else "-"}
+        style: dict[str, Any] = {"color": colormaps["tab10"](number), "linestyle": "--" if number < 2 else "-"}
         axes.plot(line, by_formula(output, line), label=type(output).__name__, **style)
         axes.plot(points, measured(output, points), "o", color=style["color"], markersize=4)
     axes.set_yscale("log")

@@ -89,7 +89,10 @@ def table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
     lines = []
     for output, chosen in best.items():
         by_rate = [_last(tried.get((output, rate))) for rate in rates]
-        accuracies = [_percent([run.curve[-1] for run in chosen]), _percent([run.test for run in chosen])]
+        accuracies = [
+            _percent([run.curve[-1] for run in chosen]),
+            _percent([run.test for run in chosen if run.test is not None]),
+        ]
         reached = [run.epochs_to(reference) for run in chosen]
         epochs = ", ".join("–" if count is None else str(count) for count in reached)
         lines.append([output, *by_rate, f"{chosen[0].rate:g}" if chosen else "–", *accuracies, epochs or "–"])
