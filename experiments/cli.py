@@ -10,6 +10,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -35,14 +36,15 @@ from experiments.callbacks.progress import BlockProgressBar, CutTable, EpochLine
 from experiments.callbacks.tensorboard import TensorBoardPage
 from experiments.distributed.strategy import CompressedDDP
 from experiments.measure.allocator import keep_freed_memory
+from experiments.measure.cost import macs_of
 from experiments.parser import Parser, swallowed
-from experiments.report.report import report
+from experiments.report.command import main as report_command
 from experiments.run import folder as run_folder
 from experiments.run.errors import RunError
 from experiments.run.loggers import RunCSVLogger, RunTensorBoardLogger
 from experiments.run.saved_config import SavedConfig
 from experiments.run.summary import log_to_hparams, show_summary, summarise, write_summary
-from experiments.suite import suite
+from experiments.suite import main as suite_command
 from experiments.trainer import Trainer
 from losses.errors import UsageError
 from models.method import Method, require_supported_processes
@@ -214,41 +216,25 @@ class LocalLearningCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Evaluate the test split once with the final weights; write and show the summary."""
-        figures = dict(self.trainer.callback_metrics)
+        metrics = dict(self.trainer.callback_metrics)
         epochs, step = self.trainer.current_epoch, self.trainer.global_step
         self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
         if self.trainer.fast_dev_run:
             return
-        figures |= self.trainer.callback_metrics
+        metrics |= self.trainer.callback_metrics
         if not any(
-            name.startswith(("val/", "probe_online/")) for name in figures
+            name.startswith(("val/", "probe_online/")) for name in metrics
         ):  # cut off between the last epoch and here
-            figures |= self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)[0]
+            metrics |= self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)[0]
         if not self.trainer.is_global_zero:
             return
-        seed = self._get(self.config, "seed_everything")
-        summary = summarise(self.folder.name, seed, self.model, self.datamodule, self.trainer, self.meter, figures)
+        config = self.config[self.subcommand].as_dict()
+        measured = {key: getattr(self.meter, key) for key in ("seconds", "images_per_second", "peak_activation_bytes")}
+        measured |= macs_of(self.model, self.datamodule.batch_size)
+        summary = summarise(self.folder.name, config, self.model, self.datamodule, self.trainer, measured, metrics)
         write_summary(self.folder, summary | {"epochs": epochs, "global_step": step})
         log_to_hparams(summary, self.trainer)
         show_summary(self.folder, summary)
-
-
-def _suite(args: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        "python -m experiments suite",
-        description="Run a list or grid of configs, each in a process of its own, then report. Finished runs are "
-        "skipped, cut-off ones resumed. Other options (--trainer.max_epochs 5) go to every run.",
-        epilog="The YAML: runs: [{config: FILE, name: NAME, options: {OPTION: VALUE}, grid: {OPTION: [VALUE, ...]}, "
-        "probe: FILE}]",
-    )
-    parser.add_argument("suite", type=Path, help="the suite's YAML")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all run folders")
-    known, extra = parser.parse_known_args(args)
-    try:
-        suite(known.suite, known.runs, extra, _fault_of_line)
-    except KeyboardInterrupt as stop:
-        print("\nStopped. The same suite command goes on where it stopped.")
-        raise SystemExit(128 + signal.SIGINT) from stop
 
 
 def _fault_of_line(args: Sequence[str]) -> str | None:
@@ -262,19 +248,7 @@ def _fault_of_line(args: Sequence[str]) -> str | None:
     return None
 
 
-def _report(args: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        "python -m experiments report", description="One table and one picture over finished runs."
-    )
-    parser.add_argument("runs", type=Path, nargs="+", help="run folders, or folders of them")
-    parser.add_argument(
-        "--output", type=Path, help="folder for the files (default: RUNS if it is one folder, else runs/report)"
-    )
-    known = parser.parse_args(args)
-    report(known.runs, known.output or (known.runs[0] if len(known.runs) == 1 else Path("runs/report")))
-
-
-COMMANDS = {"suite": _suite, "report": _report}
+COMMANDS = {"suite": partial(suite_command, fault_of=_fault_of_line), "report": report_command}
 """Commands that take no model; all others are LightningCLI's."""
 
 

@@ -1,9 +1,11 @@
 """``suite``: run a list or grid of configs, each in a process of its own, then report."""
 
+import argparse
 import itertools
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,9 +15,12 @@ from typing import Any
 
 import yaml
 
-from experiments.report.report import report
 from experiments.run.errors import RunError
-from experiments.run.folder import LAST, PART_OF_SUITE, SUMMARY, plain_name
+from experiments.run.files import LAST, SUMMARY
+from experiments.run.folder import PART_OF_SUITE, plain_name
+
+FaultOf = Callable[[Sequence[str]], str | None]
+"""What is wrong with a command line; None if nothing is."""
 
 
 @dataclass(frozen=True)
@@ -76,13 +81,11 @@ def _expand(folder: Path, entry: Mapping[str, Any]) -> Iterator[Run]:
     for values in itertools.product(*grid.values()):
         chosen = dict(zip(grid, values, strict=True))
         suffix = "".join(f"-{option.rpartition('.')[2]}{value}" for option, value in chosen.items()).replace("/", "_")
-        options = {**entry.get("options", {}), **chosen}
-        yield Run(
-            plain_name(name + suffix), config, tuple(f"--{option}={value}" for option, value in options.items()), probe
-        )
+        options = entry.get("options", {}) | chosen
+        yield Run(plain_name(name + suffix), config, tuple(f"--{key}={value}" for key, value in options.items()), probe)
 
 
-def suite(path: Path, runs: Path, extra: Sequence[str], fault_of: Callable[[Sequence[str]], str | None]) -> None:
+def suite(path: Path, runs: Path, extra: Sequence[str], fault_of: FaultOf) -> None:
     """Run what is not finished, go on with what was cut off, then report on all.
 
     Nothing is started before all command lines were found without a mistake.
@@ -105,17 +108,24 @@ def suite(path: Path, runs: Path, extra: Sequence[str], fault_of: Callable[[Sequ
         for line in _unchecked(run, folder, extra):
             if fault := fault_of(line):
                 raise RunError(f"Nothing was started, because of {run.name}: {fault}")
+    failed = _run_all(planned, folder, extra)
+    if finished := [folder / run.name for run in planned if (folder / run.name / SUMMARY).is_file()]:
+        from experiments.report.report import report  # pandas takes a second
+
+        report(finished, folder)
+    if failed:
+        raise RunError(f"{len(failed)} of {len(planned)} runs failed: {', '.join(failed)}. Their messages are above.")
+
+
+def _run_all(planned: Sequence[Run], folder: Path, extra: Sequence[str]) -> list[str]:
+    """Run one after the other; the names of those that failed."""
     failed = []
     for number, run in enumerate(planned, start=1):
         commands = _commands(run, folder, extra)
         print(f"[{number}/{len(planned)}] {run.name}{'' if commands else ': finished before'}", flush=True)
         if not all(map(_succeeds, commands)):  # none after the first that fails
             failed.append(run.name)
-    finished = [folder / run.name for run in planned if (folder / run.name / SUMMARY).is_file()]
-    if finished:
-        report(finished, folder)
-    if failed:
-        raise RunError(f"{len(failed)} of {len(planned)} runs failed: {', '.join(failed)}. Their messages are above.")
+    return failed
 
 
 def _unchecked(run: Run, folder: Path, extra: Sequence[str]) -> list[list[str]]:
@@ -144,3 +154,30 @@ def _succeeds(command: Sequence[str]) -> bool:
     print(shlex.join(["python", "-m", "experiments", *command]), flush=True)
     line = [sys.executable, "-m", "experiments", *command]
     return subprocess.run(line, check=False, env=os.environ | {PART_OF_SUITE: "1"}).returncode == 0
+
+
+def main(args: Sequence[str], fault_of: FaultOf) -> None:
+    """Run ``suite``; Ctrl-C stops it.
+
+    Args:
+        args: what follows ``suite`` on the command line.
+        fault_of: what is wrong with the command line of a run, None if nothing is.
+
+    Raises:
+        RunError: as :func:`suite`.
+    """
+    parser = argparse.ArgumentParser(
+        "python -m experiments suite",
+        description="Run a list or grid of configs, each in a process of its own, then report. Finished runs are "
+        "skipped, cut-off ones resumed. Other options (--trainer.max_epochs 5) go to every run.",
+        epilog="The YAML: runs: [{config: FILE, name: NAME, options: {OPTION: VALUE}, grid: {OPTION: [VALUE, ...]}, "
+        "probe: FILE}]",
+    )
+    parser.add_argument("suite", type=Path, help="the suite's YAML")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all run folders")
+    known, extra = parser.parse_known_args(args)
+    try:
+        suite(known.suite, known.runs, extra, fault_of)
+    except KeyboardInterrupt as stop:
+        print("\nStopped. The same suite command goes on where it stopped.")
+        raise SystemExit(128 + signal.SIGINT) from stop

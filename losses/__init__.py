@@ -1,32 +1,17 @@
 """Local losses and what judges predictions: pure functions on tensors. They know only torch.
 
-Barlow Twins, NT-Xent and VICReg come from lightly: ``lightly.loss``.
+Barlow Twins, NT-Xent and VICReg come from lightly: ``lightly.loss``. Names are looked up here when they are asked for,
+because ``losses.errors`` needs no torch, and commands that need none either shall start quickly.
 """
 
-from losses.classification import ensemble, ensemble_weights, probabilities, redundant_shares, top1
-from losses.contrastive import SubsampledNTXent
-from losses.diversity import diversity
-from losses.embeddings import (
-    correlation_parts,
-    effective_rank,
-    largest_deviation,
-    linear_cka,
-    nearest_mean_top1,
-    pretext_top1,
-    separation_fuzziness,
-)
-from losses.errors import UsageError
-from losses.outputs import (
-    CrossEntropy,
-    ErrExp,
-    ErrPow3,
-    ExpGB,
-    LinearOutput,
-    OutputLoss,
-    OutputLossCallable,
-    Pow3GB,
-    SigmoidMSE,
-    SoftmaxMSE,
-    UnnormalizedExponential,
-)
-from losses.similarity import channel_deviation, similarity_loss, similarity_matrix
+import pkgutil
+from importlib import import_module
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    """A public function or class, from whichever file it is in."""
+    for file in pkgutil.iter_modules(__path__, f"{__name__}.") if not name.startswith("_") else ():
+        if name in vars(module := import_module(file.name)):
+            return vars(module)[name]
+    raise AttributeError(f"losses has no {name!r}.")

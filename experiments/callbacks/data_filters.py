@@ -21,6 +21,8 @@ class DataFilter(L.Callback, ABC):
     share of the images that the epoch left out, and ``train/saved``, that share over all epochs so far.
     """
 
+    changes_training = True
+
     def __init__(self) -> None:
         self._scores: Tensor | None = None
         self._visits = 0  # of images, in this epoch

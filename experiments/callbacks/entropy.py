@@ -95,6 +95,8 @@ class Initialisation(L.Callback):
         gain: std is gain / √(fan-in): √2 is He's (He et al., 2015); by default each tensor keeps the std that it has.
     """
 
+    changes_training = True
+
     def __init__(self, distribution: Literal["uniform", "normal"], gain: float | None = None) -> None:
         self.distribution, self.gain = distribution, gain
 

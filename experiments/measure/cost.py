@@ -1,18 +1,18 @@
 """``cost``: what each node of a cut network costs, without training it."""
 
 import json as json_format
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 from experiments.measure.yardstick import end_to_end
+from experiments.run import tables
 from models.local_learning import LocalLearning
-from models.networks.memory.profile import Convention, activation_bytes, profile
+from models.method import Method
+from models.networks.memory.profile import Convention, Cost, activation_bytes, profile
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,8 @@ def network_cost(model: LocalLearning, batch_size: int, convention: Convention =
     plan = model.plan()
     views, heads = plan.views, plan.heads
     parts = [*plan.blocks, *([nn.Sequential()] if plan.final_head else [])]  # a final head reads what block K hands on
-    costs = profile(parts, model.image_shape, views * batch_size, lambda k, _: heads[k], convention)
+    found = profile(parts, model.image_shape, views * batch_size, lambda k, _: heads[k], convention)
+    costs = cast("list[tuple[Cost, Cost]]", found)  # each has a head
     nodes = [
         Node(
             block=k,
@@ -141,7 +142,7 @@ def _backprop(model: LocalLearning, batch_size: int, convention: Convention) -> 
     """MACs and activation bytes of the network trained end to end."""
     with torch.device("meta"):
         whole = end_to_end(model)
-    units, views = [*whole.blocks[0], *whole.heads], whole.plan().views
+    units, views = [*whole.blocks[0].children(), *whole.heads], whole.plan().views
     parts = [part for part, _ in profile(units, whole.image_shape, batch_size * views, convention=convention)]
     return views * sum(part.forward_macs for part in parts), activation_bytes(parts)
 
@@ -151,33 +152,41 @@ def _span(block: Any) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}"
 
 
+def macs_of(model: Method, batch_size: int) -> dict[str, int]:
+    """MACs for the summary of a run; of a method without backward passes, which ``cost`` does not know, none."""
+    if not isinstance(model, LocalLearning):
+        return {}
+    cost = network_cost(model, batch_size)
+    return {
+        "slowest_node_macs": cost.slowest_node_macs,
+        "inference_macs": cost.inference_macs,
+        "ensemble_macs": cost.total_macs,
+    }
+
+
 _HEADINGS = ("block", "units", "parameters", "M MACs", "MiB saved", "MiB handed on")
 
 
-def _rows(cost: NetworkCost) -> list[tuple[str, ...]]:
+def _rows(cost: NetworkCost) -> Iterator[tuple[str, ...]]:
     """One per block, since all groups of a block cost the same, and one of a final head."""
-    rows = [
-        (
-            str(n.block),
-            n.units,
-            f"{n.parameters:,}",
-            f"{n.forward_macs / 1e6:.2f}",
-            f"{n.activation_bytes / 2**20:.1f}",
-            f"{n.bytes_out / 2**20:.2f}",
-        )
-        for n in cost.nodes
-        if n.group == 1
-    ]
+    for node in cost.nodes:
+        if node.group == 1:
+            yield (
+                str(node.block),
+                node.units,
+                f"{node.parameters:,}",
+                f"{node.forward_macs / 1e6:.2f}",
+                f"{node.activation_bytes / 2**20:.1f}",
+                f"{node.bytes_out / 2**20:.2f}",
+            )
     if cost.final_head:
         parameters, macs = cost.final_head
-        rows.append(("final", "head", f"{parameters:,}", f"{macs / 1e6:.2f}", "", ""))
-    return rows
+        yield "final", "head", f"{parameters:,}", f"{macs / 1e6:.2f}", "", ""
 
 
 def markdown_table(model: LocalLearning, batch_size: int) -> str:
     """The cut as a Markdown table, for TensorBoard's text page."""
-    lines = [_HEADINGS, ("---",) * len(_HEADINGS), *_rows(network_cost(model, batch_size))]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return tables.markdown(_HEADINGS, _rows(network_cost(model, batch_size)))
 
 
 def show_cost(model: LocalLearning, batch_size: int, convention: Convention, json: bool, processes: int = 1) -> None:
@@ -194,27 +203,29 @@ def show_cost(model: LocalLearning, batch_size: int, convention: Convention, jso
     if json:
         print(json_format.dumps(asdict(cost), indent=2))
         return
+    tables.show(_HEADINGS, _rows(cost), words=["units"], title=_title(model, batch_size, processes))
+    print(_totals(cost))
+    if per_block := model.schedule.epochs_per_block:
+        sizes = {k * per_block: size for k, size in enumerate(_batches_at_equal_memory(cost))}
+        print(f"With its memory, batches of block after block: --data.batch_sizes '{json_format.dumps(sizes)}'")
+    else:
+        print(f"  one per node {cost.predicted_speedup:.1f} times as fast, by MACs, communication left out")
+
+
+def _title(model: LocalLearning, batch_size: int, processes: int) -> str:
     nodes = f"{model.num_blocks} block{'s' if model.num_blocks > 1 else ''}"
     if model.num_groups > 1:
-        nodes += f" × {model.num_groups} groups, figures of one group"
+        nodes += f" × {model.num_groups} groups, costs of one group"
     count = model.plan().views
     views = "" if count == 1 else f" in {count} views"
-    batch = (
-        f"a batch of {batch_size}"
-        if processes == 1
-        else f"one process, a batch of {processes} processes × {batch_size}"
-    )
-    table = Table(
-        title=f"{model.network_name}, {nodes}\nMACs of one image{views}, MiB of {batch}",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-    )
-    for heading in _HEADINGS:
-        table.add_column(heading, justify="left" if heading == "units" else "right", no_wrap=True)
-    for row in _rows(cost):
-        table.add_row(*row)
-    Console(width=max(100, Console().width)).print(table)
-    print(
+    batch = f"a batch of {batch_size}"
+    if processes > 1:
+        batch = f"one process, a batch of {processes} processes × {batch_size}"
+    return f"{model.network_name}, {nodes}\nMACs of one image{views}, MiB of {batch}"
+
+
+def _totals(cost: NetworkCost) -> str:
+    return (
         f"in all         {cost.parameters:,} parameters, {cost.total_macs / 1e6:.2f} M MACs forward "
         f"(backprop {cost.backprop_macs / 1e6:.2f} M); slowest node {cost.slowest_node_macs / 1e6:.2f} M\n"
         f"inference      {cost.inference_macs / 1e6:.2f} M MACs, with all heads {cost.total_macs / 1e6:.2f} M\n"
@@ -223,11 +234,6 @@ def show_cost(model: LocalLearning, batch_size: int, convention: Convention, jso
         f"{cost.backprop_activation_bytes / 2**20:.1f} MiB of activations\n"
         f"  one device   {cost.predicted_step_ratio:.2f} of its step time, by MACs"
     )
-    if per_block := model.schedule.epochs_per_block:
-        sizes = {k * per_block: size for k, size in enumerate(_batches_at_equal_memory(cost))}
-        print(f"With its memory, batches of block after block: --data.batch_sizes '{json_format.dumps(sizes)}'")
-    else:
-        print(f"  one per node {cost.predicted_speedup:.1f} times as fast, by MACs, communication left out")
 
 
 def _batches_at_equal_memory(cost: NetworkCost) -> list[int]:

@@ -7,13 +7,11 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from experiments.probing.hidden_layers import Figures, flat
 from experiments.probing.observe_pictures import draw_depth
-from experiments.run.folder import OBSERVATIONS, OBSERVATIONS_PICTURE, SUMMARY
+from experiments.run import tables
+from experiments.run.files import OBSERVATIONS, OBSERVATIONS_PICTURE, SUMMARY
 from experiments.run.loggers import RunTensorBoardLogger
 from experiments.run.summary import write_json
 
@@ -88,9 +86,7 @@ def _cell(value: float | None, form: str) -> str:
 
 def markdown(figures: Figures, probe: str) -> str:
     """The table for TensorBoard's text page."""
-    headings, rows = table_of(figures, probe)
-    lines = [[heading.replace("\n", ", ") for heading in headings], ["---"] * len(headings), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return tables.markdown(*table_of(figures, probe))
 
 
 _LEGEND = """linear, NCM: top-1 % of a linear probe and of the nearest class mean. D: separation fuzziness.
@@ -99,24 +95,14 @@ rank: effective rank. CKA: alignment with the reference. redundant: % of the tra
 
 def show(observed: Sequence[Observed], about: Mapping[str, Any]) -> None:
     """Print a table of layers and one of heads per network, the run first."""
-    images, console = about["images"], Console(width=max(120, Console().width))
+    images = about["images"]
     print(
         f"{about['network']}, {about['dataset']}: {images['train']} training, {images['test']} test images\n{_LEGEND}"
     )
     for network, role in zip(observed, ("run", "reference"), strict=False):
         print(f"\n{role}: {network.checkpoint}, {network.state}")
         for figures in (network.layers, network.heads) if network.heads else (network.layers,):
-            console.print(_table(figures, about["probe"]))
-
-
-def _table(figures: Figures, probe: str) -> Table:
-    headings, rows = table_of(figures, probe)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for heading in headings:
-        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    return table
+            tables.show(*table_of(figures, about["probe"]), words=[""])
 
 
 def record(observed: Sequence[Observed], about: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from datamodules.base import ImageDataModule
+from experiments.measure.silent import silent_trainer
 from experiments.probing.features import Features, Splits, extract
 from experiments.probing.knn import knn_top1
 from experiments.probing.linear_probe import LinearProbe
@@ -164,17 +165,8 @@ def supervised_top1(model: Method, data: ImageDataModule, trainer: L.Trainer, ep
     sgd = partial(SGD, lr=0.1 * data.batch_size / 128, momentum=0.9, nesterov=True, weight_decay=5e-4)
     cosine = partial(CosineAnnealingLR, T_max=epochs)
     whole = Backprop(model.make_network, model.image_shape, model.num_classes, optimizer=sgd, scheduler=cosine)
-    own = L.Trainer(
-        accelerator=trainer.strategy.root_device.type,
-        devices=1,
-        precision=trainer.precision,
-        max_epochs=epochs,
-        limit_val_batches=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    device = trainer.strategy.root_device.type
+    own = silent_trainer(accelerator=device, precision=trainer.precision, max_epochs=epochs)
     own.fit(whole, datamodule=data)
     return own.test(whole, datamodule=data, verbose=False)[0]["test/top1"]
 

@@ -9,11 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
-from experiments.run.folder import PROBE, SUMMARY
+from experiments.run import tables
+from experiments.run.files import PROBE, SUMMARY
 from experiments.run.loggers import RunTensorBoardLogger
 from experiments.run.summary import write_json
 
@@ -62,21 +59,12 @@ def table_of(figures: Figures) -> tuple[list[str], list[list[str]]]:
 
 def markdown(figures: Figures) -> str:
     """The table for TensorBoard's text page."""
-    headings, rows = table_of(figures)
-    lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return tables.markdown(*table_of(figures))
 
 
 def show(figures: Figures, title: str) -> None:
     """Print the table, the supervised control, and where the time went."""
-    headings, rows = table_of(figures)
-    table = Table(box=box.SIMPLE_HEAD)
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    for row in rows:
-        table.add_row(*row)
-    print(title)
-    Console(width=max(100, Console().width)).print(table)
+    tables.show(*table_of(figures), title=title)
     if (supervised := figures.metrics.get("supervised/test/top1")) is not None:
         print(f"supervised, end to end: {100 * supervised:.2f} %")
     times = ", ".join(f"{part} {seconds:.1f} s" for part, seconds in figures.seconds.items())

@@ -1,65 +1,13 @@
-"""What tells the rows of a report apart: the settings of its runs, and names made of those that differ."""
+"""What tells the rows of a report apart: names made of the settings in which they differ."""
 
 import statistics
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Self
-
-_NO_SETTINGS = ("seed", "root", "folder", "download", "num_workers", "num_blocks", "num_groups")
-"""What changes no result, or has a column of its own."""
-
-WATCHERS = (
-    "DecisionBoundary",
-    "Entropy",
-    "HiddenLayers",
-    "OnlineProbe",
-    "OutputSignal",
-    "TrainingAccuracy",
-)
-"""Callbacks of ours that a config may name and that change no result."""
 
 _CLASS, _ARGUMENTS = ".class_path", ".init_args."
 
 
-def settings(config: Mapping[str, Any]) -> dict[str, str]:
-    """A run's configuration as far as it may change a result: dotted path → text.
-
-    Args:
-        config: what its ``config.yaml`` holds; may lack anything.
-    """
-    trainer = config.get("trainer") or {}
-    parts = {part: config.get(part) for part in ("model", "data")} | {"strategy": trainer.get("strategy")}
-    callbacks = trainer.get("callbacks") or []
-    for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
-        if callback["class_path"].rpartition(".")[2] not in WATCHERS:
-            parts[callback["class_path"]] = callback
-    return {name: text for name, text in _flat(parts) if name.rpartition(".")[2] not in _NO_SETTINGS}
-
-
-def _flat(tree: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Leaves of nested dicts as (dotted path, text)."""
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            yield from _flat(value, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, str(tree)
-
-
-class Setting(NamedTuple):
-    """What runs of one row have in common."""
-
-    problem: tuple[Any, ...]
-    epochs: int
-    method: str
-    nodes: tuple[int, int]
-    options: frozenset[tuple[str, str]]
-
-    @classmethod
-    def of(cls, summary: Mapping[str, Any]) -> Self:
-        """The setting of a run, by its summary and the :func:`settings` in it."""
-        problem = tuple(summary[name] for name in ("network", "dataset", "batch_size"))
-        nodes = summary["num_blocks"], summary["num_groups"]
-        return cls(problem, summary["epochs"], summary["method"], nodes, frozenset(summary["settings"].items()))
-
+Setting = tuple[tuple[int, int], frozenset[tuple[str, str]]]
+"""What tells rows of one problem and method apart: (K, G), and options, as (dotted path, text)."""
 
 _MANY = 3
 """More differing options than this do not fit a row's name."""
@@ -76,7 +24,7 @@ def labels(alike: Sequence[Setting]) -> dict[Setting, str]:
     Args:
         alike: the settings of one problem and method.
     """
-    known = {one: dict(one.options) for one in alike}
+    known = {one: dict(one[1]) for one in alike}
     names = {name for options in known.values() for name in options}
     differ = {name for name in names if _differs(name, known.values())}
     lacked = {name for name in names if any(name not in options for options in known.values())}
@@ -89,7 +37,7 @@ def labels(alike: Sequence[Setting]) -> dict[Setting, str]:
         return ", ".join(_said(name, known[one][name], names) for name in own)
 
     brief = {one: label(one, differ | classes) for one in alike}
-    unclear = len({(one.nodes, text) for one, text in brief.items()}) < len(brief)
+    unclear = len({(nodes, text) for (nodes, _), text in brief.items()}) < len(brief)
     return {one: label(one, differ | lacked) for one in alike} if unclear else brief
 
 

@@ -5,77 +5,71 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")  # files only: no screen is needed
-import matplotlib.pyplot as plt
+import matplotlib as mpl
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from experiments.report.columns import columns
 from experiments.report.rows import Row
 
+Who = Sequence[Mapping[Any, str]]
+"""What tells each row apart: heading → cell."""
 
-def draw(rows: Sequence[Row], title: str, path: Path) -> None:
+_PROBLEM = {"network": "{}", "data": "{}", "epochs": "epochs {}", "batch": "batch {}"}
+
+
+def _name(row: Row, nodes: Mapping[str, int], who: Mapping[Any, str]) -> str:
+    """Method, nodes, and what it was trained on as far as the rows differ in it."""
+    counts = [f"{letter}\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{count}" for letter, count in nodes.items()]
+    problem = [form.format(who[heading]) for heading, form in _PROBLEM.items() if heading in who]
+    return ", ".join([row.method, *counts, *problem])
+
+
+def _groups(row: Row) -> dict[str, int]:
+    return {"G": row.nodes[1]} if row.nodes[1] > 1 else {}
+
+
+@mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False})
+def draw(rows: Sequence[Row], who: Who, title: str, path: Path) -> None:
     """Accuracy against depth, memory and speed: one colour per row, named at the bars.
 
     Args:
         rows: what to draw.
+        who: what tells them apart.
         title: what they share.
         path: the PNG file.
     """
-    _, cells = columns(rows)
-    problems = _problems(cells)
-    names = [", ".join([row.method, _nodes(row), *problem]) for row, problem in zip(rows, problems, strict=True)]
-    labels = [fill(name, 45) for name in names]
-    tallest = max(label.count("\n") + 1 for label in labels)
-    height = max(4, 1.5 + max(0.35, 0.2 * tallest) * len(rows))
-    figure, axes = plt.subplots(1, 3, figsize=(14, height), width_ratios=(2, 1, 1), layout="constrained")
+    names = [fill(_name(r, {"K": r.nodes[0]} | _groups(r), w), 45) for r, w in zip(rows, who, strict=True)]
+    tallest = max(name.count("\n") + 1 for name in names)
+    figure = Figure(figsize=(14, max(4, 1.5 + max(0.35, 0.2 * tallest) * len(rows))), layout="constrained")
+    depth, memory, speed = figure.subplots(1, 3, width_ratios=(2, 1, 1))
     figure.suptitle(title)
-    colours = [plt.get_cmap("viridis")(0.9 * i / max(len(rows) - 1, 1)) for i in range(len(rows))]
-    _draw_depth(axes[0], rows, colours)
-    _draw_bars(axes[1], rows, labels, colours, "peak_activation_bytes", 2**20, "Peak activations, MiB")
-    _draw_bars(axes[2], rows, [""] * len(rows), colours, "images_per_second", 1, "Training speed, images/s")
+    colours = [mpl.colormaps["viridis"](0.9 * i / max(len(rows) - 1, 1)) for i in range(len(rows))]
+    _draw_depth(depth, rows, colours)
+    bytes_held, rates = ([row.mean.get(m, 0) for row in rows] for m in ("peak_activation_bytes", "images_per_second"))
+    _draw_bars(memory, "Peak activations, MiB", names, [value / 2**20 for value in bytes_held], colours)
+    _draw_bars(speed, "Training speed, images/s", [""] * len(rows), rates, colours)
     figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
-def _problems(cells: Mapping[str, Sequence[str]]) -> list[list[str]]:
-    """What a row of the table was trained on, as far as the rows differ in it."""
-    units = {"network": "{}", "data": "{}", "epochs": "epochs {}", "batch": "batch {}"}
-    varied = [[unit.format(cell) for cell in cells[heading]] for heading, unit in units.items() if heading in cells]
-    return [list(problem) for problem in zip(*varied, strict=True)] if varied else [[] for _ in cells["method"]]
-
-
-def _nodes(row: Row) -> str:
-    k, g = row.nodes
-    text = f"K = {k}" + (f", G = {g}" if g > 1 else "")
-    return text.replace(" = ", "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}")
 
 
 def _draw_depth(axes: Axes, rows: Sequence[Row], colours: Sequence[Any]) -> None:
     for row, colour in zip(rows, colours, strict=True):
         axes.plot(*_depth_line(row), color=colour, markersize=7, clip_on=False, zorder=3)
-        if done := row.when_done():
-            axes.plot(_depths(len(done)), done, ".-.", color=colour, clip_on=False, zorder=2)
-        if learned := row.blocks("train_set"):
-            axes.plot(_depths(len(learned)), learned, ".:", color=colour, clip_on=False, zorder=2)
-        if (final := row.mean("test/final/top1")) is not None:
+        for accuracies, style in ((row.when_done(), ".-."), (row.blocks("train_set"), ".:")):
+            if accuracies:  # an empty line would take room in the layout
+                axes.plot(_depths(len(accuracies)), accuracies, style, color=colour, clip_on=False, zorder=2)
+        if (final := row.mean.get("test/final/top1")) is not None:
             axes.plot(1, 100 * final, "*", color=colour, markersize=13, clip_on=False, zorder=4)
-    axes.set(xlabel="depth of the block's end, share of the blocks", ylabel="top-1, %", xlim=(0, 1))
-    dashed = any(row.linear_probe() and not row.blocks() for row in rows)
-    dotted = any(row.blocks("train_set") for row in rows)
     kinds = {
-        "★: final head": any(row.mean("test/final/top1") is not None for row in rows),
-        "dashed: linear probe": dashed,
-        "dotted: training images": dotted,
+        "★: final head": any("test/final/top1" in row.mean for row in rows),
+        "dashed: linear probe": any(row.linear_probe() and not row.blocks() for row in rows),
+        "dotted: training images": any(row.blocks("train_set") for row in rows),
         "dash-dotted: validation images, when the block was done": any(row.when_done() for row in rows),
     }
     shown = [kind for kind, there in kinds.items() if there]
-    axes.set_title(
-        fill("; ".join(["Each block's own prediction, test images (colours: at the bars)", *shown]), 80), fontsize=10
-    )
-    axes.spines[["top", "right"]].set_visible(False)
+    title = "; ".join(["Each block's own prediction, test images (colours: at the bars)", *shown])
+    axes.set(xlabel="depth of the block's end, share of the blocks", ylabel="top-1, %", xlim=(0, 1))
+    axes.set_title(fill(title, 80), fontsize=10)
 
 
 def _depth_line(row: Row) -> tuple[list[float], list[float], str]:
@@ -90,68 +84,60 @@ def _depths(count: int) -> list[float]:
     return [(k + 1) / count for k in range(count)]
 
 
-def _draw_bars(
-    axes: Axes, rows: Sequence[Row], labels: Sequence[str], colours: Sequence[Any], key: str, unit: float, title: str
-) -> None:
-    values = [(row.mean(key) or 0) / unit for row in rows]
-    bars = axes.barh(range(len(rows)), values, color=colours)
+def _draw_bars(axes: Axes, title: str, names: Sequence[str], values: Sequence[float], colours: Sequence[Any]) -> None:
+    bars = axes.barh(range(len(values)), values, color=colours)
     axes.bar_label(bars, [f"{value:,.{1 if value < 100 else 0}f}" for value in values], padding=3)
-    axes.set_yticks(range(len(rows)), labels)
+    axes.set_yticks(range(len(values)), names)
     axes.tick_params(axis="y", length=0)
     axes.invert_yaxis()
-    axes.set_title(title)
-    axes.set_xlim(0, 1.25 * max(values) or 1)
+    axes.set(title=title, xlim=(0, 1.25 * max(values) or 1))
     axes.xaxis.set_major_locator(MaxNLocator(4))
-    axes.spines[["top", "right"]].set_visible(False)
 
 
-def draw_cost(rows: Sequence[Row], title: str, path: Path) -> None:
+@mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False})
+def draw_cost(rows: Sequence[Row], who: Who, title: str, path: Path) -> None:
     """Accuracy against the MACs of the slowest node, in the manner of the GN-DGL paper: one line per method and G.
 
     The area of a bubble is the cost of inference. Full bubbles are the model's own prediction, empty ones
-    the ensemble's; bars are standard deviations over seeds.
-
-    Args:
-        rows: what to draw.
-        title: what they share.
-        path: the PNG file.
+    the ensemble's; bars are standard deviations over seeds. The arguments are those of :func:`draw`.
     """
-    series: dict[str, list[Row]] = {}
-    for row, problem in zip(rows, _problems(columns(rows)[1]), strict=True):
-        if row.mean("slowest_node_macs") and row.mean("test/top1") is not None:
-            groups = [f"G = {row.nodes[1]}"] if row.nodes[1] > 1 else []
-            series.setdefault(", ".join([row.method, *groups, *problem]), []).append(row)
-    figure, axes = plt.subplots(figsize=(11, 6), layout="constrained")
-    largest = max((row.mean("ensemble_macs") for line in series.values() for row in line), default=1)
-    for number, (name, line) in enumerate(series.items()):
-        colour = plt.get_cmap("tab20" if len(series) > 10 else "tab10")(number)
-        _draw_bubbles(axes, line, "test/ensemble/top1", "ensemble_macs", largest, edgecolors=colour, facecolors="none")
-        _draw_bubbles(axes, line, "test/top1", "inference_macs", largest, color=colour, alpha=0.6)
-        cost = [row.mean("slowest_node_macs") / 1e6 for row in line]
-        top1 = [100 * row.mean("test/top1") for row in line]
-        spread = [100 * row.spread("test/top1") for row in line]
-        axes.errorbar(cost, top1, spread, color=colour, linewidth=1, capsize=2)
-        axes.plot([], [], "o-", color=colour, label=fill(name, 40))
-        for row, x, y in zip(line, cost, top1, strict=True):
-            axes.annotate(f"K{row.nodes[0]}", (x, y), ha="center", va="center", fontsize=7)
+    lines: dict[str, list[Row]] = {}
+    for row, apart in zip(rows, who, strict=True):
+        if "slowest_node_macs" in row.mean and "test/top1" in row.mean:
+            lines.setdefault(_name(row, _groups(row), apart), []).append(row)
+    figure = Figure(figsize=(11, 6), layout="constrained")
+    axes = figure.subplots()
+    largest = max((row.mean["ensemble_macs"] for line in lines.values() for row in line), default=1)
+    colours = mpl.colormaps["tab20" if len(lines) > 10 else "tab10"]
+    for number, (name, line) in enumerate(lines.items()):
+        _draw_cost_line(axes, fill(name, 40), line, colours(number), largest)
+    _set_cost_axis(axes)
+    meaning = "area: cost of inference; full: the model's prediction, empty: the ensemble's; bars: ± sd over seeds"
+    figure.suptitle(f"{title}\n{meaning}", fontsize=9)
+    if lines:
+        figure.legend(frameon=False, fontsize=8, loc="outside right center")
+    figure.savefig(path, dpi=150)
+
+
+def _draw_cost_line(axes: Axes, name: str, rows: Sequence[Row], colour: Any, largest: float) -> None:
+    def bubbles(metric: str, cost: str, **style: Any) -> None:
+        means = [row.mean for row in rows if metric in row.mean]
+        x, y = [mean["slowest_node_macs"] / 1e6 for mean in means], [100 * mean[metric] for mean in means]
+        axes.scatter(x, y, [900 * mean[cost] / largest for mean in means], **style)
+
+    bubbles("test/ensemble/top1", "ensemble_macs", edgecolors=colour, facecolors="none")
+    bubbles("test/top1", "inference_macs", color=colour, alpha=0.6)
+    x, y = [row.mean["slowest_node_macs"] / 1e6 for row in rows], [100 * row.mean["test/top1"] for row in rows]
+    axes.errorbar(x, y, [100 * row.spread["test/top1"] for row in rows], color=colour, linewidth=1, capsize=2)
+    axes.plot([], [], "o-", color=colour, label=name)
+    for row, place in zip(rows, zip(x, y, strict=True), strict=True):
+        axes.annotate(f"K{row.nodes[0]}", place, ha="center", va="center", fontsize=7)
+
+
+def _set_cost_axis(axes: Axes) -> None:
     axes.set_xscale("log")
     left, right = axes.set_xlim(axes.get_xlim())  # which the locator would widen to whole decades
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if right > 30 * left else (1, 1.5, 2, 3, 5, 7)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set(xlabel="forward pass of the slowest node, M MACs per image", ylabel="test top-1, %")
-    meaning = "area: cost of inference; full: the model's prediction, empty: the ensemble's; bars: ± sd over seeds"
-    figure.suptitle(f"{title}\n{meaning}", fontsize=9)
-    if series:
-        figure.legend(frameon=False, fontsize=8, loc="outside right center")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
-def _draw_bubbles(axes: Axes, rows: Sequence[Row], key: str, cost: str, largest: float, **style: Any) -> None:
-    rows = [row for row in rows if row.mean(key) is not None]
-    points = [(row.mean("slowest_node_macs") / 1e6, 100 * row.mean(key), row.mean(cost) / largest) for row in rows]
-    if points:
-        x, y, area = zip(*points, strict=True)
-        axes.scatter(x, y, [900 * a for a in area], **style)

@@ -1,17 +1,15 @@
 """``report``: one table and two pictures over finished runs."""
 
-import csv
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
+import pandas as pd
 
-from experiments.report.columns import COSTS, columns, figure_columns
-from experiments.report.pictures import draw, draw_cost
-from experiments.report.rows import Row, find_summaries, group
+from experiments.report.columns import cells_of
+from experiments.report.rows import Row, group
+from experiments.report.runs import find_runs
+from experiments.run import tables
 
 
 def report(paths: Sequence[Path], output: Path) -> None:
@@ -24,22 +22,24 @@ def report(paths: Sequence[Path], output: Path) -> None:
     Raises:
         RunError: there is no finished run.
     """
-    summaries = find_summaries(paths)
-    rows = group(summaries)
-    shared, cells = columns(rows)
-    note = _note(rows, repeated=len(summaries) - sum(len(row.summaries) for row in rows))
-    _print(cells, list(figure_columns(rows)), shared, note)
+    runs = find_runs(paths)
+    rows = group(runs)
+    title, parts = cells_of(rows)
+    note = _note(rows, repeated=len(runs) - sum(len(row.runs) for row in rows))
+    print(title)
+    _print(parts)
+    print(note)
     output.mkdir(parents=True, exist_ok=True)
-    lines = list(zip(*cells.values(), strict=True))
-    markdown = [list(cells), ["---"] * len(cells), *lines]
-    text = "\n".join("| " + " | ".join(line) + " |" for line in markdown)
-    (output / "report.md").write_text(f"{shared}\n\n{text}\n\n{note}\n")
-    with (output / "report.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([list(cells), *lines])
-    picture = output / "report.png"
-    draw(rows, shared, picture)
-    draw_cost(rows, shared, output / "cost.png")
-    print(f"Table:      {output / 'report.md'}\nPictures:   {picture}, {output / 'cost.png'}")
+    table = pd.concat(parts.values(), axis=1)
+    table.to_csv(output / "report.csv", index=False)
+    text = tables.markdown([*table.columns], table.to_numpy())
+    (output / "report.md").write_text(f"{title}\n\n{text}\n\n{note}\n")
+    from experiments.report.pictures import draw, draw_cost  # takes a second: the tables are there by then
+
+    who = parts["who"].to_dict("records")
+    draw(rows, who, title, output / "report.png")
+    draw_cost(rows, who, title, output / "cost.png")
+    print(f"Table:      {output / 'report.md'}\nPictures:   {output / 'report.png'}, {output / 'cost.png'}")
     print(f"To watch:   tensorboard --logdir {os.path.commonpath(paths) or '.'}")
 
 
@@ -50,7 +50,7 @@ def _note(rows: Sequence[Row], repeated: int) -> str:
         base = "Backprop of the same network, data and batch size"
         if sum(row.first["method"] == "Backprop" for row in rows) > 1:
             base += " (of several, the one of as many epochs that shares most settings)"
-        labelled = all(row.values("test/top1") for row in rows if row.base)
+        labelled = all("test/top1" in row.mean for row in rows if row.base)
         unlabelled = "" if labelled else "; of a method without labels, to its own run with one block"
         sentences.append(f"(×…) is the ratio to {base}{unlabelled}.")
     if any(row.in_turn for row in rows):
@@ -62,30 +62,10 @@ def _note(rows: Sequence[Row], repeated: int) -> str:
     return " ".join(sentences)
 
 
-_WORDS = ("method", "network", "data")
-"""Columns of words: to the left, and folded where they are long."""
-
-
-def _print(cells: Mapping[str, Sequence[str]], figures: Sequence[str], title: str, note: str) -> None:
+def _print(parts: Mapping[str, pd.DataFrame]) -> None:
     """Predictions, probes, costs in a table each: side by side they would not fit a terminal."""
-    who = [heading for heading in cells if heading not in figures]
-    probes = [heading for heading in figures if heading.startswith(("linear probe", "kNN"))]
-    predictions = [heading for heading in figures if heading not in (*probes, *COSTS)]
-    groups = [[heading for heading in group if heading in cells] for group in (predictions, probes, COSTS)]
-    print(title)
-    for headings in groups:
-        lines = zip(*(cells[heading] for heading in [*who, *headings]), strict=True)
-        lines = [line for line in lines if any(cell not in ("–", "") for cell in line[len(who) :])]
-        if not lines:
-            continue
-        table = Table(box=box.SIMPLE_HEAD)
-        for heading, column in zip([*who, *headings], zip(*lines, strict=True), strict=True):
-            width = max(map(len, [*column, *heading.split()]))  # a heading of several words is folded
-            words = heading in _WORDS
-            table.add_column(heading, justify="left" if words else "right", width=min(width, 45) if words else width)
-        for line in lines:
-            table.add_row(*line)
-        console = Console()
-        unlimited = console.options.update(max_width=10_000)  # what is cut off to fit is lost; a terminal folds
-        Console(width=console.measure(table, options=unlimited).maximum).print(table)
-    print(note)
+    for part in (parts["predictions"], parts["probes"], parts["costs"]):
+        known = (part != tables.NOTHING).any(axis=1)
+        if known.any():
+            lines = pd.concat([parts["who"], part], axis=1)[known]
+            tables.show([*lines.columns], lines.to_numpy(), words=("method", "network", "data"))

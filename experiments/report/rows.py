@@ -1,24 +1,23 @@
-"""What ``report`` compares: finished runs, read and grouped into rows."""
+"""What ``report`` compares: finished runs, those together that differ in nothing but their seed."""
 
-import json
 import re
-import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
-import yaml
+import pandas as pd
 
-from experiments.report.labels import Setting, labels, settings
-from experiments.run.errors import RunError
-from experiments.run.folder import CONFIG, SUMMARY
+from experiments.report.labels import labels
+
+PROBLEM = ["network", "dataset", "batch_size"]
+METHOD = [*PROBLEM, "epochs", "method"]
+SETTING = [*METHOD, "num_blocks", "num_groups", "settings"]
+"""What is the same in rows that are compared, in variants of a method, and in the runs of a row."""
+
+TIMES = ["images_per_second", "seconds"]
+"""Metrics that depend on the machine."""
 
 _PROBE = re.compile(r"((?:random/)?(?:probe_lin\d+|knn_[^/]+))/block\d+/gap/top1")
-
-
-TIMES = ("images_per_second", "seconds")
-"""Figures that depend on the machine."""
 
 
 @dataclass(frozen=True)
@@ -26,21 +25,21 @@ class Row:
     """Runs that differ in nothing but their seed.
 
     Attributes:
-        summaries: their ``summary.json`` files.
+        runs: a line each.
         base: the row of Backprop (or of one block without groups; of a method that predicts no class, its own of
             one block) with the same network, data and batch size, if there is one: of several the one with as many
             epochs (layer-wise training has them per block) and most settings in common.
         variant: settings in which it differs from other rows of the same method and problem.
     """
 
-    summaries: Sequence[dict[str, Any]]
+    runs: pd.DataFrame
     base: "Row | None" = None
     variant: str = ""
 
     @property
-    def first(self) -> dict[str, Any]:
-        """Any of the summaries: what they share."""
-        return self.summaries[0]
+    def first(self) -> pd.Series:
+        """Any of the runs: what they share."""
+        return self.runs.iloc[0]
 
     @property
     def method(self) -> str:
@@ -52,35 +51,27 @@ class Row:
         """(K, G)."""
         return self.first["num_blocks"], self.first["num_groups"]
 
-    def values(self, key: str) -> list[float]:
-        """A figure of every seed: of ``metrics`` if it is there, else of the summary."""
-        found = [s["metrics"].get(key, s.get(key)) for s in self.summaries]
-        return [value for value in found if value is not None]
+    @cached_property
+    def mean(self) -> pd.Series:
+        """Metric → mean over the seeds; only what was measured."""
+        return self.runs.mean(numeric_only=True).dropna()
 
-    def mean(self, key: str) -> float | None:
-        """Mean over the seeds."""
-        values = self.values(key)
-        return statistics.fmean(values) if values else None
+    @cached_property
+    def spread(self) -> pd.Series:
+        """Metric → standard deviation over the seeds; 0 of one seed."""
+        return self.runs.std(numeric_only=True).fillna(0)
 
-    def spread(self, key: str) -> float:
-        """Standard deviation over the seeds; 0 of one seed."""
-        values = self.values(key)
-        return statistics.stdev(values) if len(values) > 1 else 0.0
-
-    def ratio(self, key: str) -> float | None:
-        """Mean over the base's mean; of times None if they were taken on another device or with other threads."""
-        if self.base is None or (key in TIMES and self._devices() != self.base._devices()):
-            return None
-        own, base = self.mean(key), self.base.mean(key)
-        return own / base if own is not None and base else None
-
-    def _devices(self) -> set[str | None]:
-        return {summary.get("device") for summary in self.summaries}
+    @cached_property
+    def ratio(self) -> pd.Series:
+        """Metric → mean over the base's; without times if they were taken on another device or with other threads."""
+        if self.base is None:
+            return pd.Series(dtype=float)
+        alike = set(self.runs["device"]) == set(self.base.runs["device"])
+        return (self.mean / self.base.mean).dropna().drop([] if alike else TIMES, errors="ignore")
 
     def blocks(self, split: str = "test") -> list[float]:
         """Mean top-1 of each block on a split, in %; of ``train_set`` if the runs measured it."""
-        names = (f"{split}/block{k}/top1" for k in range(1, self.first["num_blocks"] + 1))
-        return [100 * value for value in map(self.mean, names) if value is not None]
+        return list(self._of_blocks(f"{split}/block{{}}/top1").values())
 
     def when_done(self) -> list[float]:
         """Mean validation top-1 of each block when it had learned, in %, if later its head was thrown away."""
@@ -89,72 +80,59 @@ class Row:
     @property
     def in_turn(self) -> bool:
         """Whether blocks learn one after the other."""
-        return self.first["settings"].get("model.init_args.epochs_per_block", "None") != "None"
+        return dict(self.first["settings"]).get("model.init_args.epochs_per_block", "None") != "None"
 
     def probes(self) -> set[str]:
         """Protocols by which the blocks' features were probed: ``probe_lin100``, ``knn_k200_t0.1``."""
-        return {found[1] for summary in self.summaries for name in summary["metrics"] if (found := _PROBE.match(name))}
+        return {found[1] for name in self.mean.index if (found := _PROBE.match(name))}
 
     def probed(self, protocol: str) -> dict[int, float]:
         """Mean test top-1, in %, of each block that was probed so."""
-        figures = {k: self.mean(f"{protocol}/block{k}/gap/top1") for k in range(1, self.first["num_blocks"] + 1)}
-        return {k: 100 * value for k, value in figures.items() if value is not None}
+        return self._of_blocks(f"{protocol}/block{{}}/gap/top1")
 
     def linear_probe(self) -> dict[int, float]:
         """:meth:`probed` of the longest linear probe; empty if there is none."""
-        linear = [name for name in self.probes() if name.startswith("probe_lin")]
-        return self.probed(max(linear, key=lambda name: int(name.removeprefix("probe_lin")))) if linear else {}
+        epochs = [int(name.removeprefix("probe_lin")) for name in self.probes() if name.startswith("probe_lin")]
+        return self.probed(f"probe_lin{max(epochs)}") if epochs else {}
+
+    def _of_blocks(self, name: str) -> dict[int, float]:
+        """Number of a block → mean of its metric, in %."""
+        numbers = range(1, self.nodes[0] + 1)
+        return {k: 100 * self.mean[name.format(k)] for k in numbers if name.format(k) in self.mean}
 
 
-def find_summaries(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """All summaries in or below the given folders.
+def group(runs: pd.DataFrame) -> list[Row]:
+    """One row per setting, its seeds together (each once), Backprop first, then by method, G and K.
 
-    Raises:
-        RunError: there is none, or one cannot be read.
+    Args:
+        runs: a line each; of the same setting and seed the last counts.
     """
-    files = sorted({file for path in paths for file in path.rglob(SUMMARY)})
-    if not files:
-        raise RunError(f"No finished run in {', '.join(map(str, paths))}: a finished run has a {SUMMARY}.")
-    return [_read(file) for file in files]
+    once = runs.drop_duplicates([*SETTING, "seed"], keep="last")
+    rows = [Row(alike) for _, alike in once.groupby(SETTING, sort=False)]
+    named = [replace(row, base=_base(row, rows), variant=_variant(row, rows)) for row in rows]
+    return sorted(named, key=lambda row: (*row.first[["network", "dataset"]], row.method, *reversed(row.nodes)))
 
 
-def _read(file: Path) -> dict[str, Any]:
-    """A summary, and under ``settings`` the configuration of its run as far as it may change a result."""
-    config = file.with_name(CONFIG)
-    try:
-        summary = {"num_groups": 1} | json.loads(file.read_text())
-        known = yaml.safe_load(config.read_text()) if config.is_file() else {}
-    except json.JSONDecodeError as fault:
-        raise RunError(f"{file} is damaged ({fault}). Run that run again.") from fault
-    except yaml.YAMLError as fault:
-        raise RunError(f"{config} is damaged. Run that run again.") from fault
-    return summary | {"settings": settings(known)}
+def _variant(row: Row, rows: Sequence[Row]) -> str:
+    variants = [(other.nodes, other.first["settings"]) for other in _sharing(METHOD, row, rows)]
+    return labels(variants)[row.nodes, row.first["settings"]]
 
 
-def group(summaries: Sequence[dict[str, Any]]) -> list[Row]:
-    """One row per setting, its seeds together (each once), Backprop first, then by method, G and K."""
-    seeds: dict[Setting, dict[int, dict[str, Any]]] = {}
-    for summary in summaries:  # of the same run twice, the last
-        seeds.setdefault(Setting.of(summary), {})[summary["seed"]] = summary
-    found = {key: list(runs.values()) for key, runs in seeds.items()}
-    rows = []
-    for key, runs in found.items():
-        alike = [one for one in found if one[:3] == key[:3]]
-        rows.append(Row(runs, _base(key, found), labels(alike)[key]))
-    return sorted(rows, key=lambda r: (r.first["network"], r.first["dataset"], r.method, *reversed(r.nodes)))
-
-
-def _base(key: Setting, found: Mapping[Setting, Sequence[dict[str, Any]]]) -> Row | None:
+def _base(row: Row, rows: Sequence[Row]) -> Row | None:
     """What a row is compared with; one block without groups is backpropagation whatever the method is called."""
-    whole = [other for other in found if (other.problem, other.nodes) == (key.problem, (1, 1))]
+    whole = [other for other in _sharing(PROBLEM, row, rows) if other.nodes == (1, 1)]
     # What keeps no activations for a backward pass is no backpropagation.
-    whole = [other for other in whole if all(s.get("peak_activation_bytes") != 0 for s in found[other])]
-    if not any("test/top1" in summary["metrics"] for summary in found[key]):
-        whole = [other for other in whole if other.method == key.method]  # learns no labels: another task
+    whole = [other for other in whole if all(other.runs["peak_activation_bytes"] != 0)]
+    if "test/top1" not in row.mean:  # learns no labels: another task
+        whole = _sharing(["method"], row, whole)
 
-    def closeness(other: Setting) -> tuple[bool, bool, int]:
-        differences = len(other.options ^ key.options)  # another loss, say
-        return other.method == "Backprop", other.epochs == key.epochs, -differences
+    def closeness(other: Row) -> tuple[bool, bool, int]:
+        differences = len(other.first["settings"] ^ row.first["settings"])  # another loss, say
+        return other.first["method"] == "Backprop", other.first["epochs"] == row.first["epochs"], -differences
 
-    base = max(whole, key=closeness, default=key)  # the closest to a base is itself
-    return Row(found[base]) if base != key else None
+    base = max(whole, key=closeness, default=row)  # the closest to a base is itself
+    return None if base is row else base
+
+
+def _sharing(columns: list[str], row: Row, rows: Sequence[Row]) -> list[Row]:
+    return [other for other in rows if all(other.first[columns] == row.first[columns])]

@@ -8,21 +8,29 @@ import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
-
-import torch
-from torch import nn
+from typing import IO, TYPE_CHECKING, Any
 
 from experiments.run.errors import RunError
-from models.method import Method
+from experiments.run.files import (  # noqa: F401 (named by others through this file)
+    BEST,
+    CONFIG,
+    LAST,
+    METRICS,
+    OBSERVATIONS,
+    OBSERVATIONS_OVER_TIME,
+    OBSERVATIONS_PICTURE,
+    PREDICTIONS,
+    PREVIOUS,
+    PROBE,
+    REGIONS,
+    SUMMARY,
+    UNFINISHED,
+)
 
-CONFIG, SUMMARY, METRICS, PREDICTIONS = "config.yaml", "summary.json", "metrics.csv", "predictions.csv"
-PROBE, REGIONS = "probe.json", "decision_regions.png"
-OBSERVATIONS, OBSERVATIONS_PICTURE = "observations.json", "observations.png"
-OBSERVATIONS_OVER_TIME = "observations_over_time.png"
-LAST, PREVIOUS, BEST = "checkpoints/last.ckpt", "checkpoints/previous.ckpt", "checkpoints/best.ckpt"
-UNFINISHED = ".unfinished"
-"""Mark of a folder that a run made or found empty; locked while the run is alive, removed when it is finished."""
+if TYPE_CHECKING:  # suite and report need names of files, and no torch
+    from torch import Tensor, nn
+
+    from models.method import Method
 
 _BEFORE_A_CHECKPOINT = (CONFIG, "config.new", METRICS, f"{METRICS}.kept", "events.out.tfevents.*", UNFINISHED)
 """What a run writes before its first checkpoint."""
@@ -224,6 +232,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         RunError: it is missing, damaged or no checkpoint; an intact earlier one is offered.
     """
+    import torch
+
     if not path.is_file():
         raise RunError(f"There is no checkpoint {path}. A run writes its first one at the end of its first epoch.")
     try:
@@ -247,7 +257,7 @@ def _offer_previous(path: Path) -> str:
     return f" The one before it, of epoch {epoch + 1}, is good: go on from it with --ckpt_path {previous}"
 
 
-def require_same_network(path: Path, weights: Mapping[str, torch.Tensor], model: Method) -> None:
+def require_same_network(path: Path, weights: "Mapping[str, Tensor]", model: "Method") -> None:
     """See that a checkpoint's weights are this model's; parts that training dropped are dropped from the model.
 
     Raises:
@@ -262,7 +272,7 @@ def require_same_network(path: Path, weights: Mapping[str, torch.Tensor], model:
         )
 
 
-def network_differences(weights: Mapping[str, torch.Tensor], model: nn.Module) -> list[str]:
+def network_differences(weights: "Mapping[str, Tensor]", model: "nn.Module") -> list[str]:
     """In what weights are not a model's: one phrase per parameter or buffer; none if they are."""
     own = model.state_dict()
     return sorted(

@@ -8,8 +8,8 @@ import lightning.pytorch as L
 import yaml
 from lightning.pytorch.cli import SaveConfigCallback
 
-from experiments.report.labels import settings
-from experiments.run.folder import CONFIG
+from experiments.run.files import CONFIG
+from experiments.run.settings import settings
 
 
 class SavedConfig(SaveConfigCallback):

@@ -3,22 +3,19 @@
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import lightning.pytorch as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from rich.console import Console
-from rich.table import Table
 
 from datamodules.base import ImageDataModule
-from experiments.callbacks.meter import Meter
-from experiments.measure.cost import network_cost
-from experiments.run.folder import SUMMARY
-from models.local_learning import LocalLearning
+from experiments.run import tables
+from experiments.run.files import SUMMARY
 from models.method import Method
 
 PACKAGES = ("torch", "torchvision", "lightning", "local-learning")
@@ -26,23 +23,23 @@ PACKAGES = ("torch", "torchvision", "lightning", "local-learning")
 
 def summarise(
     name: str,
-    seed: int,
+    config: Mapping[str, Any],
     model: Method,
     data: ImageDataModule,
     trainer: L.Trainer,
-    meter: Meter,
+    measured: Mapping[str, Any],
     metrics: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The summary of a finished run, as it is written to ``summary.json``.
 
     Args:
         name: name of the run folder.
-        seed: seed of the run.
+        config: configuration of the run.
         model: the trained model.
         data: what it was trained on.
         trainer: the trainer that trained it.
-        meter: what measured its speed and memory.
-        metrics: final figures under their logged names.
+        measured: what the training took: ``seconds``, ``images_per_second``, ``peak_activation_bytes``, MACs.
+        metrics: final metrics under their logged names.
     """
     device = trainer.strategy.root_device
     return {
@@ -50,16 +47,14 @@ def summarise(
         "method": type(model).__name__,
         "network": model.network_name,
         "dataset": data.name,
-        "seed": seed,
+        "seed": config["seed_everything"],
+        "callbacks": changing_callbacks(config),
         "num_blocks": model.num_blocks,
         "num_groups": model.num_groups,
         "batch_size": data.batch_size,
         "epochs": trainer.current_epoch,
         "global_step": trainer.global_step,
-        "seconds": meter.seconds,
-        "images_per_second": meter.images_per_second,
-        "peak_activation_bytes": meter.peak_activation_bytes,
-        **_macs(model, data.batch_size),
+        **measured,
         "parameters": sum(p.numel() for p in model.parameters()),
         "precision": str(trainer.precision),
         "device": torch.cuda.get_device_name(device)
@@ -70,16 +65,11 @@ def summarise(
     }
 
 
-def _macs(model: Method, batch_size: int) -> dict[str, int]:
-    """What a forward pass costs; nothing of a method without backward passes, which ``cost`` does not know."""
-    if not isinstance(model, LocalLearning):
-        return {}
-    cost = network_cost(model, batch_size)
-    return {
-        "slowest_node_macs": cost.slowest_node_macs,
-        "inference_macs": cost.inference_macs,
-        "ensemble_macs": cost.total_macs,
-    }
+def changing_callbacks(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The callbacks of a configuration whose class says that it ``changes_training``, with their arguments."""
+    callbacks = config["trainer"]["callbacks"] or []
+    callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+    return [one for one in callbacks if getattr(resolve_name(one["class_path"]), "changes_training", False)]
 
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
@@ -90,7 +80,7 @@ def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file in one move: it is there whole, or not at all."""
     unfinished = path.with_name(f"{path.name}.part")
-    unfinished.write_text(json.dumps(content, indent=2) + "\n")
+    unfinished.write_text(json.dumps(content, indent=2, default=str) + "\n")  # a callback's argument may be a path
     os.replace(unfinished, path)
 
 
@@ -100,58 +90,69 @@ def log_to_hparams(summary: Mapping[str, Any], trainer: L.Trainer) -> None:
         key: summary[key]
         for key in ("method", "network", "dataset", "num_blocks", "num_groups", "batch_size", "epochs", "seed")
     }
-    figures = {key: value for key, value in summary["metrics"].items() if key in ("test/top1", "test/ensemble/top1")}
+    metrics = {key: value for key, value in summary["metrics"].items() if key in ("test/top1", "test/ensemble/top1")}
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.log_hyperparams(setting, figures)
+            logger.log_hyperparams(setting, metrics)
             logger.finalize("success")
 
 
 def show_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     """Print each block's accuracy, the model's, and where to look further."""
     metrics = summary["metrics"]
-    table = Table(title=f"{summary['method']}, {summary['network']}, {summary['dataset']}", title_justify="left")
-    count = summary["num_blocks"]
-    blocks = range(1, count + 1)
+    labelled = "test/top1" in metrics
+    title = f"{summary['method']}, {summary['network']}, {summary['dataset']}"
+    rows = _rows(summary["num_blocks"], metrics) if labelled else _online_probes(summary["num_blocks"], metrics)
+    headings = ("validation", "test") if labelled else ("online probe, validation",)
+    tables.show(["top-1 %", *headings], rows, words=["top-1 %"], title=title)
+    print("\n".join([_effort(summary), *_spared(metrics)]))
+    print(f"Run folder: {folder}\nTo watch:   tensorboard --logdir {folder}")
+    if not labelled:
+        print(f"To judge:   python -m experiments probe --checkpoint {folder}")
+
+
+def _rows(num_blocks: int, metrics: Mapping[str, float]) -> Iterator[list[str]]:
+    """What predicts, and its top-1 on the validation and test split."""
     last = "final head" if "test/final/top1" in metrics else "last block"
-    rows = {"input": "input/top1"} | {f"block {k}": f"block{k}/top1" for k in blocks}
-    rows |= {f"block {count}, group 1": f"block{count}/group1/top1"}
-    rows |= {"ensemble": "ensemble/top1", f"model ({last})": "top1"}
-    columns = {"validation": "val/", "test": "test/"}
-    if "test/top1" not in metrics:  # trained without labels
-        rows, columns = (
-            {f"block {k}": f"block{k}/gap/top1" for k in blocks},
-            {"online probe, validation": "probe_online/"},
-        )
-    for heading in ("top-1 %", *columns):
-        table.add_column(heading, justify="left" if heading == "top-1 %" else "right")
-    for title, key in rows.items():
-        if all(split + key in metrics for split in columns.values()):
-            table.add_row(title, *(f"{100 * metrics[split + key]:.2f}" for split in columns.values()))
-    Console().print(table)
+    predictors = {
+        "input": "input/top1",
+        **{f"block {k}": f"block{k}/top1" for k in range(1, num_blocks + 1)},
+        f"block {num_blocks}, group 1": f"block{num_blocks}/group1/top1",
+        "ensemble": "ensemble/top1",
+        f"model ({last})": "top1",
+    }
+    for predictor, name in predictors.items():
+        if f"val/{name}" in metrics and f"test/{name}" in metrics:
+            yield [predictor, *(f"{100 * metrics[f'{split}/{name}']:.2f}" for split in ("val", "test"))]
+
+
+def _online_probes(num_blocks: int, metrics: Mapping[str, float]) -> Iterator[list[str]]:
+    """Each block and the top-1 of its online probe, where training took no labels."""
+    for k in range(1, num_blocks + 1):
+        if (name := f"probe_online/block{k}/gap/top1") in metrics:
+            yield [f"block {k}", f"{100 * metrics[name]:.2f}"]
+
+
+def _effort(summary: Mapping[str, Any]) -> str:
+    """What the training took."""
     speed, memory = summary["images_per_second"], summary["peak_activation_bytes"]
-    figures = [
+    parts = [
         f"{summary['epochs']} epoch{'s' if summary['epochs'] != 1 else ''}",
         f"{summary['global_step']} steps",
         f"{summary['seconds']:.1f} s",
     ]
-    figures += [f"{speed:,.0f} images/s in training alone"] if speed else []
-    figures += [f"{memory / 2**20:.1f} MiB of activations at most"] if memory else []
-    print("\n".join([", ".join(figures), *_spared(metrics)]))
-    print(f"Run folder: {folder}\nTo watch:   tensorboard --logdir {folder}")
-    if "test/top1" not in metrics:
-        print(f"To judge:   python -m experiments probe --checkpoint {folder}")
+    parts += [f"{speed:,.0f} images/s in training alone"] if speed else []
+    parts += [f"{memory / 2**20:.1f} MiB of activations at most"] if memory else []
+    return ", ".join(parts)
 
 
-def _spared(metrics: Mapping[str, float]) -> list[str]:
+def _spared(metrics: Mapping[str, float]) -> Iterator[str]:
     """What was sent and what was left out, a line each, if the run noted it."""
-    lines = []
     if "communication/bits_per_parameter" in metrics:
         bits, ratio, megabytes = (
             metrics[f"communication/{key}"] for key in ("bits_per_parameter", "ratio", "megabytes")
         )
         less = f", {ratio:.1f} × less than float32" if ratio > 1 else ""
-        lines.append(f"Sent:       {bits:.2f} bits per parameter{less}, {megabytes:.1f} MB")
+        yield f"Sent:       {bits:.2f} bits per parameter{less}, {megabytes:.1f} MB"
     if "train/saved" in metrics:
-        lines.append(f"Left out:   {100 * metrics['train/saved']:.1f} % of the training images' visits")
-    return lines
+        yield f"Left out:   {100 * metrics['train/saved']:.1f} % of the training images' visits"

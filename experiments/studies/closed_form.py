@@ -9,25 +9,27 @@ the better of two learning rates on the first seed's 100 validation points. Writ
 ``tables.md``, ``regions.png`` (methods), ``ridge.png`` (λ and width).
 """
 
-import argparse
 import csv
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler
 
 from datamodules.toys import Checkerboard, NoisyProducts, Rings, Spirals, Toys
-from experiments.probing.decision_regions import draw_regions, plt
-from losses import top1
+from experiments.probing.decision_regions import draw_regions
+from experiments.run import tables
+from experiments.studies.options import study_parser
+from losses.classification import top1
 from models.methods.closed_form import ClosedFormMLP
 from models.networks.mlp import MLP
 from models.parts.ridge import ForwardProjection, Platonic, RandomFeatures
@@ -79,7 +81,7 @@ def draw(task: type[Toys], seed: int) -> dict[str, Points]:
     data = task(seed=seed)
     data.setup("fit")
     data.setup("test")
-    splits = {"train": data.training_images}
+    splits: dict[str, Any] = {"train": data.training_images}
     splits |= {"val": data.val_dataloader().dataset, "test": data.test_dataloader().dataset}
     batches = {name: split.__getitems__(torch.arange(len(split))) for name, split in splits.items()}
     return {name: Points(data.normalised(batch.images), batch.labels) for name, batch in batches.items()}
@@ -94,7 +96,7 @@ def accuracy(network: nn.Module, points: Points) -> float:
 def solve(train: Points, widths: Sequence[int], method: str, ridge: float, seed: int) -> nn.Module:
     """Fit in closed form."""
     torch.manual_seed(seed)
-    model = ClosedFormMLP(train.images.shape[1:], 2, widths, TARGETS[method], ridge)
+    model = ClosedFormMLP((train.images.shape[1], 1, 1), 2, widths, TARGETS[method], ridge)
     for _ in range(len(widths) + 1):
         model.accumulate(*train)
         model.solve()
@@ -104,7 +106,7 @@ def solve(train: Points, widths: Sequence[int], method: str, ridge: float, seed:
 def descend(train: Points, widths: Sequence[int], method: str, rate: float, seed: int) -> nn.Module:
     """Train by gradient descent."""
     torch.manual_seed(seed)
-    recipe, network = RECIPES[method], MLP(train.images.shape[1:], 2, widths, batch_norm=False)
+    recipe, network = RECIPES[method], MLP((train.images.shape[1], 1, 1), 2, widths, batch_norm=False)
     optimizer = recipe.optimizer(network.parameters(), lr=rate)
     schedule = recipe.schedule(optimizer)
     for _ in range(recipe.epochs):
@@ -134,12 +136,12 @@ def measure(tasks: Iterable[type[Toys]], widths: Sequence[Sequence[int]], seeds:
                 start = time.perf_counter()
                 network = fit(points["train"], layers, seed=seed)
                 seconds = time.perf_counter() - start
-                reached = (accuracy(network, points[split]) for split in ("train", "test"))
+                train, test = (accuracy(network, points[split]) for split in ("train", "test"))
                 shape = "-".join(map(str, layers))
-                yield Result(task.__name__, shape, method, ridge, seed, *reached, seconds)
+                yield Result(task.__name__, shape, method, ridge, seed, train, test, seconds)
 
 
-def tables(results: Sequence[Result]) -> str:
+def tables_of(results: Sequence[Result]) -> str:
     """Methods at λ = 1e-2, then the closed-form ones at every λ, as Markdown; train / test ± standard deviation, %."""
     ridges = {(method, ridge): f"{method}, λ = {ridge:g}" for ridge in RIDGES for method in TARGETS}
     methods = {(name, RIDGE): name for name in TARGETS} | {(name, 0.0): name for name in RECIPES}
@@ -147,12 +149,13 @@ def tables(results: Sequence[Result]) -> str:
 
 
 def _table(results: Sequence[Result], columns: dict[tuple[str, float], str]) -> str:
+    def cells(row: tuple[str, str]) -> Iterator[str]:
+        yield from row
+        for key in columns:
+            yield _cell([r for r in results if (r.task, r.widths, r.method, r.ridge) == (*row, *key)])
+
     rows = dict.fromkeys((result.task, result.widths) for result in results)
-    lines = [["task", "widths", *columns.values()], ["---"] * (2 + len(columns))]
-    for row in rows:
-        cells = ([r for r in results if (r.task, r.widths, r.method, r.ridge) == (*row, *key)] for key in columns)
-        lines.append([*row, *map(_cell, cells)])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return tables.markdown(["task", "widths", *columns.values()], [[*cells(row)] for row in rows])
 
 
 def _cell(results: Sequence[Result]) -> str:
@@ -168,7 +171,8 @@ Panel = tuple[str, type[Toys], Callable[[Points], nn.Module]]
 def draw_panels(panels: Sequence[Sequence[Panel]], path: Path) -> None:
     """A grid of decision regions with training points; titles say the test accuracy."""
     size = (2.1 * len(panels[0]), 2.3 * len(panels))
-    figure, axes = plt.subplots(len(panels), len(panels[0]), figsize=size, layout="constrained", squeeze=False)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(panels), len(panels[0]), squeeze=False)
     for (title, task, fit), place in zip(itertools.chain(*panels), axes.flat, strict=True):
         splits = draw(task, seed=0)
         network = fit(splits["train"])
@@ -181,16 +185,19 @@ def draw_panels(panels: Sequence[Sequence[Panel]], path: Path) -> None:
         place.set_title(f"{title}: {100 * test:.1f} %", fontsize=8)
     figure.suptitle("test top-1; drawn are the training points", fontsize=9)
     figure.savefig(path, dpi=90)
-    plt.close(figure)
 
 
 def method_panels(widths: Sequence[int]) -> list[list[Panel]]:
     """One row per task in the plane, one column per method."""
-    rows = []
+    rows: list[list[Panel]] = []
     for task in TASKS[:3]:
-        solved = [(name, task, partial(solve, widths=widths, method=name, ridge=RIDGE, seed=0)) for name in TARGETS]
+        solved: list[Panel] = [
+            (name, task, partial(solve, widths=widths, method=name, ridge=RIDGE, seed=0)) for name in TARGETS
+        ]
         rates = {name: best_rate(draw(task, seed=0), widths, name) for name in RECIPES}
-        trained = [(n, task, partial(descend, widths=widths, method=n, rate=r, seed=0)) for n, r in rates.items()]
+        trained: list[Panel] = [
+            (n, task, partial(descend, widths=widths, method=n, rate=r, seed=0)) for n, r in rates.items()
+        ]
         rows.append([*solved, *trained])
     return rows
 
@@ -207,7 +214,7 @@ def ridge_panels(task: type[Toys], method: str) -> list[list[Panel]]:
 
 def main() -> None:
     """Measure, print, draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = study_parser(__doc__)
     names = {task.__name__: task for task in TASKS}
     parser.add_argument("--tasks", nargs="+", default=list(names), choices=names, metavar="NAME")
     parser.add_argument("--seeds", type=int, default=3)
@@ -223,7 +230,7 @@ def main() -> None:
             results.append(result)
             writer.writerow(result)
             file.flush()
-    text = tables(results)
+    text = tables_of(results)
     (options.output / "tables.md").write_text(text)
     print(text)
     if not options.no_pictures:

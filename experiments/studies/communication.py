@@ -32,6 +32,8 @@ from experiments.distributed.coders import Huffman, Zlib
 from experiments.distributed.entropy_coded import EntropyCoded
 from experiments.distributed.hooks import CommunicationHook, HalfPrecision, PowerSGD, Uncompressed
 from experiments.measure.allocator import keep_freed_memory
+from experiments.run import tables
+from experiments.studies.options import study_parser
 from models.networks.mlp import MLP
 
 HOOKS: dict[str, Callable[[], CommunicationHook]] = {
@@ -70,6 +72,12 @@ class _Contender:
         self.elapsed.append(time.perf_counter() - start)
         self.cpu.append(time.process_time() - busy)
 
+    def cells(self, base: float) -> Iterator[str]:
+        """What was sent, and medians over the steps; ``base`` is the CPU time of a step without a hook."""
+        sent, cpu = self.hook.summary(), statistics.median(self.cpu)
+        yield from (f"{sent['bits_per_parameter']:.2f}", f"{sent['bytes_per_step']:,.0f}", f"{sent['ratio']:.1f}")
+        yield from (f"{1e3 * statistics.median(self.elapsed):.1f}", f"{1e3 * cpu:.1f}", f"{cpu / base:.2f}")
+
 
 def batches(options: argparse.Namespace) -> Iterator[tuple[Tensor, Tensor]]:
     """Normalised images and labels of this process, epoch after epoch."""
@@ -89,10 +97,11 @@ def work(rank: int, options: argparse.Namespace, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=options.processes)
     source = batches(options)
     images, labels = next(source)
+    channels, height, width = images.shape[1:]
     contenders = {}
     for name in options.hooks:
         torch.manual_seed(0)
-        network = MLP(tuple(images.shape[1:]), 10, options.hidden, batch_norm=False)
+        network = MLP((channels, height, width), 10, options.hidden, batch_norm=False)
         contenders[name] = _Contender(network, HOOKS[name]())
     for step in range(options.steps):
         images, labels = next(source)
@@ -107,18 +116,13 @@ def work(rank: int, options: argparse.Namespace, folder: str) -> None:
 def show(contenders: dict[str, _Contender]) -> None:
     """Print the table."""
     headings = ("hook", "bits/parameter", "bytes/step", "ratio", "ms/step", "CPU ms/step", "× none")
-    print("| " + " | ".join(headings) + " |\n" + "|---" * len(headings) + "|")
     base = statistics.median(contenders["none"].cpu) if "none" in contenders else math.nan
-    for name, contender in contenders.items():
-        figures, cpu = contender.hook.summary(), statistics.median(contender.cpu)
-        cells = [f"{figures['bits_per_parameter']:.2f}", f"{figures['bytes_per_step']:,.0f}", f"{figures['ratio']:.1f}"]
-        cells += [f"{1e3 * statistics.median(contender.elapsed):.1f}", f"{1e3 * cpu:.1f}", f"{cpu / base:.2f}"]
-        print("| " + " | ".join([name, *cells]) + " |")
+    print(tables.markdown(headings, [[name, *contender.cells(base)] for name, contender in contenders.items()]))
 
 
 def main() -> None:
     """Start the processes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = study_parser(__doc__)
     parser.add_argument("--hooks", nargs="+", default=list(HOOKS), choices=HOOKS, metavar="NAME")
     parser.add_argument("--data", default="Digits", help="data set, a class of datamodules")
     parser.add_argument("--root", default="data")

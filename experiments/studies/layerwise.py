@@ -8,24 +8,27 @@ Random 32×32 images, cut by activation bytes, whole steps through Lightning. Al
 import argparse
 import logging
 import statistics
-import time
 import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import lightning.pytorch as L
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch.optim import SGD
+from typing_extensions import override
 
 from datamodules.augment import Augment
 from datamodules.base import ImageDataModule
 from datamodules.images import MemoryImages
-from experiments.measure.allocator import keep_freed_memory
+from experiments.measure.silent import silent_trainer
+from experiments.measure.turns import in_turns, median_ratio, now
+from experiments.run import tables
+from experiments.studies.options import set_allocator, timing_parser
 from models.local_learning import LocalLearning
 from models.methods.backprop import Backprop
 from models.methods.layerwise import Layerwise
+from models.networks.chain import Chain
 from models.networks.cut import Cut
 from models.networks.heads.classifiers import AuxHead, LinearHead
 from models.networks.memory.saved_tensors import SavedTensorMeter
@@ -33,7 +36,7 @@ from models.networks.resnet import CifarResNet
 from models.networks.vgg import VGG, VGG8b
 from models.parts.feature_store import FeatureStore
 
-NETWORKS = {
+NETWORKS: Mapping[str, Callable[..., Chain]] = {
     "equal8": partial(VGG, plan=(32,) * 8),
     "resnet32": partial(CifarResNet, depth=32),
     "vgg8b": VGG8b,
@@ -61,26 +64,24 @@ class StepTimes(L.Callback):
 
     def __init__(self) -> None:
         self.steps: list[list[float]] = []
-        self.first: list[float] = []
 
+    @override
     def on_train_epoch_start(self, *_: Any) -> None:
-        """A new list."""
         self.steps.append([])
-        self._last = time.perf_counter()
+        self._last = now()
 
+    @override
     def on_train_batch_end(self, *_: Any) -> None:
-        """Note the time since the end of the step before."""
-        now = time.perf_counter()
-        self.steps[-1].append(now - self._last)
-        self._last = now
+        self.steps[-1].append(now() - self._last)
+        self._last = now()
 
     def medians(self) -> list[float]:
         """Median step of every epoch but for its first."""
         return [statistics.median(epoch[1:]) for epoch in self.steps]
 
-    def firsts(self) -> list[float]:
-        """The first step of every epoch, in which a store is filled."""
-        return [epoch[0] for epoch in self.steps]
+    def filling(self) -> list[float]:
+        """Seconds that the first step of every epoch, in which a store is filled, takes more than the others."""
+        return [epoch[0] - median for epoch, median in zip(self.steps, self.medians(), strict=True)]
 
 
 class Peaks(L.Callback):
@@ -89,54 +90,50 @@ class Peaks(L.Callback):
     def __init__(self) -> None:
         self.peaks: list[int] = []
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, number: int) -> None:
-        """Begin to count."""
-        if number == 1:
+    @override
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx == 1:
             self._meter = SavedTensorMeter([*pl_module.parameters(), *pl_module.buffers()]).__enter__()
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *arguments: Any) -> None:
-        """End."""
-        if arguments[-1] == 1:
+    @override
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx == 1:
             self._meter.__exit__(None, None, None)
             self.peaks.append(self._meter.peak)
 
 
-def train(model: LocalLearning, batch_size: int, steps: int, epochs: int, watch: L.Callback) -> None:
-    """Train for epochs of so many steps."""
-    data = RandomImages(batch_size=batch_size, augment=Augment(pad=4, flip=True))
-    data.images = steps * batch_size
-    trainer = L.Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=epochs,
-        limit_train_batches=steps,
-        limit_val_batches=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[watch],
-    )
-    trainer.fit(model, datamodule=data)
+Watch = TypeVar("Watch", bound=L.Callback)
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser("python -m experiments.studies.layerwise", description=__doc__.splitlines()[0])
-    parser.add_argument("--network", choices=NETWORKS, default="resnet32")
-    parser.add_argument("--blocks", type=int, default=8)
-    parser.add_argument("--head", choices=HEADS, default="1c2f")
-    parser.add_argument(
-        "--recompute", action="store_true", help="what is cheap behind convolutions, in the backward pass"
-    )
-    parser.add_argument("--batch_size", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=6, help="per block and repetition")
-    parser.add_argument("--repetitions", type=int, default=5)
-    asked = parser.parse_args()
-    keep_freed_memory()
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message=".*treespec.*is deprecated.*")
-    common = {"optimizer": partial(SGD, lr=0.01, momentum=0.9), "image_shape": (3, 32, 32), "num_classes": 10}
+class Contender(NamedTuple):
+    """A way to train, and over how many epochs."""
+
+    make: Callable[[], LocalLearning]
+    epochs: int
+
+    def watched(self, watch: Callable[[], Watch], batch_size: int, steps: int) -> Watch:
+        """Train epochs of so many steps; what watched it."""
+        data = RandomImages(batch_size=batch_size, augment=Augment(pad=4, flip=True))
+        data.images = steps * batch_size
+        watching = watch()
+        trainer = silent_trainer(
+            accelerator="cpu", max_epochs=self.epochs, limit_train_batches=steps, callbacks=[watching]
+        )
+        trainer.fit(self.make(), datamodule=data)
+        return watching
+
+
+def contenders(asked: argparse.Namespace) -> dict[str, Contender]:
+    """Backpropagation, and block after block on features that are computed or stored."""
+    common: dict[str, Any] = {
+        "optimizer": partial(SGD, lr=0.01, momentum=0.9),
+        "image_shape": (3, 32, 32),
+        "num_classes": 10,
+    }
     layerwise = partial(
         Layerwise,
         NETWORKS[asked.network],
@@ -147,61 +144,64 @@ def main() -> None:
         recompute=asked.recompute,
         **common,
     )
-    makers = {
-        "backprop": (partial(Backprop, NETWORKS[asked.network], **common), 1),
-        "computed": (layerwise, asked.blocks),
-        "stored": (partial(layerwise, store=FeatureStore()), asked.blocks),
+    return {
+        "backprop": Contender(partial(Backprop, NETWORKS[asked.network], **common), 1),
+        "computed": Contender(layerwise, asked.blocks),
+        "stored": Contender(partial(layerwise, store=FeatureStore()), asked.blocks),
     }
-    peaks: dict[str, list[int]] = {}
-    for name in ("backprop", "computed"):
-        make, epochs = makers[name]
-        train(make(), asked.batch_size, 2, epochs, watch := Peaks())
-        peaks[name] = watch.peaks
-    times: dict[str, list[list[float]]] = {name: [] for name in makers}
-    firsts: list[list[float]] = []
-    for _ in range(asked.repetitions):
-        for name, (make, epochs) in makers.items():
-            train(make(), asked.batch_size, asked.steps + 1, epochs, watch := StepTimes())
-            times[name].append(watch.medians())
-            if name == "stored":
-                firsts.append(watch.firsts())
-    show(asked, times, firsts, peaks)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = timing_parser(__doc__, repetitions=5)
+    parser.add_argument("--network", choices=NETWORKS, default="resnet32")
+    parser.add_argument("--blocks", type=int, default=8)
+    parser.add_argument("--head", choices=HEADS, default="1c2f")
+    parser.add_argument(
+        "--recompute", action="store_true", help="what is cheap behind convolutions, in the backward pass"
+    )
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=6, help="per block and repetition")
+    asked = parser.parse_args()
+    set_allocator(asked)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*treespec.*is deprecated.*")
+    ways, size = contenders(asked), asked.batch_size
+    peaks = {name: ways[name].watched(Peaks, size, 2).peaks for name in ("backprop", "computed")}
+    timed = {name: partial(way.watched, StepTimes, size, asked.steps + 1) for name, way in ways.items()}
+    show(asked, in_turns(timed, asked.repetitions), peaks)
+
+
+HEADINGS = (
+    "block",
+    "computed, ms",
+    "× backprop",
+    "stored, ms",
+    "× backprop",
+    "filling, ms / image",
+    "peak, MiB",
+    "× backprop",
+)
 
 
 def show(
-    asked: argparse.Namespace,
-    times: dict[str, list[list[float]]],
-    firsts: list[list[float]],
-    peaks: dict[str, list[int]],
+    asked: argparse.Namespace, times: Mapping[str, Sequence[StepTimes]], peaks: Mapping[str, Sequence[int]]
 ) -> None:
     """Print one row per block: medians over the repetitions, ratios of each repetition first."""
     images = (asked.steps + 1) * asked.batch_size
-    table = Table(
-        title=f"{asked.network}, K = {asked.blocks}, batch {asked.batch_size}, {torch.get_num_threads()} threads"
-    )
-    for heading in (
-        "block",
-        "computed, ms",
-        "× backprop",
-        "stored, ms",
-        "× backprop",
-        "filling, ms / image",
-        "peak, MiB",
-        "× backprop",
-    ):
-        table.add_column(heading, justify="right")
-    whole = [repetition[0] for repetition in times["backprop"]]
-    for k in range(asked.blocks):
-        cells = [str(k + 1)]
+    whole = [repetition.medians()[0] for repetition in times["backprop"]]
+
+    def row(k: int) -> Iterator[str]:
+        yield str(k + 1)
         for name in ("computed", "stored"):
-            own = [repetition[k] for repetition in times[name]]
-            cells.append(f"{1000 * statistics.median(own):.1f}")
-            cells.append(f"{statistics.median(a / b for a, b in zip(own, whole, strict=True)):.3f}")
-        filling = statistics.median(first[k] - steps[k] for first, steps in zip(firsts, times["stored"], strict=True))
-        cells.append(f"{1000 * filling / images:.2f}" if k else "–")
-        cells += [f"{peaks['computed'][k] / 2**20:.1f}", f"{peaks['computed'][k] / peaks['backprop'][0]:.3f}"]
-        table.add_row(*cells)
-    Console(width=max(110, Console().width)).print(table)
+            own = [repetition.medians()[k] for repetition in times[name]]
+            yield from (f"{1000 * statistics.median(own):.1f}", f"{median_ratio(own, whole):.3f}")
+        filling = statistics.median(repetition.filling()[k] for repetition in times["stored"])
+        yield f"{1000 * filling / images:.2f}" if k else tables.NOTHING
+        yield from (f"{peaks['computed'][k] / 2**20:.1f}", f"{peaks['computed'][k] / peaks['backprop'][0]:.3f}")
+
+    title = f"{asked.network}, K = {asked.blocks}, batch {asked.batch_size}, {torch.get_num_threads()} threads"
+    tables.show(HEADINGS, [[*row(k)] for k in range(asked.blocks)], title=title)
     print(
         f"backprop: {1000 * statistics.median(whole):.1f} ms / step, {peaks['backprop'][0] / 2**20:.1f} MiB; "
         f"medians of {asked.repetitions} repetitions of {asked.steps} steps, in turns"

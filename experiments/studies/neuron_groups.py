@@ -9,8 +9,7 @@ pooling by ``AdaptiveAvgPool2d``, one SGD over all parameters (``published_loop.
 
 import argparse
 import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -21,8 +20,10 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from datamodules.batch import Batch
-from experiments.measure.allocator import keep_freed_memory
-from experiments.measure.bench import plain_steps
+from experiments.measure.turns import in_turns, median_ratio, seconds
+from experiments.measure.workbench import plain_steps
+from experiments.run import tables
+from experiments.studies.options import set_allocator, timing_parser
 from experiments.studies.published_loop import PublishedLoop
 from models.methods.neuron_groups import NeuronGroups
 from models.networks.cut import Cut
@@ -54,7 +55,7 @@ def neuron_groups(num_blocks: int, num_groups: int) -> tuple[nn.Module, Callable
     model = NeuronGroups(
         network, (3, 32, 32), 10, num_blocks, num_groups, cut, final_head=AuxHead, optimizer=make_fused_sgd
     )
-    steps = []
+    steps: list[Iterator[None]] = []
 
     def step(batch: Batch) -> None:
         if not steps:
@@ -118,59 +119,62 @@ def show_profile(name: str, step: Callable[[Batch], None], batch: Batch, steps: 
     print(f"  {name}: {', '.join(parts)}")
 
 
+HEADINGS = (
+    "K",
+    "G",
+    "backprop, ms",
+    "published loop, ms",
+    "ours, ms",
+    "published / ours",
+    "ours / backprop",
+    "MACs executed / backprop's",
+    "peak, MiB",
+    "published, MiB",
+)
+
+
+def measure(cell: str, batch: Batch, options: argparse.Namespace) -> list[str]:
+    """The cells of the table row of ``K,G``."""
+    k, g = map(int, cell.split(","))
+    contenders = {"backprop": backprop(), "published": published(k, g), "ours": neuron_groups(k, g)}
+    peaks, work = {}, {}
+    for name, (network, step) in contenders.items():
+        network.to(options.device).train()
+        step(batch)
+        peaks[name] = peak_bytes(network, step, batch) / 2**20
+        work[name] = macs(step, batch)
+    steps = {name: partial(seconds, partial(step, batch), options.device) for name, (_, step) in contenders.items()}
+    times = in_turns(steps, options.repetitions)
+    for name, (_, step) in contenders.items() if options.profile else ():
+        show_profile(name, step, batch)
+    return [
+        str(k),
+        str(g),
+        *(f"{1000 * statistics.median(times[name]):.0f}" for name in contenders),
+        f"{median_ratio(times['published'], times['ours']):.2f}",
+        f"{median_ratio(times['ours'], times['backprop']):.2f}",
+        f"{work['ours'] / work['backprop']:.2f}",
+        f"{peaks['ours']:.1f}",
+        f"{peaks['published']:.1f}",
+    ]
+
+
 def main() -> None:
-    """Measure the cells and print one table row each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Measure the cells of the grid and print one table row each."""
+    parser = timing_parser(__doc__, repetitions=7)
     grid = [f"{k},{g}" for k in (4, 16) for g in (1, 2, 4, 8)]
     parser.add_argument("--cells", nargs="+", default=grid, metavar="K,G")
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--profile", action="store_true", help="also print the dearest operators of each")
-    parser.add_argument(
-        "--default_allocator",
-        action="store_true",
-        help="let the C library give memory back, as the published code does",
-    )
     options = parser.parse_args()
-    if not options.default_allocator:
-        keep_freed_memory()
+    set_allocator(options)
     torch.manual_seed(0)
     images = torch.randn(options.batch, 3, 32, 32).to(options.device, memory_format=torch.channels_last)
     batch = Batch(images, torch.randint(10, (options.batch,), device=options.device))
-    headings = ("K", "G", "backprop, ms", "published loop, ms", "ours, ms", "published / ours", "ours / backprop")
-    headings += ("MACs executed / backprop's", "peak, MiB", "published, MiB")
-    print("| " + " | ".join(headings) + " |\n" + "|---" * len(headings) + "|")
-    for cell in options.cells:
-        k, g = map(int, cell.split(","))
-        contenders = {"backprop": backprop(), "published": published(k, g), "ours": neuron_groups(k, g)}
-        peaks, work = {}, {}
-        for name, (network, step) in contenders.items():
-            network.to(options.device).train()
-            step(batch)
-            peaks[name] = peak_bytes(network, step, batch) / 2**20
-            work[name] = macs(step, batch)
-        times: dict[str, list[float]] = {name: [] for name in contenders}
-        for _ in range(options.repetitions):
-            for name, (_, step) in contenders.items():
-                start = time.perf_counter()
-                step(batch)
-                if options.device != "cpu":
-                    torch.cuda.synchronize()
-                times[name].append(time.perf_counter() - start)
-        ms = {name: 1000 * statistics.median(values) for name, values in times.items()}
-
-        def ratio(one: str, other: str, times: dict[str, list[float]] = times) -> float:
-            return statistics.median(a / b for a, b in zip(times[one], times[other], strict=True))
-
-        print(
-            f"| {k} | {g} | {ms['backprop']:.0f} | {ms['published']:.0f} | {ms['ours']:.0f} "
-            f"| {ratio('published', 'ours'):.2f} | {ratio('ours', 'backprop'):.2f} "
-            f"| {work['ours'] / work['backprop']:.2f} | {peaks['ours']:.1f} | {peaks['published']:.1f} |",
-            flush=True,
-        )
-        for name, (_, step) in contenders.items() if options.profile else ():
-            show_profile(name, step, batch)
+    rows = (measure(cell, batch, options) for cell in options.cells)
+    for line in tables.markdown_lines(HEADINGS, rows):
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -6,21 +6,18 @@ Two classes, logits (M/2, −M/2), the second one true: the larger M, the surer 
 ``losses/outputs.py``, points are autograd in float64.
 """
 
-import argparse
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")  # files only: no screen is needed
-import matplotlib.pyplot as plt
 import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
+from matplotlib import colormaps
+from matplotlib.figure import Figure
 from torch import Tensor
 
-from losses import (
+from experiments.run import tables
+from experiments.studies.options import study_parser
+from losses.outputs import (
     CrossEntropy,
     ErrExp,
     ErrPow3,
@@ -80,9 +77,10 @@ def by_formula(output: OutputLoss, margins: Tensor) -> Tensor:
 def draw(path: Path) -> None:
     """Draw all outputs into a PNG file."""
     line, points = (torch.linspace(0, 20, count, dtype=torch.float64) for count in (401, 11))
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
     for number, output in enumerate(FORMULAS):
-        style = {"color": plt.get_cmap("tab10")(number), "linestyle": "--" if number < 2 else "-"}
+        style: dict[str, Any] = {"color": colormaps["tab10"](number), "linestyle": "--" if number < 2 else "-"}
         axes.plot(line, by_formula(output, line), label=type(output).__name__, **style)
         axes.plot(points, measured(output, points), "o", color=style["color"], markersize=4)
     axes.set_yscale("log")
@@ -95,19 +93,16 @@ def draw(path: Path) -> None:
     figure.legend(handles[::-1], labels[::-1], frameon=False, loc="outside right center")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Print the norms and draw them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = study_parser(__doc__)
     parser.add_argument("--output", type=Path, default=Path("output_signal.png"), help="the PNG file")
     path = parser.parse_args(args).output
     margins = torch.tensor([0, 2, 5, 10, 20], dtype=torch.float64)
-    table = Table("‖δ‖ at M =", *(f"{margin:g}" for margin in margins), box=box.SIMPLE_HEAD)
-    for output in FORMULAS:
-        table.add_row(type(output).__name__, *(f"{norm:.2g}" for norm in measured(output, margins)))
-    Console().print(table)
+    rows = [[type(output).__name__, *(f"{norm:.2g}" for norm in measured(output, margins))] for output in FORMULAS]
+    tables.show(["‖δ‖ at M =", *(f"{margin:g}" for margin in margins)], rows, words=["‖δ‖ at M ="])
     draw(path)
     print(f"Picture: {path}")
 

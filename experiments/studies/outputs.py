@@ -1,4 +1,4 @@
-"""Output losses compared: accuracy at the best learning rate, and epochs to reach cross-entropy's final figure.
+"""Output losses compared: accuracy at the best learning rate, and epochs to reach cross-entropy's final one.
 
     python -m experiments.studies.outputs RUNS... [--seeds 1 2 --suite FILE]
 
@@ -8,7 +8,6 @@ to the first whose validation accuracy is at least cross-entropy's final one (th
 ``--suite`` a suite of further seeds at the chosen rates is written.
 """
 
-import argparse
 import csv
 import inspect
 import json
@@ -20,12 +19,11 @@ from pathlib import Path
 from typing import Any, Self
 
 import yaml
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
-from experiments.run.folder import CONFIG, METRICS, SUMMARY
-from losses import CrossEntropy
+from experiments.run import tables
+from experiments.run.files import CONFIG, METRICS, SUMMARY
+from experiments.studies.options import study_parser
+from losses.outputs import CrossEntropy
 
 
 @dataclass(frozen=True)
@@ -91,10 +89,13 @@ def table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
     lines = []
     for output, chosen in best.items():
         by_rate = [_last(tried.get((output, rate))) for rate in rates]
-        figures = [_percent([run.curve[-1] for run in chosen]), _percent([run.test for run in chosen])]
+        accuracies = [
+            _percent([run.curve[-1] for run in chosen]),
+            _percent([run.test for run in chosen if run.test is not None]),
+        ]
         reached = [run.epochs_to(reference) for run in chosen]
         epochs = ", ".join("–" if count is None else str(count) for count in reached)
-        lines.append([output, *by_rate, f"{chosen[0].rate:g}" if chosen else "–", *figures, epochs or "–"])
+        lines.append([output, *by_rate, f"{chosen[0].rate:g}" if chosen else "–", *accuracies, epochs or "–"])
     headings = ["output", *(f"val % at {rate:g}" for rate in rates), "best rate", "val top-1 %", "test top-1 %"]
     return [*headings, f"epochs to {100 * reference:.2f} % val"], lines
 
@@ -128,7 +129,7 @@ def further_seeds(chosen: Iterable[Run], seeds: Sequence[int]) -> dict[str, Any]
 
 def main(args: Sequence[str] | None = None) -> None:
     """Print the table; write the suite of further seeds."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = study_parser(__doc__)
     parser.add_argument("runs", type=Path, nargs="+", help="folders of runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2], help="of the suite that is written")
     parser.add_argument("--suite", type=Path, help="file to write it to")
@@ -137,13 +138,7 @@ def main(args: Sequence[str] | None = None) -> None:
     best = best_runs(runs) if runs else {}
     if not best.get(CrossEntropy.__name__):
         parser.error(f"no finished run with {CrossEntropy.__name__} to compare with in the folders given")
-    headings, lines = table(runs)
-    shown = Table(box=box.SIMPLE_HEAD)
-    for heading in headings:
-        shown.add_column(heading, no_wrap=heading == "output")
-    for line in lines:
-        shown.add_row(*line)
-    Console(width=max(150, Console().width)).print(shown)
+    tables.show(*table(runs), words=["output"])
     print("val % at a rate: first seed. Epochs: up to cross-entropy's final validation accuracy, one number per seed.")
     if options.suite:
         suite = further_seeds([chosen[0] for chosen in best.values() if chosen], options.seeds)

@@ -8,7 +8,6 @@ must be equal, bit for bit: the losses of all steps, and the final weights; also
 when it goes on from a checkpoint that the first one wrote half-way. Exits with 1 if something differs.
 """
 
-import argparse
 import csv
 import hashlib
 import os
@@ -20,6 +19,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+
+from experiments.studies.options import study_parser
 
 _BLOCKS = "--model.num_blocks"
 _TWO_EPOCHS = ("--trainer.max_epochs=2", "--trainer.limit_train_batches=10")
@@ -169,7 +170,7 @@ def compare(before: Path, after: Path, names: Sequence[str], folder: Path) -> bo
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = study_parser(__doc__)
     parser.add_argument("before", type=Path, help="a checkout")
     parser.add_argument("after", type=Path, help="another one")
     parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS), help="some of the runs")

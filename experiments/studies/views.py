@@ -8,9 +8,7 @@ batch → normalised channels-last batch, n images at a time (training takes the
 in turns; medians.
 """
 
-import argparse
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 
@@ -21,7 +19,9 @@ from torch import Tensor
 
 from datamodules.views.batched import CHUNK, BatchedView
 from datamodules.views.transforms import BarlowTwinsViews, SimCLRViews, VICRegViews
-from experiments.measure.allocator import keep_freed_memory
+from experiments.measure.turns import in_turns, median_ratio, seconds
+from experiments.run import tables
+from experiments.studies.options import set_allocator, timing_parser
 
 RECIPES: dict[str, Callable[[int], MultiViewTransform]] = {
     "SimCLR, CIFAR": partial(SimCLRViews, strength=0.5, blur=0.0),
@@ -31,6 +31,10 @@ RECIPES: dict[str, Callable[[int], MultiViewTransform]] = {
     "Barlow Twins, ImageNet": BarlowTwinsViews,
     "VICReg, ImageNet": VICRegViews,
 }
+
+
+DEFAULT = f"batches of {CHUNK}"
+"""What training takes."""
 
 
 def per_sample(transform: MultiViewTransform, images: Tensor) -> Callable[[], None]:
@@ -55,49 +59,34 @@ def batched(transform: MultiViewTransform, images: Tensor, chunk: int) -> Callab
     return run
 
 
-def rates(contenders: dict[str, Callable[[], None]], count: int, repetitions: int) -> dict[str, list[float]]:
-    """Image pairs/s of every repetition, the contenders in turns."""
-    measured: dict[str, list[float]] = {name: [] for name in contenders}
+def row(recipe: str, images: Tensor, chunks: dict[str, int], repetitions: int) -> list[str]:
+    """Image pairs/s of the contenders, each a median, and the default's over lightly's."""
+    transform = RECIPES[recipe](images.shape[1])
+    contenders = {"lightly": per_sample(transform, images)}
+    contenders |= {name: batched(transform, images, chunk) for name, chunk in chunks.items()}
     for run in contenders.values():
         run()
-    for _ in range(repetitions):
-        for name, run in contenders.items():
-            start = time.perf_counter()
-            run()
-            measured[name].append(count / (time.perf_counter() - start))
-    return measured
+    times = in_turns({name: partial(seconds, run) for name, run in contenders.items()}, repetitions)
+    rates = [f"{len(images) / statistics.median(values):,.0f}" for values in times.values()]
+    return [recipe, *rates, f"{median_ratio(times['lightly'], times[DEFAULT]):.1f}"]
 
 
 def main() -> None:
     """Measure the recipes and print one table row each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = timing_parser(__doc__, repetitions=7)
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=RECIPES, metavar="NAME")
     parser.add_argument("--side", type=int, default=32, help="of the images, in pixels")
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--chunks", nargs="+", type=int, default=[32, 64, 128, 256, 512], metavar="N")
-    parser.add_argument("--repetitions", type=int, default=7)
-    parser.add_argument(
-        "--default_allocator", action="store_true", help="let the C library give memory back; no command does so"
-    )
     options = parser.parse_args()
-    if not options.default_allocator:
-        keep_freed_memory()
+    set_allocator(options)
     torch.set_num_threads(1)
     torch.manual_seed(0)
     images = torch.randint(256, (options.batch, options.side, options.side, 3), dtype=torch.uint8)
-    default = f"batches of {CHUNK}"
-    batches = {f"batches of {chunk}": chunk for chunk in sorted({*options.chunks, CHUNK})}
-    headings = ("image pairs/s", "lightly", *batches, f"{default} / lightly")
-    print("| " + " | ".join(headings) + " |\n" + "|---" * len(headings) + "|")
-    for recipe in options.recipes:
-        transform = RECIPES[recipe](options.side)
-        contenders = {"lightly": per_sample(transform, images)}
-        contenders |= {name: batched(transform, images, chunk) for name, chunk in batches.items()}
-        measured = rates(contenders, options.batch, options.repetitions)
-        medians = {name: statistics.median(values) for name, values in measured.items()}
-        ratio = statistics.median(a / b for a, b in zip(measured[default], measured["lightly"], strict=True))
-        figures = [f"{medians[name]:,.0f}" for name in contenders]
-        print("| " + " | ".join([recipe, *figures, f"{ratio:.1f}"]) + " |", flush=True)
+    chunks = {f"batches of {chunk}": chunk for chunk in sorted({*options.chunks, CHUNK})}
+    rows = (row(recipe, images, chunks, options.repetitions) for recipe in options.recipes)
+    for line in tables.markdown_lines(["image pairs/s", "lightly", *chunks, f"{DEFAULT} / lightly"], rows):
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -7,44 +7,42 @@ The head of a network of one block is grey; those of several blocks, which move 
 The runs need the callback ``experiments.callbacks.Entropy``. A folder of runs stands for all runs in it.
 """
 
-import argparse
 import csv
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")  # files only: no screen is needed
-import matplotlib.pyplot as plt
 import numpy as np
 import yaml
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from experiments.run.errors import RunError
-from experiments.run.folder import CONFIG, METRICS
+from experiments.run.files import CONFIG, METRICS
+from experiments.studies.options import study_parser
 
 Curves = dict[str, dict[int, float]]
-"""Weight tensor → epochs of training → figure."""
+"""Weight tensor → epochs of training → metric."""
 
 _TOTAL = "total"
 _LEGEND_ROWS = 32  # of the picture's height
 
 
-def read_curves(run: Path, figure: str = "weight_h8") -> Curves:
-    """A figure of every weight tensor, before training (epoch 0) and after every epoch, from ``metrics.csv``.
+def read_curves(run: Path, metric: str = "weight_h8") -> Curves:
+    """A metric of every weight tensor, before training (epoch 0) and after every epoch, from ``metrics.csv``.
 
     Raises:
-        RunError: the run has no such figures.
+        RunError: the run has no such metrics.
     """
     curves: Curves = {}
     with (run / METRICS).open(newline="") as file:
         for row in csv.DictReader(file):
             epoch = int(row["epoch"]) + 1 if row["epoch"] else 0
             for name, value in row.items():
-                if value and (found := re.fullmatch(rf"entropy/(.+)/{figure}", name)):
+                if value and (found := re.fullmatch(rf"entropy/(.+)/{metric}", name)):
                     curves.setdefault(found[1], {})[epoch] = float(value)
     if not curves:
         raise RunError(f"{run} logged no entropy: train it with --trainer.callbacks+=Entropy.")
@@ -74,9 +72,8 @@ def draw(runs: list[Path], path: Path) -> None:
         runs: run folders.
         path: the PNG file.
     """
-    figure, axes = plt.subplots(
-        2, len(runs), figsize=(3 + 4.5 * len(runs), 7), sharex=True, sharey="row", squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(3 + 4.5 * len(runs), 7), layout="constrained")
+    axes = figure.subplots(2, len(runs), sharex=True, sharey="row", squeeze=False)
     entropy, rms = ([_drawn(read_curves(run, name)) for run in runs] for name in ("weight_h8", "weight_rms"))
     styles = _styles({name for curves in entropy for name in curves})
     for column, run, bits, sizes in zip(axes.T, runs, entropy, rms, strict=True):
@@ -98,7 +95,6 @@ def draw(runs: list[Path], path: Path) -> None:
         fontsize=8,
     )
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def _drawn(curves: Curves) -> Curves:
@@ -111,7 +107,7 @@ def _styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """How each tensor's line looks: dark to light from the first layer to the last, a head pale behind them."""
     names = sorted(names, key=_depth)
     layers = [name for name in names if name.startswith("blocks.")]
-    colours = plt.get_cmap("viridis")(np.linspace(0, 0.92, len(layers)))  # the end is too light on white
+    colours = colormaps["viridis"](np.linspace(0, 0.92, len(layers)))  # the end is too light on white
     head = {"color": "0.75", "linewidth": 0.8, "zorder": 1}
     styles = dict.fromkeys(names, head) | {
         name: {"color": colour, "marker": "o", "markersize": 2, "linewidth": 1.2}
@@ -149,7 +145,7 @@ def _title(run: Path) -> str:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Draw the runs that are asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = study_parser(__doc__)
     parser.add_argument("runs", type=Path, nargs="+", help="run folders, or folders of them")
     parser.add_argument("--output", type=Path, help="PNG file (default: weight_entropy.png in the first folder)")
     options = parser.parse_args(args)

@@ -19,7 +19,8 @@ from typing import Any
 from torch import Tensor, nn
 from typing_extensions import override
 
-from losses import diversity, top1
+from losses.classification import top1
+from losses.diversity import diversity
 from losses.errors import UsageError
 from models.classification import LocalClassification
 from models.networks.chain import NetworkCallable, NetworkError

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from experiments.studies.published_loop import diversity as pair_by_pair
-from losses import diversity
+from losses.diversity import diversity
 
 
 def draw(groups, classes=5, batch=7):

@@ -10,7 +10,8 @@ from training import evaluated
 
 from datamodules.batch import Batch
 from experiments.measure.yardstick import end_to_end
-from losses import CrossEntropy, ExpGB, LinearOutput, Pow3GB, SoftmaxMSE, diversity
+from losses import CrossEntropy, ExpGB, LinearOutput, Pow3GB, SoftmaxMSE
+from losses.diversity import diversity
 from losses.errors import UsageError
 from models.methods.backprop import Backprop
 from models.methods.decoupled_greedy import DecoupledGreedy

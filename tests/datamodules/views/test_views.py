@@ -17,7 +17,7 @@ from datamodules.folders import ImageNet
 from datamodules.images import MemoryImages
 from datamodules.views.pairs import BatchedPairs
 from datamodules.views.transforms import BarlowTwinsViews, SimCLRViews, VICRegViews, Views
-from experiments.measure.bench import RandomImages
+from experiments.measure.workbench import RandomImages
 
 TRAIN, TEST = 93, 30
 

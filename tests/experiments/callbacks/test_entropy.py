@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import fit, summary
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from scipy import stats
 from torch import nn
 from torch.utils.data import DataLoader
@@ -179,10 +180,10 @@ def test_a_picture_of_many_blocks_has_colours_by_depth_and_its_legend_beside_the
     with (folder / "metrics.csv").open("w", newline="") as file:
         rows = [["", *(5 if "heads" in column else 1 for column in columns)], ["0", *(2 for _ in columns)]]
         csv.writer(file).writerows([["epoch", *columns], *rows])
-    kept = []
-    monkeypatch.setattr("matplotlib.pyplot.close", kept.append)
+    saved, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *to, **how: saved.append(figure) or save(figure, *to, **how))
     main([str(folder), "--output", str(tmp_path / "deep.png")])
-    figure = kept[0]
+    (figure,) = saved
     legend, axes = figure.legends[0], figure.axes[0]
     layers = [f"block {k + 1}, conv" for k in blocks]
     assert [text.get_text() for text in legend.get_texts()] == [*layers, "mean over all weights, heads too"]

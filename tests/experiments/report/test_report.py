@@ -3,13 +3,17 @@
 import csv
 import json
 import re
+import subprocess
+import sys
 
+import pandas as pd
 import pytest
 import yaml
 
-from experiments.cli import main
+from experiments.report.command import main
 from experiments.report.pictures import _depth_line
-from experiments.report.rows import find_summaries, group
+from experiments.report.rows import group
+from experiments.report.runs import find_runs, line_of
 from experiments.run.errors import RunError
 
 
@@ -46,17 +50,17 @@ def runs(tmp_path):
 
 
 def test_seeds_are_one_row_and_ratios_are_to_backprop(runs):
-    backprop, dgl = group(find_summaries([runs]))
-    assert (backprop.first["method"], len(dgl.summaries)) == ("Backprop", 2)
-    assert dgl.mean("test/top1") == pytest.approx(0.85)
-    assert dgl.ratio("test/top1") == pytest.approx(0.85 / 0.9)
-    assert dgl.ratio("images_per_second") == pytest.approx(0.5)
-    assert dgl.ratio("peak_activation_bytes") == pytest.approx(0.25)
+    backprop, dgl = group(find_runs([runs]))
+    assert (backprop.first["method"], len(dgl.runs)) == ("Backprop", 2)
+    assert dgl.mean["test/top1"] == pytest.approx(0.85)
+    assert dgl.ratio["test/top1"] == pytest.approx(0.85 / 0.9)
+    assert dgl.ratio["images_per_second"] == pytest.approx(0.5)
+    assert dgl.ratio["peak_activation_bytes"] == pytest.approx(0.25)
     assert dgl.blocks() == pytest.approx([50.0, 85.0])
 
 
 def test_report_writes_table_and_picture(runs, capsys):
-    main(["report", str(runs)])
+    main([str(runs)])
     printed = capsys.readouterr().out
     assert "tensorboard --logdir" in printed
     assert re.search(r"DecoupledGreedy\s+2\s+2\s+50\.0 85\.0\s+85\.00 ± 7\.07", printed)
@@ -89,44 +93,52 @@ def grouped_runs(runs):
 
 
 def test_settings_and_groups_are_rows_of_their_own(grouped_runs):
-    rows = group(find_summaries([grouped_runs]))
+    rows = group(find_runs([grouped_runs]))
     assert [(row.method, *row.nodes) for row in rows] == [
         ("Backprop", 1, 1),
         ("DecoupledGreedy", 2, 1),
         ("NeuronGroups (sharing False)", 2, 4),
         ("NeuronGroups (sharing True)", 2, 4),
     ]
-    assert rows[3].ratio("slowest_node_macs") == pytest.approx(0.25)
+    assert rows[3].ratio["slowest_node_macs"] == pytest.approx(0.25)
 
 
 def test_only_seeds_are_averaged(tmp_path):
     for seed, rate in ((0, 0.1), (1, 0.1), (0, 0.2)):
         finished(tmp_path, f"{rate}-{seed}", {"optimizer": {"init_args": {"lr": rate}}}, seed=seed)
-    assert [(row.method, len(row.summaries)) for row in group(find_summaries([tmp_path]))] == [
+    assert [(row.method, len(row.runs)) for row in group(find_runs([tmp_path]))] == [
         ("Backprop (lr 0.1)", 2),
         ("Backprop (lr 0.2)", 1),
     ]
 
 
 def callback(name, **arguments):
-    """How ``config.yaml`` names a callback of ours."""
+    """How ``config.yaml`` and summaries name a callback of ours."""
     return {"class_path": f"experiments.callbacks.{name}", "init_args": arguments}
 
 
 def test_a_callback_that_changes_training_is_named_and_one_that_watches_is_not(tmp_path):
-    drop = callback("InfoBatch", ratio=0.5, until=0.875)
-    finished(tmp_path, "plain", {}, {"callbacks": [callback("HiddenLayers", every_n_epochs=1)]})
-    finished(tmp_path, "filtered", {}, {"callbacks": [drop]})
-    finished(tmp_path, "plain, seed 1", {}, {"callbacks": []}, seed=1)
-    rows = group(find_summaries([tmp_path]))
-    assert [(row.method, len(row.summaries)) for row in rows] == [("Backprop", 2), ("Backprop (InfoBatch)", 1)]
+    watch, drop = callback("HiddenLayers", every_n_epochs=1), callback("InfoBatch", ratio=0.5, until=0.875)
+    finished(tmp_path, "plain", {}, {"callbacks": [watch]}, callbacks=[])
+    finished(tmp_path, "filtered", {}, {"callbacks": [watch, drop]}, callbacks=[drop])
+    finished(tmp_path, "plain, seed 1", {}, {"callbacks": []}, seed=1, callbacks=[])
+    rows = group(find_runs([tmp_path]))
+    assert [(row.method, len(row.runs)) for row in rows] == [("Backprop", 2), ("Backprop (InfoBatch)", 1)]
     assert [row.base for row in rows] == [None, None]
-    finished(tmp_path, "filtered more", {}, {"callbacks": [callback("InfoBatch", ratio=0.8, until=0.875)]})
-    assert sorted(row.method for row in group(find_summaries([tmp_path]))) == [
+    finished(tmp_path, "filtered more", {}, callbacks=[callback("InfoBatch", ratio=0.8, until=0.875)])
+    assert sorted(row.method for row in group(find_runs([tmp_path]))) == [
         "Backprop",
         "Backprop (InfoBatch, ratio 0.5)",
         "Backprop (InfoBatch, ratio 0.8)",
     ]
+
+
+def test_of_a_summary_that_does_not_tell_them_all_callbacks_count(tmp_path):
+    finished(tmp_path, "plain", {}, {"callbacks": None})
+    finished(tmp_path, "watched", {}, {"callbacks": callback("HiddenLayers", every_n_epochs=1)})  # one may stand alone
+    finished(tmp_path, "filtered", {}, {"callbacks": [callback("InfoBatch", ratio=0.5)]})
+    rows = group(find_runs([tmp_path]))
+    assert [row.method for row in rows] == ["Backprop", "Backprop (HiddenLayers)", "Backprop (InfoBatch)"]
 
 
 def test_a_class_says_nothing_of_what_is_inside_it(tmp_path):
@@ -138,14 +150,14 @@ def test_a_class_says_nothing_of_what_is_inside_it(tmp_path):
     }
     for name, hook in hooks.items():
         finished(tmp_path, name, {}, {"strategy": {"class_path": "CompressedDDP", "init_args": {"hook": hook}}})
-    rows = group(find_summaries([tmp_path]))
+    rows = group(find_runs([tmp_path]))
     assert [row.method for row in rows] == ["Backprop (EntropyCoded)", "Backprop (Half)", "Backprop (Uncompressed)"]
 
 
 def test_an_entry_of_a_mapping_is_named_with_the_mapping(tmp_path):
     for size in (64, 128):
         finished(tmp_path, str(size), {"batch_sizes": {3: size}})
-    rows = group(find_summaries([tmp_path]))
+    rows = group(find_runs([tmp_path]))
     assert [row.method for row in rows] == ["Backprop (batch_sizes.3 128)", "Backprop (batch_sizes.3 64)"]
 
 
@@ -154,24 +166,18 @@ def test_backprop_rows_are_the_base_of_others_not_of_themselves(tmp_path):
         options = {"output_loss": {"class_path": f"losses.{loss}"}}
         finished(tmp_path, loss, options, images_per_second=1000.0)
         finished(tmp_path, f"{loss} in blocks", options, method="DecoupledGreedy", num_blocks=2)
-    rows = {row.method: row for row in group(find_summaries([tmp_path]))}
+    rows = {row.method: row for row in group(find_runs([tmp_path]))}
     assert rows["Backprop (ExpGB)"].base is None
     assert rows["DecoupledGreedy (ExpGB)"].base.first["name"] == "ExpGB"
-    main(["report", str(tmp_path)])
+    main([str(tmp_path)])
     assert "of several, the one of as many epochs that shares most settings" in (tmp_path / "report.md").read_text()
-
-
-def test_a_single_callback_is_read_like_a_list_of_one(tmp_path):
-    finished(tmp_path, "plain", {}, {"callbacks": callback("HiddenLayers", every_n_epochs=1)})
-    finished(tmp_path, "filtered", {}, {"callbacks": callback("InfoBatch", ratio=0.5)})
-    assert [row.method for row in group(find_summaries([tmp_path]))] == ["Backprop", "Backprop (InfoBatch)"]
 
 
 def test_a_setting_that_another_is_called_like_is_named_with_its_class(tmp_path):
     for decay in (1, 2):
         regularization, optimizer = {"weight_decay": decay}, {"init_args": {"weight_decay": 5e-4}}
         finished(tmp_path, str(decay), {"regularization": regularization, "optimizer": optimizer})
-    assert [row.method for row in group(find_summaries([tmp_path]))] == [
+    assert [row.method for row in group(find_runs([tmp_path]))] == [
         "Backprop (regularization.weight_decay 1)",
         "Backprop (regularization.weight_decay 2)",
     ]
@@ -179,16 +185,17 @@ def test_a_setting_that_another_is_called_like_is_named_with_its_class(tmp_path)
 
 def test_times_of_other_threads_are_not_compared(runs):
     finished(runs, "dgl 4", method="DecoupledGreedy", num_blocks=4, device="CPU, 2 threads")
-    base, same, other = group(find_summaries([runs]))
-    assert (base.base, same.ratio("images_per_second")) == (None, pytest.approx(0.5))
-    assert (other.ratio("images_per_second"), other.ratio("peak_activation_bytes")) == (None, 1)
+    base, same, other = group(find_runs([runs]))
+    assert (base.base, same.ratio["images_per_second"]) == (None, pytest.approx(0.5))
+    assert "images_per_second" not in other.ratio
+    assert other.ratio["peak_activation_bytes"] == 1
 
 
 def test_what_blocks_reached_whose_heads_are_gone_is_shown(tmp_path):
     metrics = {"test/top1": 0.8, "test/block2/top1": 0.8, "val/block1/top1": 0.6, "val/block2/top1": 0.7}
     settings = {"epochs_per_block": 1}
     finished(tmp_path, "layers", settings, method="Layerwise", num_blocks=2, metrics=metrics)
-    main(["report", str(tmp_path)])
+    main([str(tmp_path)])
     with (tmp_path / "report.csv").open() as file:
         (line,) = csv.DictReader(file)
     assert (line["each block, %"], line["each block when it was done, validation images, %"]) == ("80.0", "60.0 70.0")
@@ -197,14 +204,14 @@ def test_what_blocks_reached_whose_heads_are_gone_is_shown(tmp_path):
 
 def test_a_repeated_run_is_said_to_be_left_out(runs, capsys):
     finished(runs, "dgl1 again", method="DecoupledGreedy", num_blocks=2, seed=1)
-    main(["report", str(runs)])
+    main([str(runs)])
     assert "only the last by name counts: 1 left out" in capsys.readouterr().out
 
 
 def test_no_column_of_many_blocks_is_cut_off(tmp_path, capsys):
     metrics = {f"{split}/block{k}/top1": k / 20 for split in ("test", "train_set") for k in range(1, 17)}
     finished(tmp_path, "deep", method="DecoupledGreedy", num_blocks=16, metrics=metrics | {"test/top1": 0.8})
-    main(["report", str(tmp_path)])
+    main([str(tmp_path)])
     each = " ".join(f"{5 * k:.1f}" for k in range(1, 17))
     line = next(line for line in capsys.readouterr().out.splitlines() if "DecoupledGreedy" in line)
     assert line.count(each) == 2
@@ -213,12 +220,12 @@ def test_no_column_of_many_blocks_is_cut_off(tmp_path, capsys):
 
 def test_what_keeps_no_activations_has_no_figure_for_them(tmp_path):
     finished(tmp_path, "fitted", method="ClosedFormMLP", peak_activation_bytes=0)
-    main(["report", str(tmp_path)])
+    main([str(tmp_path)])
     assert "peak MiB" not in (tmp_path / "report.md").read_text()
 
 
 def test_report_shows_groups_and_costs(grouped_runs):
-    main(["report", str(grouped_runs)])
+    main([str(grouped_runs)])
     with (grouped_runs / "report.csv").open() as file:
         line = list(csv.DictReader(file))[2]
     assert (line["K"], line["G"], line["one group, %"], line["ensemble, %"]) == ("2", "4", "70.00", "82.00")
@@ -229,7 +236,7 @@ def test_report_shows_groups_and_costs(grouped_runs):
 def test_one_block_of_groups_is_no_base(runs):
     (runs / "backprop" / "summary.json").unlink()
     finished(runs, "thin", method="NeuronGroups", num_groups=4)
-    assert all(row.base is None for row in group(find_summaries([runs])))
+    assert all(row.base is None for row in group(find_runs([runs])))
 
 
 def probed(folder, name, num_blocks, seed=0, linear=0.5, **changes):
@@ -244,36 +251,36 @@ def probed(folder, name, num_blocks, seed=0, linear=0.5, **changes):
 def test_report_shows_probes_of_each_block(runs):
     probed(runs, "simclr 1", 2, seed=0, linear=0.5)
     probed(runs, "simclr 2", 2, seed=1, linear=0.6)
-    main(["report", str(runs)])
+    main([str(runs)])
     with (runs / "report.csv").open() as file:
         table = list(csv.DictReader(file))
     assert table[2]["linear probe (100 epochs), each block, %"] == "65.0 75.0"
     assert table[2]["kNN (k200, t0.1), each block, %"] == "– 40.0"
     assert table[0]["linear probe (100 epochs), each block, %"] == "–"
-    row = group(find_summaries([runs]))[2]
+    row = group(find_runs([runs]))[2]
     assert _depth_line(row) == ([0.5, 1.0], pytest.approx([65.0, 75.0]), "o--")
 
 
 def test_a_method_without_labels_is_compared_with_its_own_single_block(runs, capsys):
     probed(runs, "simclr", 2, images_per_second=300.0)
-    assert group(find_summaries([runs]))[2].base is None
+    assert group(find_runs([runs]))[2].base is None
     probed(runs, "simclr whole", 1, images_per_second=600.0)
-    rows = {(row.method, row.nodes[0]): row for row in group(find_summaries([runs]))}
-    assert rows["SimCLR", 2].ratio("images_per_second") == pytest.approx(0.5)
+    rows = {(row.method, row.nodes[0]): row for row in group(find_runs([runs]))}
+    assert rows["SimCLR", 2].ratio["images_per_second"] == pytest.approx(0.5)
     assert rows["DecoupledGreedy", 2].base.method == "Backprop"
-    main(["report", str(runs)])
+    main([str(runs)])
     assert "of a method without labels, to its own run with one block" in (runs / "report.md").read_text()
 
 
 def test_a_report_of_methods_without_labels_alone_is_drawn(tmp_path):
     probed(tmp_path, "simclr", 2)
-    main(["report", str(tmp_path)])
+    main([str(tmp_path)])
     assert (tmp_path / "cost.png").is_file()
 
 
 def test_runs_of_other_epochs_are_rows_of_their_own(runs):
     finished(runs, "longer", epochs=3)
-    rows = group(find_summaries([runs]))
+    rows = group(find_runs([runs]))
     assert sorted(row.first["epochs"] for row in rows if row.first["method"] == "Backprop") == [2, 3]
 
 
@@ -282,60 +289,68 @@ def test_the_base_has_as_many_epochs_if_there_is_one(epochs, base, tmp_path):
     for name, length in (("backprop", 2), ("longer", 3)):
         finished(tmp_path, name, epochs=length)
     finished(tmp_path, "layers", method="Layerwise", num_blocks=2, epochs=epochs)
-    (layers,) = [row for row in group(find_summaries([tmp_path])) if row.first["method"] == "Layerwise"]
+    (layers,) = [row for row in group(find_runs([tmp_path])) if row.first["method"] == "Layerwise"]
     assert layers.base.first["name"] == base
 
 
 def test_a_damaged_summary_is_named(runs):
     (runs / "backprop" / "summary.json").write_text("{")
     with pytest.raises(RunError, match=r"backprop/summary\.json is damaged"):
-        find_summaries([runs])
+        find_runs([runs])
 
 
 def test_a_damaged_configuration_is_named(runs):
     (runs / "backprop" / "config.yaml").write_text("model: [")
     with pytest.raises(RunError, match=r"backprop/config\.yaml is damaged"):
-        find_summaries([runs])
+        find_runs([runs])
+
+
+COMMON = {"network": "VGG", "dataset": "Digits", "batch_size": 8, "epochs": 1, "method": "M", "seed": 0}
+COMMON |= {"num_blocks": 2, "metrics": {"test/top1": 0.5}}
+
+
+def variants(*models):
+    """What tells runs apart whose configurations have these arguments of the model."""
+    runs = [line_of(COMMON, {"model": {"init_args": arguments}}) for arguments in models]
+    return sorted(row.variant for row in group(pd.DataFrame(runs)))
 
 
 def test_rows_are_named_by_what_tells_them_apart():
-    loss = "model.init_args.loss"
-    contrastive = {f"{loss}.class_path": "lightly.loss.NTXentLoss", f"{loss}.init_args.temperature": "0.5"}
-    barlow = {f"{loss}.class_path": "lightly.loss.BarlowTwinsLoss", f"{loss}.init_args.lambda_param": "0.005"}
-
-    def variants(*settings):
-        common = {"network": "VGG", "dataset": "Digits", "batch_size": 8, "epochs": 1, "method": "M", "seed": 0}
-        runs = [common | {"num_blocks": 2, "num_groups": 1, "metrics": {}, "settings": s} for s in settings]
-        return sorted(row.variant for row in group(runs))
-
+    contrastive = {"loss": {"class_path": "lightly.loss.NTXentLoss", "init_args": {"temperature": 0.5}}}
+    barlow = {"loss": {"class_path": "lightly.loss.BarlowTwinsLoss", "init_args": {"lambda_param": 0.005}}}
     assert variants(contrastive, barlow) == ["BarlowTwinsLoss", "NTXentLoss"]
-    colder = contrastive | {f"{loss}.init_args.temperature": "0.2"}
+    colder = {"loss": {"class_path": "lightly.loss.NTXentLoss", "init_args": {"temperature": 0.2}}}
     assert variants(contrastive, colder) == ["temperature 0.2", "temperature 0.5"]
     # One has a part that the other lacks: told apart by that part's settings.
-    difficult = {"model.init_args.difficulty.mode": "rising"}
-    assert variants(contrastive | {"model.init_args.difficulty": "None"}, contrastive | difficult) == [
-        "difficulty None",
-        "mode rising",
-    ]
+    difficult = {"difficulty": {"mode": "rising"}}
+    assert variants(contrastive | {"difficulty": None}, contrastive | difficult) == ["difficulty None", "mode rising"]
 
 
 def test_settings_whose_names_end_alike_are_told_apart():
     def run(optimizer, regularization):
-        settings = {
-            "model.init_args.optimizer.init_args.weight_decay": optimizer,
-            "model.init_args.regularization.init_args.weight_decay": regularization,
-        }
-        common = {"network": "VGG", "dataset": "Digits", "batch_size": 8, "epochs": 1, "method": "M", "seed": 0}
-        return common | {"num_blocks": 2, "num_groups": 1, "metrics": {}, "settings": settings}
+        decays = {"optimizer": optimizer, "regularization": regularization}
+        return {name: {"init_args": {"weight_decay": decay}} for name, decay in decays.items()}
 
-    assert sorted(row.variant for row in group([run("0.1", "1"), run("0.2", "2")])) == [
+    assert variants(run(0.1, 1), run(0.2, 2)) == [
         "optimizer.weight_decay 0.1, regularization.weight_decay 1",
         "optimizer.weight_decay 0.2, regularization.weight_decay 2",
     ]
 
 
 def test_the_same_run_twice_counts_as_one_seed():
-    common = {"network": "VGG", "dataset": "Digits", "batch_size": 8, "epochs": 1, "method": "M", "settings": {}}
-    runs = [common | {"num_blocks": 2, "num_groups": 1, "metrics": {}, "seed": seed} for seed in (0, 1, 1)]
-    (row,) = group(runs)
-    assert [summary["seed"] for summary in row.summaries] == [0, 1]
+    runs = [line_of(COMMON | {"seed": seed, "name": name}, {}) for name, seed in (("a", 0), ("b", 1), ("c", 1))]
+    (row,) = group(pd.DataFrame(runs))
+    assert list(row.runs["name"]) == ["a", "c"]
+
+
+@pytest.mark.parametrize("command", ["report", "suite"])
+def test_no_torch_is_imported(command, runs, tmp_path):
+    (tmp_path / "study.yaml").write_text("runs: [{config: nowhere.yaml, name: backprop}]")
+    lines = {
+        "report": f"from experiments.report.command import main; main(['{runs}'])",
+        "suite": f"from experiments.suite import main; main(['{tmp_path}/study.yaml', '--runs={tmp_path}'], None)",
+    }
+    (tmp_path / "study").mkdir(exist_ok=True)
+    (runs / "backprop").rename(tmp_path / "study" / "backprop")  # finished: nothing is left to do but to report
+    program = f"import sys; {lines[command]}; assert not {{'torch', 'lightning'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -12,8 +12,8 @@ from lightly.models.modules import SimCLRProjectionHead
 from torch import nn
 from torch.optim import SGD
 
-from experiments.measure.bench import plain_steps
 from experiments.measure.cost import network_cost
+from experiments.measure.workbench import plain_steps
 from experiments.measure.yardstick import end_to_end
 from losses import SubsampledNTXent
 from losses.errors import UsageError

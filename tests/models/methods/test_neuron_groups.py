@@ -10,7 +10,7 @@ from training import evaluated
 
 from datamodules.batch import Batch
 from experiments.studies.published_loop import PublishedLoop
-from losses import diversity
+from losses.diversity import diversity
 from losses.errors import UsageError
 from models.methods.decoupled_greedy import DecoupledGreedy
 from models.methods.neuron_groups import NeuronGroups

@@ -1,0 +1,43 @@
+"""Measuring in turns: a noisy machine disturbs all contenders alike."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+def in_turns(contenders: Mapping[str, Callable[[], T]], repetitions: int) -> dict[str, list[T]]:
+    """Measure one contender after the other, as often as asked for.
+
+    Args:
+        contenders: name → measurement.
+        repetitions: of the whole round.
+
+    Returns:
+        Name → what each of its measurements found.
+    """
+    rounds = [{name: measure() for name, measure in contenders.items()} for _ in range(repetitions)]
+    return {name: [one[name] for one in rounds] for name in contenders}
+
+
+def median_ratio(values: Sequence[float], base: Sequence[float]) -> float:
+    """Median of each repetition's own ratio: a machine that gets slower meanwhile disturbs neighbours alike."""
+    return statistics.median(a / b for a, b in zip(values, base, strict=True))
+
+
+def now(device: torch.device | str = "cpu") -> float:
+    """Seconds on a clock, when a device has done all that was asked of it."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def seconds(work: Callable[[], object], device: torch.device | str = "cpu") -> float:
+    """Seconds that a piece of work takes."""
+    start = now(device)
+    work()
+    return now(device) - start
