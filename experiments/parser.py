@@ -1,142 +1,162 @@
 """A command-line parser that says what is wrong in one sentence."""
 
-import difflib
 import inspect
-import re
 import sys
-from argparse import Action
-from collections.abc import Iterator, Mapping, Sequence
+from argparse import ArgumentError
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pydoc import locate
 from typing import Any, NoReturn, get_args
 
+import yaml
+from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
-
-# jsonargparse reports a fault inside a class as a tree of everything that it tried.
-_NOISE = re.compile(
-    r"Does not validate against any of the Union|Subtypes:|Errors:$|- Expected a <class 'NoneType'>"
-    r"|Given value|- Expected a path but|- Expected a <class 'str'>$"
-)
-
-# The rest in plain words. What it says of one class after the other that it tried is said once.
-_REWORDED = {
-    r"(Expected a <class .*)?Expected a dot import path string: (\w+).*": r"there is no class \2 here: give its path",
-    r"Type \S+ .*? callable class: (?=Option)": "",
-    r"Option '(\w+)' is not accepted\. Got value: Namespace\(class_path='[\w.]*?(\w+)'.*": r"\2 has no option '\1'",
-    r"Problem with given class_path '[\w.]*?(\w+)': Option '(\w+)' is not accepted.*": r"\1 has no option '\2'",
-    r"Problem with given class_path '[\w.]*?(\w+)': unrecognized arguments: --([\w.]+).*": r"\1 has no option '\2'",
-    r"\. Got value: Namespace\(.*": "",
-    r"Problem with given class_path '[\w.]*?(\w+)': Parser key": r"\1:",
-}
-
-_NO_CLASS = re.compile(r"Expected a dot import path string: (\w+)")
-_NO_OPTION = re.compile(
-    r"Option '(?P<own>\w+)' is not accepted(\. Got value: Namespace\(class_path='[\w.]+')?"
-    r"|unrecognized arguments: --(?P<given>[\w.]+)"
-)
-_NOT_CHOSEN = re.compile(
-    r"Parser key \"([\w.]+)\":(?:(?!class_path).)*Expected a dot import path string: \w+\s+"
-    r"Given value.*NestedArg\(key='(\w+)",
-    re.DOTALL,
-)
-_PLACE = re.compile(r"Parser key \"([\w.]+)\"|class_path[ =]'([\w.]+)'")
-
-_UNION = "Does not validate against any of the Union"  # what a constructor said is kept as text only
-_NO_NAME = "You selected an invalid"  # Lightning's word on a strategy or an accelerator
-
-
-def swallowed(error: BaseException) -> str | None:
-    """The fault of use that a library tells as a bare ValueError; None if the error is none."""
-    return shorten(str(error)) if isinstance(error, ValueError) and str(error).startswith((_UNION, _NO_NAME)) else None
+from typing_extensions import override
 
 
 class Parser(LightningArgumentParser):
-    """LightningCLI's parser with short error messages that suggest what may have been meant."""
+    """LightningCLI's parser, whose faults are one sentence that suggests what may have been meant.
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+    jsonargparse reads the options of a class by a parser of its own, which is one of these too. A fault is found in
+    what such parsers know and were given; the words of jsonargparse are quoted where a value is wrong, no more.
+    """
+
+    owner: type
+    given: Mapping[str, Any] = {}
+
+    @override
+    def add_class_arguments(self, theclass: type, *args: Any, **options: Any) -> list[str]:
+        self.owner = theclass
+        return super().add_class_arguments(theclass, *args, **options)
+
+    @override
+    def parse_args(self, args: Sequence[str], *others: Any, **options: Any) -> Namespace:  # type: ignore[override]
+        self.given = dict(_pairs(args))
+        return super().parse_args(args, *others, **options)
+
+    @override
+    def parse_object(self, obj: Any, *others: Any, **options: Any) -> Namespace:
+        self.given = dict(obj.items())
+        return super().parse_object(obj, *others, **options)
+
+    @override
+    def error(self, message: str, ex: BaseException | None = None) -> NoReturn:
         """Print the fault and where help is; exit with code 2."""
-        if not self.exit_on_error:  # a parser within: what it raises is caught and tried otherwise
-            super().error(message, ex)
-        parser = getattr(ex, "subcommand_parser", None) or self
-        command = parser.prog.replace(" [options]", "")
-        fault = parser.not_chosen(message) or shorten(message) + parser.suggestion(message)
-        sys.stderr.write(f"error: {fault}\nAll options: {command} --help\n")
+        if not self.exit_on_error:  # the parser of a class: what it raises is caught, and may be tried otherwise
+            try:
+                super().error(message, ex)
+            except ArgumentError as fault:
+                fault.parser = self  # type: ignore[attr-defined]
+                raise
+        command = getattr(ex, "subcommand_parser", None) or self
+        print(f"error: {command.fault(message, list(_causes(ex)))}", file=sys.stderr)
+        print(f"All options: {command.prog.replace(' [options]', '')} --help", file=sys.stderr)
         self.exit(2)
 
-    def not_chosen(self, message: str) -> str | None:
-        """What is wrong if an option of a class is given, and the class itself is not; None if it is something else."""
-        if fault := _NOT_CHOSEN.search(message):
-            place, option = fault.groups()
-            hint = getattr(self._option_string_actions.get(f"--{place}"), "_typehint", None)
-            for owner in [choice.__name__ for choice in _choices(hint) if _takes(choice, option)]:
-                return f"{option} belongs to {owner}: add --{place} {owner} before it."
+    def fault(self, message: str, causes: Sequence[BaseException]) -> str:
+        """What is wrong, in one sentence.
+
+        Args:
+            message: what jsonargparse says of it.
+            causes: what it raised, and from what; the first cause of all last.
+        """
+        at = [self, *(cause.parser for cause in causes if hasattr(cause, "parser"))][-1]
+        place = ""
+        for option, value in at.given.items():
+            place = next((f"--{key}: " for key in self.given if f".{key}".endswith(f".{option}")), "")
+            told = at._unknown_option(option, place) or at._unknown_class(option, value)
+            if told or (at is self and (told := self._option_without_class(option, message))):
+                return place + told
+        first, words = message.strip().splitlines()[0], " ".join(str([message, *causes][-1]).split()).rstrip(".")
+        return f"{first if words in first else (place if at is not self and place else f'{first} ') + words}."
+
+    def _unknown_option(self, option: str, place: str) -> str | None:
+        if self._home(option):
+            return None
+        if self.exit_on_error:
+            return f"there is no such option.{did_you_mean(f'--{option}', self._option_string_actions)}"
+        told, where = f"{self.owner.__name__} has no option '{option}'.", place.removesuffix(f".{option}: ")
+        if beside := [one.__name__ for one in _siblings(self.owner) if _takes(one, option)]:
+            return f"{told} {beside[0]} has; choose the class first: {where} {beside[0]} {where}.{option} …"
+        return told + did_you_mean(option, [name.removeprefix("--") for name in self._option_string_actions])
+
+    def _unknown_class(self, option: str, value: Any) -> str | None:
+        hint = self._hint(option.removesuffix(".class_path"))
+        known = [one.__name__ for one in _classes(hint)] if str not in get_args(hint) else []
+        for name in _class_names(value) if known else ():
+            if name not in known and not locate(name):
+                suggestion = did_you_mean(name.rpartition(".")[2], known)
+                return f"there is no class {name} here: give its path.{suggestion}"
         return None
 
-    def suggestion(self, message: str) -> str:
-        """What may have been meant by a mistyped class or option, or nothing."""
-        fault = _NO_CLASS.search(message) or _NO_OPTION.search(message)
-        if not fault:
-            return ""
-        options, keys, hint, owner = self._option_string_actions, [], None, None
-        for key, class_path in _PLACE.findall(message[: fault.end()]):
-            if key:
-                keys, hint = [*keys, key], getattr(options.get(f"--{key}"), "_typehint", None)
-            else:
-                owner = locate(class_path)
-                options = _options(owner)
-        if fault.re is _NO_CLASS:
-            return _did_you_mean(fault[1], [choice.__name__ for choice in _choices(hint)])
-        option = fault["own"] or fault["given"]
-        others = [other.__name__ for other in _choices(hint) if _is_beside(other, owner) and _takes(other, option)]
-        if others:
-            where = f"--{'.'.join(keys)}"
-            return f" {others[0]} has; choose the class first: {where} {others[0]} {where}.{option} …"
-        return _did_you_mean(option, [name if keys else f"--{name}" for name in _of_group(option, options)])
+    def _option_without_class(self, option: str, message: str) -> str | None:
+        home = self._home(option)
+        if home == option or home not in message or str not in get_args(self._hint(home)):
+            return None
+        own = option.removeprefix(f"{home}.").partition(".")[0]
+        for owner in (one.__name__ for one in _classes(self._hint(home)) if _takes(one, own)):
+            return f"{own} belongs to {owner}: add --{home} {owner} before it."
+        return f"no class for --{home} has an option '{own}'."
+
+    def _home(self, option: str) -> str:
+        """The option, or that of the class which it is handed on to (``head`` of ``head.hidden``); empty if unknown."""
+        if f"--{option}" in self._option_string_actions:
+            return option
+        while (option := option.rpartition(".")[0]) and not self._hint(option):
+            pass
+        return option
+
+    def _hint(self, option: str) -> Any:
+        return getattr(self._option_string_actions.get(f"--{option}"), "_typehint", None)
 
 
-def shorten(message: str) -> str:
-    """Keep the lines that say something, in one sentence."""
-    lines = [line.strip().removeprefix("- ") for line in message.splitlines() if not _NOISE.search(line)]
-    text = " ".join(line for line in lines if line)
-    for pattern, words in _REWORDED.items():
-        text = re.sub(pattern, words, text)
-    return text.rstrip(".:") + "."
-
-
-def _did_you_mean(wrong: str, known: Sequence[str]) -> str:
-    """The nearest of the names; what they share, such as ``regularization.``, makes none nearer."""
-    names = {name.rpartition(".")[2]: name for name in known}
-    close = difflib.get_close_matches(wrong.rpartition(".")[2], names, n=1)
+def did_you_mean(wrong: str, known: Iterable[str]) -> str:
+    """``" Did you mean …?"`` with the nearest name, of the same group (``cut.``) if that has any; or nothing."""
+    alike = [name for name in known if name.rpartition(".")[0] == wrong.rpartition(".")[0]] or known
+    names = {name.rpartition(".")[2]: name for name in alike}  # what a group shares makes none nearer
+    close = get_close_matches(wrong.rpartition(".")[2], names, n=1)
     return f" Did you mean {names[close[0]]}?" if close else ""
 
 
-def _options(owner: Any) -> dict[str, Action]:
-    """The options of a class, those of nested ones and those handed on to base classes included."""
-    parser = LightningArgumentParser()
-    parser.add_class_arguments(owner, fail_untyped=False)
-    return parser._option_string_actions
+def _pairs(args: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Options with their values, of ``--option=value`` and ``--option value``."""
+    for arg, following in zip(args, [*args[1:], ""], strict=True):
+        if arg.startswith("--"):
+            option, equals, value = arg.removeprefix("--").partition("=")
+            yield option.removesuffix("+"), value if equals else following
 
 
-def _of_group(option: str, options: Mapping[str, Action]) -> list[str]:
-    """The options of the same group, ``cut.by`` of ``cut.aftre``; all if there is no such group."""
-    names = [name.removeprefix("--") for name in options]
-    return [name for name in names if name.rpartition(".")[0] == option.rpartition(".")[0]] or names
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
-def _is_beside(other: type, owner: Any) -> bool:
-    """Whether two classes are of one package: an argument that is any module takes far too many."""
-    return other.__module__.rpartition(".")[0] == owner.__module__.rpartition(".")[0]
+def _class_names(value: Any) -> Iterator[str]:
+    """Classes that a value names: one, or those of a list, by their names or as dictionaries."""
+    value = yaml.safe_load(value) if isinstance(value, str) else value
+    for one in value if isinstance(value, list) else [value]:
+        name = one.get("class_path") if isinstance(one, dict | Namespace) else one
+        if isinstance(name, str):
+            yield name
 
 
-def _takes(choice: type, option: str) -> bool:
-    return option in inspect.signature(choice.__init__).parameters
-
-
-def _choices(hint: Any) -> Iterator[type]:
-    """The known classes that an argument of this type takes, directly or as what a callable returns."""
+def _classes(hint: Any) -> Iterator[type]:
+    """The known classes that an argument of this type takes, directly or as what a callable returns; no numbers."""
     for part in get_args(hint):
-        yield from _choices(part)
-    if inspect.isclass(hint) and not get_args(hint):
-        if not hint.__name__.startswith("_"):
-            yield hint
-        for derived in hint.__subclasses__():
-            yield from _choices(derived)
+        yield from _classes(part)
+    if inspect.isclass(hint) and not get_args(hint) and hint.__mro__[-2:][0].__module__ != "builtins":
+        yield from [] if hint.__name__.startswith("_") else [hint]
+        for derived in type.__subclasses__(hint):
+            yield from _classes(derived)
+
+
+def _siblings(owner: type) -> list[type]:
+    """Classes beside this one in its package, which share a base with it."""
+    package = owner.__module__.rpartition(".")[0]
+    alike = [one for base in owner.__mro__[1:-1] for one in _classes(base)]
+    return [one for one in alike if one.__module__.rpartition(".")[0] == package]
+
+
+def _takes(one: type, option: str) -> bool:
+    return option in inspect.signature(one.__init__).parameters  # type: ignore[misc]

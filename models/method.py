@@ -14,6 +14,7 @@ from losses.errors import UsageError
 from models.metrics import EvaluationMetrics
 from models.networks.chain import NetworkCallable
 from models.plan import Schedule
+from models.saved_arguments import SavedArguments
 
 
 class LabelledImages(Protocol):
@@ -40,7 +41,7 @@ class LabelledImages(Protocol):
         """Weights of the samples' losses ``(B,)``, if they differ."""
 
 
-class Method(L.LightningModule):
+class Method(SavedArguments):
     """A way to train a network of blocks on images.
 
     :class:`~models.local_learning.LocalLearning` is the loop of all methods with backward passes; one that does

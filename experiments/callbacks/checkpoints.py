@@ -9,7 +9,8 @@ import lightning.pytorch as L
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from experiments.run.folder import BEST, LAST, PART_OF_SUITE, PREVIOUS
+from experiments.run.files import BEST, LAST, PREVIOUS
+from experiments.run.folder import PART_OF_SUITE
 
 
 class LastCheckpoint(Checkpoint):

@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 
 from experiments.probing.decision_regions import draw_regions
 from experiments.run.errors import RunError
-from experiments.run.folder import REGIONS
+from experiments.run.files import REGIONS
 from models.method import Method
 
 

@@ -20,8 +20,15 @@ from experiments.probing.features import Features, Splits
 from experiments.probing.hidden_layers import Every, Figures, Layers, layer_figures, layers_of, reader, redundancy
 from experiments.probing.observe_results import Observed, record, show
 from experiments.probing.probe import Protocol, fit_linear
-from experiments.run import folder as run_folder
+from experiments.run.checkpoint import (
+    find_checkpoint,
+    load_checkpoint,
+    network_differences,
+    require_same_images,
+    require_same_network,
+)
 from experiments.run.errors import RunError
+from experiments.run.files import CONFIG, SUMMARY
 from losses import CrossEntropy, linear_cka
 from models.classification import LocalClassification
 from models.local_learning import LocalLearning
@@ -98,10 +105,10 @@ def load_run(path: Path, model: LocalLearning, every: Every) -> Network:
     Raises:
         RunError: the checkpoint is missing, damaged, or of another network or images of another size.
     """
-    file = run_folder.find_checkpoint(path)
-    saved = run_folder.load_checkpoint(file)
-    run_folder.require_same_images(file, saved, model.image_shape)
-    run_folder.require_same_network(file, saved["state_dict"], model)
+    file = find_checkpoint(path)
+    saved = load_checkpoint(file)
+    require_same_images(file, saved, model.image_shape)
+    require_same_network(file, saved["state_dict"], model)
     model.load_state_dict(saved["state_dict"])
     model.eval()
     origin = file, saved["epoch"] + 1, saved["global_step"]
@@ -122,9 +129,9 @@ def load_reference(path: Path, model: LocalLearning, data: ImageDataModule, laye
     Raises:
         RunError: it is of another network or of other data.
     """
-    file = run_folder.find_checkpoint(path)
-    saved = run_folder.load_checkpoint(file)
-    run_folder.require_same_images(path, saved, model.image_shape, "reference", "run to compare with")
+    file = find_checkpoint(path)
+    saved = load_checkpoint(file)
+    require_same_images(path, saved, model.image_shape, "reference", "run to compare with")
     if (theirs := _data_set(file)) not in (data.name, type(data).__name__):
         raise RunError(
             f"The reference {path} was trained on {theirs}, the run on {data.name}: both must be on the same."
@@ -132,7 +139,7 @@ def load_reference(path: Path, model: LocalLearning, data: ImageDataModule, laye
     chain = model.make_network(model.image_shape, model.num_classes).to(model.device).eval()
     weights = saved["state_dict"]
     units = {re.sub(r"^blocks\.\d+\.", "", name): w for name, w in weights.items() if name.startswith("blocks.")}
-    if differences := run_folder.network_differences(units, chain.units):
+    if differences := network_differences(units, chain.units):
         raise RunError(
             f"The reference {path} is of another network than {model.network_name}: {differences[0]} "
             f"({len(differences)} differences). Give a run of the same network, cut in any way or not at all."
@@ -149,16 +156,16 @@ def load_reference(path: Path, model: LocalLearning, data: ImageDataModule, laye
 def _data_set(checkpoint: Path) -> str:
     """What a run was trained on: its title, of an unfinished run its class."""
     folder = checkpoint.absolute().parents[1]
-    if (summary := folder / run_folder.SUMMARY).is_file():
+    if (summary := folder / SUMMARY).is_file():
         return json.loads(summary.read_text())["dataset"]
-    return yaml.safe_load((folder / run_folder.CONFIG).read_text())["data"]["class_path"].rpartition(".")[2]
+    return yaml.safe_load((folder / CONFIG).read_text())["data"]["class_path"].rpartition(".")[2]
 
 
 def _load_classifier(chain: Chain, weights: Mapping[str, Tensor]) -> bool:
     """Load the last head of a checkpoint if it is the network's own classifier."""
     last = max((int(name.split(".")[1]) for name in weights if name.startswith("heads.")), default=0)
     head = {name.removeprefix(f"heads.{last}."): w for name, w in weights.items() if name.startswith(f"heads.{last}.")}
-    fits = not run_folder.network_differences(head, chain.classifier)
+    fits = not network_differences(head, chain.classifier)
     if fits:
         chain.classifier.load_state_dict(head)
     return fits

@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 
 from experiments.probing.hidden_layers import Figures
-from experiments.run.folder import METRICS, OBSERVATIONS_OVER_TIME
+from experiments.run.files import METRICS, OBSERVATIONS_OVER_TIME
 
 
 @dataclass(frozen=True)

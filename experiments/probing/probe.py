@@ -20,7 +20,7 @@ from experiments.probing.features import Features, Splits, extract
 from experiments.probing.knn import knn_top1
 from experiments.probing.linear_probe import LinearProbe
 from experiments.probing.probe_results import Figures, record, show
-from experiments.run import folder as run_folder
+from experiments.run.checkpoint import find_checkpoint, load_checkpoint, require_same_images, require_same_network
 from experiments.run.errors import RunError
 from losses import effective_rank
 from models.method import Method
@@ -196,10 +196,10 @@ def probe_run(
     Raises:
         RunError: the checkpoint does not fit model or images, or the protocol does not fit the run.
     """
-    path = run_folder.find_checkpoint(checkpoint)
-    saved, wanted, figures = run_folder.load_checkpoint(path), chosen_blocks(model, blocks), Figures()
-    run_folder.require_same_images(path, saved, model.image_shape)
-    run_folder.require_same_network(path, saved["state_dict"], model)
+    path = find_checkpoint(checkpoint)
+    saved, wanted, figures = load_checkpoint(path), chosen_blocks(model, blocks), Figures()
+    require_same_images(path, saved, model.image_shape)
+    require_same_network(path, saved["state_dict"], model)
     splits = Splits.of(data, trainer)
     if protocol.k > (known := len(splits.train.dataset) + len(splits.val.dataset)):
         raise RunError(f"k is {protocol.k}, but only {known} images can be neighbours: choose --k up to that.")

@@ -1,43 +1,19 @@
-"""The run folder: its name, its checkpoints, and whether they can be trusted."""
+"""The run folder: whose it is, what it is called, and whether a run may write it."""
 
 import contextlib
 import fcntl
 import os
-import pickle
 import re
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any, Self
 
+from experiments.run.checkpoint import find_checkpoint
 from experiments.run.errors import RunError
-from experiments.run.files import (  # noqa: F401 (named by others through this file)
-    BEST,
-    CONFIG,
-    LAST,
-    METRICS,
-    OBSERVATIONS,
-    OBSERVATIONS_OVER_TIME,
-    OBSERVATIONS_PICTURE,
-    PREDICTIONS,
-    PREVIOUS,
-    PROBE,
-    REGIONS,
-    SUMMARY,
-    UNFINISHED,
-)
-
-if TYPE_CHECKING:  # suite and report need names of files, and no torch
-    from torch import Tensor, nn
-
-    from models.method import Method
+from experiments.run.files import BEST, CONFIG, LAST, METRICS, SUMMARY, UNFINISHED
 
 _BEFORE_A_CHECKPOINT = (CONFIG, "config.new", METRICS, f"{METRICS}.kept", "events.out.tfevents.*", UNFINISHED)
 """What a run writes before its first checkpoint."""
-
-_marks: dict[Path, IO[str]] = {}  # of the run folder that this process writes: open and locked
-_begun_here: set[Path] = set()  # folders in which nothing is that a run did not write
-
 
 _INHERITED = "LOCAL_LEARNING_RUN_FOLDER"
 """Environment variable that tells the other processes of a run its folder."""
@@ -46,19 +22,128 @@ PART_OF_SUITE = "LOCAL_LEARNING_PART_OF_SUITE"
 """Environment variable that tells the runs of a suite that it says itself how to go on."""
 
 
+class RunFolder:
+    """What a run leaves. No file of it is ever removed that a run did not write itself.
+
+    Args:
+        path: where it is, or will be.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._mark: IO[str] | None = None  # open and locked while this process writes the folder
+        self._begun_here = False  # whether all in it was written by a run
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Self:
+        """The folder that the options of a command mean.
+
+        It is that of the first process of this run; else that of a finished run to look at (``checkpoint``) or of the
+        checkpoint file to go on from (``ckpt_path``); else one below ``runs``.
+
+        Raises:
+            RunError: there is no such run, or its name is none, taken or not a run's.
+        """
+        if process_rank() and _INHERITED in os.environ:
+            return cls(Path(os.environ[_INHERITED]))
+        if options.get("checkpoint"):
+            return cls.around(Path(options["checkpoint"]))
+        asked, runs, name = options.get("ckpt_path"), Path(options["runs"]), options["name"]
+        if asked and asked not in ("last", "best") and name is None:
+            file = Path(asked).absolute()
+            if file.parent.name == Path(LAST).parent.name:
+                return cls(file.parents[1])
+        if name is not None:
+            return cls(_named(runs / plain_name(name), resume=bool(asked)))
+        return cls(_numbered(runs / default_name(options), resume=bool(asked)))
+
+    @classmethod
+    def around(cls, checkpoint: Path) -> Self:
+        """The folder of a finished run, given itself or by a checkpoint file in it.
+
+        Raises:
+            RunError: it belongs to no run.
+        """
+        return cls(find_checkpoint(checkpoint).absolute().parents[1])
+
+    def hand_down(self) -> None:
+        """Tell the folder to the processes that this one will start: they run the same command line."""
+        os.environ[_INHERITED] = str(self.path)
+
+    def checkpoint(self, asked: str) -> Path:
+        """The checkpoint file that is meant by ``last``, ``best`` or a path."""
+        return {"last": self.path / LAST, "best": self.path / BEST}.get(asked, Path(asked))
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether a run has come to its end in it."""
+        return (self.path / SUMMARY).is_file()
+
+    @contextlib.contextmanager
+    def written(self) -> Iterator[None]:
+        """While a run writes it: the folder is there, marked and locked; a finished run loses its mark."""
+        self.create()
+        try:
+            yield
+        finally:
+            self.release()
+
+    def create(self) -> None:
+        """Make the folder, see that it can be written, and mark it as that of a living run.
+
+        What a run left there that broke off before its first checkpoint is removed.
+
+        Raises:
+            RunError: it cannot be written, or another process is writing it.
+        """
+        mark = self.path / UNFINISHED
+        try:
+            begun_before, anew = mark.is_file(), not has_checkpoint(self.path)
+            empty = not self.path.exists() or not any(self.path.iterdir())
+            (self.path / LAST).parent.mkdir(parents=True, exist_ok=True)
+            file = mark.open("w")
+        except OSError as fault:
+            raise RunError(
+                f"The run folder {self.path} cannot be written ({fault.strerror}). Choose another with --runs."
+            ) from fault
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as fault:
+            file.close()
+            raise RunError(
+                f"The run {self.path} is being trained by another process. Choose another --name."
+            ) from fault
+        self._mark, self._begun_here = file, anew and (begun_before or empty)
+        if self._begun_here:
+            self._remove_files(keep=UNFINISHED)
+
+    def release(self) -> None:
+        """This process writes the folder no longer."""
+        if self._mark and self.is_finished:
+            (self.path / UNFINISHED).unlink(missing_ok=True)
+        if self._mark:
+            self._mark.close()
+        self._mark, self._begun_here = None, False
+
+    def discard_empty(self) -> None:
+        """Remove what this run wrote itself, file by file, if there is nothing to go on from; then the empty folder."""
+        if self._begun_here and not has_checkpoint(self.path):
+            self._remove_files()
+            with contextlib.suppress(OSError):  # somebody else's files are in it
+                (self.path / LAST).parent.rmdir()
+                self.path.rmdir()
+
+    def _remove_files(self, keep: str = "") -> None:
+        """Remove what a run writes before its first checkpoint."""
+        for pattern in _BEFORE_A_CHECKPOINT:
+            for file in self.path.glob(pattern):
+                if file.name != keep and file.is_file():
+                    file.unlink()
+
+
 def process_rank() -> int:
     """0 in the process that a person started, 1, 2, … in those that Lightning starts beside it."""
     return int(os.environ.get("LOCAL_RANK", 0))
-
-
-def inherited() -> Path | None:
-    """The folder that the first process of this run chose; None in that process."""
-    return Path(os.environ[_INHERITED]) if process_rank() and _INHERITED in os.environ else None
-
-
-def hand_down(folder: Path) -> None:
-    """Tell the folder to the processes that this one will start: they run the same command line."""
-    os.environ[_INHERITED] = str(folder)
 
 
 def default_name(config: Mapping[str, Any]) -> str:
@@ -90,199 +175,33 @@ def plain_name(name: str) -> str:
     return name
 
 
-def choose(runs: Path, name: str | None, default: str, resume: bool) -> Path:
-    """The folder of a run: the named one, or a numbered one under the default name.
-
-    Args:
-        runs: folder of all runs.
-        name: the name that was asked for, if any.
-        default: name to use otherwise; a second run gets ``-2`` and so on.
-        resume: whether a run that is there already goes on.
+def _named(folder: Path, resume: bool) -> Path:
+    """The folder, if a run may begin in it, or go on.
 
     Raises:
-        RunError: the name is none, the named folder is taken or not a run's, or there is nothing to resume.
+        RunError: it is taken, not a run's, or a file.
     """
-    if name is not None:
-        folder = runs / plain_name(name)
-        if folder.exists() and not folder.is_dir():
-            raise RunError(f"{folder} is a file. Choose another --name.")
-        held = has_checkpoint(folder)
-        if held and not resume:
-            raise RunError(
-                f"{folder} already holds a run. Go on with it by --ckpt_path last, or choose another --name."
-            )
-        if not held and not (folder / UNFINISHED).is_file() and folder.is_dir() and any(folder.iterdir()):
-            raise RunError(
-                f"{folder} is not empty, and there is no checkpoint in it to go on from. Empty it, or choose "
-                "another --name."
-            )
-        return folder
-    taken = [runs / default]
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder} is a file. Choose another --name.")
+    held = has_checkpoint(folder)
+    if held and not resume:
+        raise RunError(f"{folder} already holds a run. Go on with it by --ckpt_path last, or choose another --name.")
+    if not held and not (folder / UNFINISHED).is_file() and folder.is_dir() and any(folder.iterdir()):
+        raise RunError(
+            f"{folder} is not empty, and there is no checkpoint in it to go on from. Empty it, or choose "
+            "another --name."
+        )
+    return folder
+
+
+def _numbered(first: Path, resume: bool) -> Path:
+    """The last folder of this name to go on in, or the next one: a second run gets ``-2`` and so on."""
+    taken = [first]
     while taken[-1].exists():
-        taken.append(runs / f"{default}-{len(taken) + 1}")
+        taken.append(first.with_name(f"{first.name}-{len(taken) + 1}"))
     return taken[-2] if resume and len(taken) > 1 else taken[-1]
 
 
 def has_checkpoint(folder: Path) -> bool:
     """Whether there is something in a folder to go on from, or a summary."""
     return (folder / SUMMARY).exists() or any((folder / LAST).parent.glob("*.ckpt"))
-
-
-def create(folder: Path) -> None:
-    """Make the folder, see that it can be written, and mark it as that of a living run.
-
-    What a run left there that broke off before its first checkpoint is removed.
-
-    Raises:
-        RunError: it cannot be written, or another process is writing it.
-    """
-    mark = folder / UNFINISHED
-    try:
-        begun_before, anew = mark.is_file(), not has_checkpoint(folder)
-        empty = not folder.exists() or not any(folder.iterdir())
-        (folder / LAST).parent.mkdir(parents=True, exist_ok=True)
-        file = mark.open("w")
-    except OSError as fault:
-        raise RunError(
-            f"The run folder {folder} cannot be written ({fault.strerror}). Choose another with --runs."
-        ) from fault
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as fault:
-        file.close()
-        raise RunError(f"The run {folder} is being trained by another process. Choose another --name.") from fault
-    _marks[folder] = file
-    if anew and (begun_before or empty):
-        _begun_here.add(folder)
-        _remove_files(folder, keep=UNFINISHED)
-
-
-def release() -> None:
-    """This process writes no run folder any longer: a finished run loses its mark."""
-    while _marks:
-        folder, file = _marks.popitem()
-        if (folder / SUMMARY).is_file():
-            (folder / UNFINISHED).unlink(missing_ok=True)
-        file.close()
-    _begun_here.clear()
-
-
-def discard_empty(folder: Path) -> None:
-    """Remove what this run wrote itself, file by file, if there is nothing to go on from; then the folder, if empty."""
-    if folder in _begun_here and not has_checkpoint(folder):
-        _remove_files(folder)
-        with contextlib.suppress(OSError):  # somebody else's files are in it
-            (folder / LAST).parent.rmdir()
-            folder.rmdir()
-
-
-def _remove_files(folder: Path, keep: str = "") -> None:
-    """Remove what a run writes before its first checkpoint."""
-    for pattern in _BEFORE_A_CHECKPOINT:
-        for file in folder.glob(pattern):
-            if file.name != keep and file.is_file():
-                file.unlink()
-
-
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint file that is meant by a run folder (its last one) or by a file in one.
-
-    Raises:
-        RunError: there is no such folder or file, or it belongs to no run.
-    """
-    if not path.exists():
-        raise RunError(f"There is no run {path}. Give a run folder, or a checkpoint file in one.")
-    file = path / LAST if path.is_dir() else path
-    config = file.absolute().parents[1] / CONFIG
-    if not config.is_file():
-        raise RunError(f"{path} is no run folder, nor a checkpoint file in one: there is no {config}.")
-    return file
-
-
-def require_same_images(
-    path: Path,
-    checkpoint: Mapping[str, Any],
-    image_shape: Sequence[int],
-    what: str = "checkpoint",
-    beside: str = "data set given",
-) -> None:
-    """See that a checkpoint was trained on images of this size.
-
-    Args:
-        path: where it was found.
-        checkpoint: what it holds.
-        image_shape: ``(C, H, W)`` that are needed.
-        what: what the message calls it.
-        beside: whose size is needed.
-
-    Raises:
-        RunError: it was trained on others.
-    """
-    theirs, ours = ("×".join(map(str, shape)) for shape in (checkpoint.get("image_shape", image_shape), image_shape))
-    if theirs != ours:
-        raise RunError(
-            f"The {what} {path} was trained on images of {theirs}, the {beside} has {ours} (channels × height × "
-            "width). Give one with images of the same size."
-        )
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint without executing anything in it.
-
-    Raises:
-        RunError: it is missing, damaged or no checkpoint; an intact earlier one is offered.
-    """
-    import torch
-
-    if not path.is_file():
-        raise RunError(f"There is no checkpoint {path}. A run writes its first one at the end of its first epoch.")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        if "state_dict" in checkpoint:
-            return checkpoint
-        fault: object = "it holds no weights"
-    except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        fault = str(error).splitlines()[0]
-    raise RunError(f"The checkpoint {path} is damaged or not one of ours ({fault}).{_offer_previous(path)}")
-
-
-def _offer_previous(path: Path) -> str:
-    previous = path.with_name(Path(PREVIOUS).name)
-    if path.name == previous.name or not previous.is_file():
-        return " No earlier one is there."
-    try:
-        epoch = load_checkpoint(previous)["epoch"]
-    except RunError:
-        return " The one before it is damaged too."
-    return f" The one before it, of epoch {epoch + 1}, is good: go on from it with --ckpt_path {previous}"
-
-
-def require_same_network(path: Path, weights: "Mapping[str, Tensor]", model: "Method") -> None:
-    """See that a checkpoint's weights are this model's; parts that training dropped are dropped from the model.
-
-    Raises:
-        RunError: they are another network's, or another cut's.
-    """
-    model.take_shape_of(weights)
-    differences = network_differences(weights, model)
-    if differences:
-        raise RunError(
-            f"The checkpoint {path} is of another network or another cut: {differences[0]} "
-            f"({len(differences)} differences). Use the {CONFIG} of the run that wrote it."
-        )
-
-
-def network_differences(weights: "Mapping[str, Tensor]", model: "nn.Module") -> list[str]:
-    """In what weights are not a model's: one phrase per parameter or buffer; none if they are."""
-    own = model.state_dict()
-    return sorted(
-        [
-            *(f"it lacks {name}" for name in own.keys() - weights.keys()),
-            *(f"it has {name}, which the model has not" for name in weights.keys() - own.keys()),
-            *(
-                f"{name} is {tuple(weights[name].shape)} there and {tuple(own[name].shape)} here"
-                for name in own.keys() & weights.keys()
-                if own[name].shape != weights[name].shape
-            ),
-        ]
-    )

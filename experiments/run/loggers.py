@@ -8,7 +8,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 
-from experiments.run.folder import METRICS
+from experiments.run.files import METRICS
 
 
 class RunTensorBoardLogger(TensorBoardLogger):

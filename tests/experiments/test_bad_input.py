@@ -1,11 +1,14 @@
 """Every mistake ends in one sentence that says what was wrong and what to do, with exit code 2."""
 
+import re
+
 import pytest
 from helpers import CONFIGS, DIGITS, SMALL, fault, summary
 
 from datamodules.digits import Digits
 from datamodules.files import DataError
 from experiments.cli import main
+from experiments.parser import Parser
 from models.methods.decoupled_greedy import DecoupledGreedy
 
 FIT = ("fit", "--config", str(DIGITS), *SMALL, "--trainer.max_epochs=2")
@@ -16,15 +19,15 @@ FIT = ("fit", "--config", str(DIGITS), *SMALL, "--trainer.max_epochs=2")
     [
         (["--trainer.max_epohcs=3"], ["--trainer.max_epohcs", "Did you mean --trainer.max_epochs?"]),
         (["--model.nmu_blocks=3"], ["nmu_blocks", "Did you mean num_blocks?"]),
-        (["--model=DecoupledGreedi"], ["DecoupledGreedi"]),
-        (["--data=datamodules.Digit"], ["datamodules.Digit"]),
+        (["--model=DecoupledGreedi"], ["--model: ", "DecoupledGreedi", "Did you mean DecoupledGreedy?"]),
+        (["--data=datamodules.Digit"], ["--data: ", "datamodules.Digit", "Did you mean Digits?"]),
         (["--trainer.callbacks+=InfoBach"], ["callbacks", "no class InfoBach here", "Did you mean InfoBatch?"]),
         (["--trainer.callbacks=[InfoBach]"], ["no class InfoBach here: give its path. Did you mean InfoBatch?"]),
         (
             ["--trainer.callbacks+=InfoBatch", "--trainer.callbacks.retoi=1"],
             ["InfoBatch has no", "Did you mean ratio?"],
         ),
-        (["--model.head=AuxHed"], ['"head"', "AuxHed", "Did you mean AuxHead?"]),
+        (["--model.head=AuxHed"], ["--model.head: ", "AuxHed", "Did you mean AuxHead?"]),
         (["--model.cut.aftre=[conv1]"], ["no option 'cut.aftre'", "Did you mean cut.after?"]),
         (["--model.sheduler=null"], ["DecoupledGreedy has no option 'sheduler'", "Did you mean scheduler?"]),
         (
@@ -34,11 +37,18 @@ FIT = ("fit", "--config", str(DIGITS), *SMALL, "--trainer.max_epochs=2")
         (["--model.output_loss=ExpGB", "--model.output_loss.alfa=1"], ["ExpGB has no", "Did you mean alpha?"]),
         (
             ["--trainer.strategy.hook=EntropyCoded"],
-            ["error: hook belongs to CompressedDDP: add --trainer.strategy CompressedDDP before it."],
+            [
+                "error: --trainer.strategy.hook: hook belongs to CompressedDDP: ",
+                "add --trainer.strategy CompressedDDP before it.",
+            ],
         ),
-        (["--trainer.strategy.hoko=EntropyCoded"], ["trainer.strategy", "no class auto here"]),
+        (
+            ["--trainer.strategy.hoko=EntropyCoded"],
+            ["--trainer.strategy.hoko: no class for --trainer.strategy has", "'hoko'"],
+        ),
         (["--model.units_per_block=2"], ["Layerwise has; choose the class first: --model Layerwise"]),
-        (["--model.cut.after=conv1"], ["cut.after", "Expected a <class 'list'>"]),
+        (["--model.cut.after=conv1"], ["--model.cut.after: ", "Expected a <class 'list'>"]),
+        (["--trainer.max_epochs=many"], ["trainer.max_epochs", "Expected a <class 'int'>", "many"]),
         (["--model.cut.by=bytes"], ["cut.by", "activation_bytes"]),
         (["--config=nowhere.yaml"], ["nowhere.yaml"]),
         (["--model.num_blocks=9"], ["4 units", "9 blocks", "between 1 and 4"]),
@@ -69,7 +79,7 @@ def test_a_mistake_is_told_in_one_sentence(options, said, tmp_path, capsys):
 
 def test_what_is_wrong_is_said_once_and_nothing_far_off_is_suggested(tmp_path, capsys):
     message = fault(capsys, *FIT, f"--runs={tmp_path}", "--trainer.callbacks+=Bogus")
-    assert message == 'error: Parser key "trainer.callbacks": there is no class Bogus here: give its path.'
+    assert message == "error: --trainer.callbacks: there is no class Bogus here: give its path."
     message = fault(capsys, *FIT, f"--runs={tmp_path}", "--model.scheduler.alpha=1")
     assert message.endswith("CosineAnnealingLR has no option 'alpha'.")
 
@@ -203,10 +213,37 @@ def test_a_mistyped_strategy_or_accelerator_is_told(option, name, tmp_path, caps
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            ["--trainer.max_epohcs=3"],
+            "--trainer.max_epohcs: there is no such option. Did you mean --trainer.max_epochs?",
+        ),
+        (["--model.nmu_blocks=3"], "--model.nmu_blocks: DecoupledGreedy has no option 'nmu_blocks'. Did you mean"),
+        (["--model.head=AuxHed"], "--model.head: there is no class AuxHed here: give its path. Did you mean AuxHead?"),
+        (["--model.output_loss.alpha=1"], "ExpGB has; choose the class first: --model.output_loss ExpGB --model.outp"),
+        (
+            ["--trainer.strategy.hook=X"],
+            "hook belongs to CompressedDDP: add --trainer.strategy CompressedDDP before it.",
+        ),
+        (["--model.cut.by=bytes"], "--model.cut.by: "),
+    ],
+    ids=lambda value: value[-1].lstrip("-") if isinstance(value, list) else "",
+)
+def test_mistakes_are_told_whatever_jsonargparse_calls_them(options, said, tmp_path, capsys, monkeypatch):
+    def reworded(self, message, ex=None, original=Parser.error):
+        original(self, " ".join(["No good:", *re.findall(r'"([\w.]+)"', message)]), ex)
+
+    monkeypatch.setattr(Parser, "error", reworded)
+    assert said in fault(capsys, *FIT, f"--runs={tmp_path}", *options)
+
+
 def test_an_unknown_command_is_told_with_those_that_there_are(capsys):
     message = fault(capsys, "fitt", "--config", str(DIGITS))
-    assert "'fitt'" in message
-    assert all(command in message for command in ("fit", "validate", "test", "predict", "cost", "bench", "probe"))
+    assert "there is no command 'fitt'. Did you mean fit?" in message
+    commands = ("fit", "validate", "test", "predict", "cost", "bench", "probe", "observe", "suite", "report")
+    assert all(command in message for command in commands)
 
 
 def test_help_shows_every_command_or_the_asked_one(capsys):

@@ -22,7 +22,7 @@ from experiments.probing.features import Features, Splits, extract
 from experiments.probing.knn import knn_classes
 from experiments.probing.linear_probe import LinearProbe
 from experiments.probing.probe import Protocol, linear_probes
-from experiments.run.folder import load_checkpoint
+from experiments.run.checkpoint import load_checkpoint
 from models.methods.decoupled_greedy import DecoupledGreedy
 
 QUICK = ("--epochs=2", "--k=5")

@@ -5,8 +5,9 @@ import fcntl
 import pytest
 from helpers import CONFIGS, DIGITS, SMALL, fault, fit, summary
 
-from experiments.run import folder as run_folder
 from experiments.run.errors import RunError
+from experiments.run.files import UNFINISHED
+from experiments.run.folder import RunFolder, plain_name
 from experiments.suite import read_suite
 
 NO_NAMES = ("..", ".", "", "a/b", "/tmp/x", "../x")
@@ -70,21 +71,21 @@ def test_a_run_that_failed_at_once_leaves_nothing_but_what_is_not_its_own(tmp_pa
 
 
 def test_files_that_came_while_a_run_failed_are_kept(tmp_path):
-    folder = tmp_path / "run"
-    run_folder.create(folder)
+    folder, run = tmp_path / "run", RunFolder(tmp_path / "run")
+    run.create()
     (folder / "config.yaml").write_text("the run's")
     (folder / "notes.txt").write_text("mine")
-    run_folder.discard_empty(folder)
-    run_folder.release()
+    run.discard_empty()
+    run.release()
     assert [file.name for file in folder.iterdir()] == ["notes.txt"]
 
 
 def test_a_run_cut_off_before_its_first_checkpoint_begins_anew_under_its_name(tmp_path):
-    folder = tmp_path / "run"
-    run_folder.create(folder)
+    folder, run = tmp_path / "run", RunFolder(tmp_path / "run")
+    run.create()
     for name in ("config.yaml", "metrics.csv", "events.out.tfevents.1.host.1.0", "notes.txt"):
         (folder / name).write_text("old")
-    run_folder.release()
+    run.release()
     fit(tmp_path, "--trainer.max_epochs=1")
     assert summary(folder)["epochs"] == 1
     assert (folder / "notes.txt").read_text() == "old"
@@ -93,11 +94,11 @@ def test_a_run_cut_off_before_its_first_checkpoint_begins_anew_under_its_name(tm
 
 
 def test_a_folder_that_a_living_run_writes_is_not_touched(tmp_path, capsys):
-    folder = tmp_path / "run"
-    run_folder.create(folder)
-    run_folder.release()
+    folder, run = tmp_path / "run", RunFolder(tmp_path / "run")
+    run.create()
+    run.release()
     (folder / "metrics.csv").write_text("theirs")
-    with (folder / run_folder.UNFINISHED).open("w") as mark:
+    with (folder / UNFINISHED).open("w") as mark:
         fcntl.flock(mark, fcntl.LOCK_EX)
         told = fault(capsys, "fit", "--config", str(DIGITS), *SMALL, f"--runs={tmp_path}", "--name=run")
     assert "is being trained by another process" in told
@@ -108,12 +109,13 @@ def test_a_checkpoint_of_another_tool_marks_no_folder_as_ours(tmp_path):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "run" / "checkpoints" / "mine.ckpt").write_text("weights")
     (tmp_path / "run" / "config.yaml").write_text("mine")
-    run_folder.create(tmp_path / "run")
-    run_folder.discard_empty(tmp_path / "run")
-    run_folder.release()
+    run = RunFolder(tmp_path / "run")
+    run.create()
+    run.discard_empty()
+    run.release()
     assert (tmp_path / "run" / "config.yaml").read_text() == "mine"
 
 
 def test_configs_of_suites_have_plain_names():
     for path in (CONFIGS / "suites").glob("*.yaml"):
-        assert all(run.name == run_folder.plain_name(run.name) for run in read_suite(path))
+        assert all(run.name == plain_name(run.name) for run in read_suite(path))

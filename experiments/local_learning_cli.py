@@ -1,0 +1,352 @@
+"""Commands of a model on data: LightningCLI's own, and ``cost``, ``bench``, ``probe`` and ``observe``."""
+
+import argparse
+import contextlib
+import inspect
+import io
+import logging
+import pkgutil
+import signal
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import lightning.pytorch as L
+import yaml
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from typing_extensions import override
+
+import datamodules
+import models
+from datamodules.base import ImageDataModule
+from datamodules.files import DataError
+from experiments import callbacks, distributed
+from experiments.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
+from experiments.callbacks.communication_log import CommunicationLog
+from experiments.callbacks.meter import Meter
+from experiments.callbacks.online_probe import OnlineProbe
+from experiments.callbacks.predictions import PredictionsFile
+from experiments.callbacks.progress import BlockProgressBar, CutTable, EpochLines
+from experiments.callbacks.tensorboard import TensorBoardPage
+from experiments.distributed.strategy import CompressedDDP
+from experiments.measure.allocator import keep_freed_memory
+from experiments.parser import Parser, did_you_mean
+from experiments.run.checkpoint import load_checkpoint, require_same_network
+from experiments.run.errors import RunError
+from experiments.run.files import CONFIG, PREDICTIONS
+from experiments.run.folder import RunFolder
+from experiments.run.loggers import RunCSVLogger, RunTensorBoardLogger
+from experiments.run.saved_config import SavedConfig
+from experiments.run.summary import log_to_hparams, show_summary, summarise, write_summary
+from experiments.trainer import Trainer
+from losses.errors import UsageError
+from models.method import Method, require_supported_processes
+
+FAULTS = (UsageError, DataError, MisconfigurationException)
+"""Faults of use; the last is Lightning's own."""
+
+DESCRIPTION = """Local learning: networks trained block by block.
+Besides the commands below: suite S.yaml runs a list or grid of configs, report RUNS... compares finished runs."""
+
+FROM_THE_DATA = {"num_classes": "num_classes", "image_shape": "image_shape", "mean": "image_mean", "std": "image_std"}
+"""What a model takes from the data: attribute → argument."""
+
+_OURS = [name for name in vars(Trainer) if not name.startswith("_")]
+_OF_A_RUN = [name for name in _OURS if "checkpoint" in inspect.signature(getattr(Trainer, name)).parameters]
+COMMANDS = {**LightningCLI.subcommands(), **{name: {"model", "datamodule"} for name in _OURS}}
+"""Command → those arguments of the Trainer's method that are not options."""
+
+_refused: list[Exception] = []
+
+
+class LocalLearningCLI(LightningCLI):
+    """Builds a model, data and a Trainer from the command line, and calls one of the Trainer's methods."""
+
+    def __init__(self, args: Sequence[str]) -> None:
+        self.asked = args[0] if args else ""
+        for package in (models, datamodules, callbacks, distributed):
+            import_all(package)
+        super().__init__(
+            Method,
+            ImageDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            trainer_class=Trainer,
+            parser_class=Parser,
+            # The data modules share batches out among processes themselves, exactly.
+            trainer_defaults={"devices": 1, "enable_model_summary": False, "use_distributed_sampler": False},
+            save_config_callback=SavedConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,  # it would keep this object in every network: see _keep_arguments
+            parser_kwargs={"prog": "python -m experiments", "description": DESCRIPTION, "allow_abbrev": False},
+            args=args,
+        )
+
+    # -- parsing --------------------------------------------------------------------------------
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # static in Lightning
+        """The asked command alone, if it is known: a command's parser takes longer to build than to use."""
+        return {self.asked: COMMANDS[self.asked]} if self.asked in COMMANDS else COMMANDS
+
+    @override
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--name", type=str | None, default=None, help="Run folder's name; made from the config by default."
+        )
+        parser.add_argument("--runs", type=str, default="runs", help="Folder of all run folders.")
+        parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
+        for attribute, argument in FROM_THE_DATA.items():
+            parser.link_arguments(f"data.{attribute}", f"model.init_args.{argument}", apply_on="instantiate")
+        parser.add_instantiator(_build, object)
+
+    @override
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, then settle the run folder and the checkpoint before anything is built."""
+        self.config = parser.parse_args(args)
+        options = self.config[self.config.subcommand]
+        self.run = RunFolder.of(options.as_dict())
+        self.run.hand_down()
+        self.checkpoint: dict[str, Any] = {}
+        if asked := options.get("ckpt_path"):
+            options.ckpt_path = str(self.run.checkpoint(asked))
+            self.checkpoint = load_checkpoint(Path(options.ckpt_path))
+        self.epochs_done = self.checkpoint.get("epoch", -1) + 1
+
+    # -- building -------------------------------------------------------------------------------
+
+    @override
+    def instantiate_classes(self) -> None:
+        """Build model, data and Trainer.
+
+        Raises:
+            UsageError: a constructor, ours or Lightning's or torch's, refused a value.
+        """
+        _refused.clear()
+        try:
+            super().instantiate_classes()
+        except Exception as error:
+            fault = _refused[-1] if _refused else error
+            if isinstance(fault, ValueError):
+                raise UsageError(" ".join(str(fault).split())) from fault
+            raise fault from None
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """The Trainer, with what watches the run and writes its folder besides what the config names."""
+        options, training = self._get(self.config_init, "trainer"), self.subcommand == "fit"
+        self.meter = Meter()
+        watching = [
+            *_on_screen(options.enable_progress_bar),
+            *(self._in_training(options) if training else ()),
+            *([PredictionsFile(self.run.path / PREDICTIONS)] if self.subcommand == "predict" else ()),
+        ]
+        self.trainer_defaults["callbacks"] = watching
+        loggers = [one for one in _listed(options.logger) if isinstance(one, Logger)]
+        if training and not options.fast_dev_run:
+            step = self.checkpoint.get("global_step", 0)
+            loggers = [RunTensorBoardLogger(self.run.path, step), RunCSVLogger(self.run.path, step), *loggers]
+        return super().instantiate_trainer(logger=loggers, default_root_dir=str(self.run.path), **kwargs)
+
+    def _in_training(self, options: Any) -> Iterator[L.Callback]:
+        """What watches a training and saves it, in this order."""
+        model = self._get(self.config_init, "model")
+        yield CutTable()
+        yield self.meter
+        if isinstance(options.strategy, CompressedDDP):
+            yield CommunicationLog(options.strategy.hook)
+        if not model.predicts_classes and not any(isinstance(one, OnlineProbe) for one in _listed(options.callbacks)):
+            yield OnlineProbe()
+        if options.fast_dev_run:
+            return
+        yield TensorBoardPage()
+        if options.enable_checkpointing is not False:
+            yield LastCheckpoint(self.run.path)
+            if model.monitor:
+                yield BestCheckpoint(self.run.path, model.monitor)
+
+    @override
+    def after_instantiate_classes(self) -> None:
+        """See that the model trains in as many processes, and that the checkpoint fits, before Lightning starts."""
+        if self.subcommand in LightningCLI.subcommands():  # ours run in one process, whatever the run they look at
+            require_supported_processes(self.model, self.trainer)
+        if self.checkpoint:
+            path = Path(self._get(self.config, "ckpt_path"))
+            require_same_network(path, self.checkpoint["state_dict"], self.model)
+            self.checkpoint = {}
+
+    # -- running --------------------------------------------------------------------------------
+
+    def fit(self, **arguments: Any) -> None:
+        """Train in the run folder, then evaluate the test split once with the final weights; write the summary.
+
+        Raises:
+            RunError: the run has had its epochs already.
+        """
+        if self.epochs_done and self.run.is_finished and self.trainer.max_epochs <= self.epochs_done:
+            advice = "" if self.model.schedule.epochs else " To go on, raise --trainer.max_epochs."
+            raise RunError(f"{self.run.path} is finished ({self.epochs_done} epochs).{advice}")
+        self._keep_arguments()
+        writes = self.trainer.is_global_zero and not self.trainer.fast_dev_run
+        with self.run.written() if writes else contextlib.nullcontext():
+            self._train(**arguments)
+            self._evaluate(writes)
+
+    def _train(self, **arguments: Any) -> None:
+        """Lightning's ``fit``; a new run that failed before its first step leaves no folder behind."""
+        try:
+            self.trainer.fit(**arguments)
+        except FAULTS:
+            if self.trainer.global_step == 0:
+                self.run.discard_empty()
+            raise
+
+    def _evaluate(self, writes: bool) -> None:
+        metrics = dict(self.trainer.callback_metrics)
+        epochs, step = self.trainer.current_epoch, self.trainer.global_step
+        self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+        if self.trainer.fast_dev_run:
+            return
+        metrics |= self.trainer.callback_metrics
+        if not any(name.startswith(("val/", "probe_online/")) for name in metrics):  # cut off after the last epoch
+            metrics |= self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)[0]
+        if writes:
+            seed, name = self._get(self.config, "seed_everything"), self.run.path.name
+            summary = summarise(name, seed, self.model, self.datamodule, self.trainer, self.meter, metrics)
+            write_summary(self.run.path, summary | {"epochs": epochs, "global_step": step})
+            log_to_hparams(summary, self.trainer)
+            show_summary(self.run.path, summary)
+
+    def _keep_arguments(self) -> None:
+        """Note in the model, and so in its checkpoints, what it was built from: ``load_from_checkpoint`` goes by it."""
+        text = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False)
+        config = yaml.safe_load(text)["model"]
+        taken = LightningArgumentParser().add_class_arguments(type(self.model), fail_untyped=False)
+        linked = {name: getattr(self.datamodule, its) for its, name in FROM_THE_DATA.items() if name in taken}
+        self.model.keep_arguments(config.get("init_args", {}) | config.get("dict_kwargs", {}) | linked)
+
+    def before_validate(self) -> None:
+        """See that there are predictions to evaluate.
+
+        Raises:
+            UsageError: the network is trained without labels.
+        """
+        if not self.model.predicts_classes:
+            raise UsageError(
+                "A network trained without labels predicts no classes. "
+                f"Judge it with: probe --checkpoint {self.run.path}"
+            )
+
+    before_test = before_predict = before_validate
+
+
+def import_all(package: ModuleType) -> None:
+    """Import every file of a package, so that its classes are known by their short names: ``--model NeuronGroups``."""
+    for file in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        import_module(file.name)
+
+
+def _build(class_type: Any, *args: Any, **kwargs: Any) -> Any:
+    """What jsonargparse shall build classes with: of what they raise it keeps the words at most."""
+    try:
+        return class_type(*args, **kwargs)
+    except Exception as fault:
+        _refused.append(fault)
+        raise
+
+
+def _on_screen(progress_bar: bool | None) -> list[L.Callback]:
+    """A progress bar; in a pipe or a file, where one that redraws itself is noise, a line per epoch."""
+    if progress_bar is False:
+        return []
+    return [BlockProgressBar(refresh_rate=10)] if sys.stdout.isatty() else [BlockProgressBar(0), EpochLines()]
+
+
+def _listed(one_or_several: Any) -> list[Any]:
+    return one_or_several if isinstance(one_or_several, list) else [one_or_several]
+
+
+def main(args: Sequence[str]) -> None:
+    """Run a command.
+
+    Raises:
+        UsageError: it was misused.
+    """
+    keep_freed_memory()
+    _silence_advice()
+    command = args[0] if args else ""
+    if command.isidentifier() and command not in COMMANDS:
+        known = [*COMMANDS, "suite", "report"]
+        raise UsageError(f"there is no command {command!r}.{did_you_mean(command, known)} Known: {', '.join(known)}.")
+    try:
+        args = _with_config_of_run(args) if command in _OF_A_RUN else args
+        LocalLearningCLI(["--json=true" if arg == "--json" else arg for arg in args])
+    except SIGTERMException as stop:
+        raise SystemExit(128 + signal.SIGTERM) from stop
+    except Exception as error:
+        if fault := _fault_behind(error):
+            raise UsageError(str(fault)) from error
+        raise
+
+
+def _fault_behind(error: BaseException | None) -> BaseException | None:
+    """The fault of use that an error is, or was raised from."""
+    while error is not None and not isinstance(error, FAULTS):
+        error = error.__cause__
+    return error
+
+
+def fault_of(args: Sequence[str]) -> str | None:
+    """What is wrong with a command line, None if nothing is: it is parsed, and nothing is built or run."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
+            LocalLearningCLI([*args, "--print_config"])  # which ends the parsing with an exit
+    except SystemExit as stop:
+        return said.getvalue().strip().removeprefix("error: ") if stop.code else None
+    return None
+
+
+def _with_config_of_run(args: Sequence[str]) -> Sequence[str]:
+    """``probe --checkpoint RUN …``, and ``observe``: the run's own config comes first, all else overrides it.
+
+    Raises:
+        RunError: no run is given, or there is none, or a configuration of a training is given for the protocol.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--config", type=Path, action="append", default=[])
+    known, others = parser.parse_known_args(args)
+    if known.checkpoint is None:
+        if any(arg in ("-h", "--help") or arg.endswith(".help") for arg in others):
+            return args
+        raise RunError(f"{args[0]} needs a finished run: give --checkpoint RUN, its folder.")
+    for path in known.config:
+        if path.is_file() and "model" in (yaml.safe_load(path.read_text()) or {}):
+            raise RunError(
+                f"{path} trains a model; how to {args[0]} a run is said as in experiments/configs/probe/digits.yaml."
+            )
+    return [args[0], "--config", str(RunFolder.around(known.checkpoint).path / CONFIG), *args[1:]]
+
+
+def _silence_advice() -> None:
+    """Silence advice that does not apply here: data in memory needs no workers, batches no logger."""
+    for logger in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.distributed"):
+        logging.getLogger(logger).setLevel(logging.WARNING)
+    for message in (
+        ".*sync_dist=True.*",  # every process evaluates all images: there is nothing to add up
+        ".*treespec.*is deprecated.*",
+        ".*no `val_dataloader`.*",
+        ".*callbacks used to create the checkpoint.*",
+        ".*does not have many workers.*",
+        ".*is smaller than the logging interval.*",
+        ".*exists and is not empty.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)

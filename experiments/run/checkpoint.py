@@ -1,0 +1,119 @@
+"""Checkpoints of runs: found, read without executing anything in them, compared with a network."""
+
+import pickle
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments.run.errors import RunError
+from experiments.run.files import CONFIG, LAST, PREVIOUS
+
+if TYPE_CHECKING:  # torch takes seconds to import, and is needed where a checkpoint is read
+    from torch import Tensor, nn
+
+    from models.method import Method
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint file that is meant by a run folder (its last one) or by a file in one.
+
+    Raises:
+        RunError: there is no such folder or file, or it belongs to no run.
+    """
+    if not path.exists():
+        raise RunError(f"There is no run {path}. Give a run folder, or a checkpoint file in one.")
+    file = path / LAST if path.is_dir() else path
+    config = file.absolute().parents[1] / CONFIG
+    if not config.is_file():
+        raise RunError(f"{path} is no run folder, nor a checkpoint file in one: there is no {config}.")
+    return file
+
+
+def require_same_images(
+    path: Path,
+    checkpoint: Mapping[str, Any],
+    image_shape: Sequence[int],
+    what: str = "checkpoint",
+    beside: str = "data set given",
+) -> None:
+    """See that a checkpoint was trained on images of this size.
+
+    Args:
+        path: where it was found.
+        checkpoint: what it holds.
+        image_shape: ``(C, H, W)`` that are needed.
+        what: what the message calls it.
+        beside: whose size is needed.
+
+    Raises:
+        RunError: it was trained on others.
+    """
+    theirs, ours = ("×".join(map(str, shape)) for shape in (checkpoint.get("image_shape", image_shape), image_shape))
+    if theirs != ours:
+        raise RunError(
+            f"The {what} {path} was trained on images of {theirs}, the {beside} has {ours} (channels × height × "
+            "width). Give one with images of the same size."
+        )
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint without executing anything in it.
+
+    Raises:
+        RunError: it is missing, damaged or no checkpoint; an intact earlier one is offered.
+    """
+    import torch
+
+    if not path.is_file():
+        raise RunError(f"There is no checkpoint {path}. A run writes its first one at the end of its first epoch.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if "state_dict" in checkpoint:
+            return checkpoint
+        fault: object = "it holds no weights"
+    except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        fault = str(error).splitlines()[0]
+    raise RunError(f"The checkpoint {path} is damaged or not one of ours ({fault}).{_offer_previous(path)}")
+
+
+def _offer_previous(path: Path) -> str:
+    previous = path.with_name(Path(PREVIOUS).name)
+    if path.name == previous.name or not previous.is_file():
+        return " No earlier one is there."
+    try:
+        epoch = load_checkpoint(previous)["epoch"]
+    except RunError:
+        return " The one before it is damaged too."
+    return f" The one before it, of epoch {epoch + 1}, is good: go on from it with --ckpt_path {previous}"
+
+
+def require_same_network(path: Path, weights: Mapping[str, "Tensor"], model: "Method") -> None:
+    """See that a checkpoint's weights are this model's; parts that training dropped are dropped from the model.
+
+    Raises:
+        RunError: they are another network's, or another cut's.
+    """
+    model.take_shape_of(weights)
+    differences = network_differences(weights, model)
+    if differences:
+        raise RunError(
+            f"The checkpoint {path} is of another network or another cut: {differences[0]} "
+            f"({len(differences)} differences). Use the {CONFIG} of the run that wrote it."
+        )
+
+
+def network_differences(weights: Mapping[str, "Tensor"], model: "nn.Module") -> list[str]:
+    """In what weights are not a model's: one phrase per parameter or buffer; none if they are."""
+    own = model.state_dict()
+    return sorted(
+        [
+            *(f"it lacks {name}" for name in own.keys() - weights.keys()),
+            *(f"it has {name}, which the model has not" for name in weights.keys() - own.keys()),
+            *(
+                f"{name} is {tuple(weights[name].shape)} there and {tuple(own[name].shape)} here"
+                for name in own.keys() & weights.keys()
+                if own[name].shape != weights[name].shape
+            ),
+        ]
+    )
