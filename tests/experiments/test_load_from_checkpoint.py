@@ -1,0 +1,118 @@
+"""A model from a run's checkpoint alone; what is typed beside ``--ckpt_path`` wins over what a checkpoint holds."""
+
+import re
+import sys
+from functools import partial
+
+import pytest
+import torch
+import yaml
+from helpers import CONFIGS, DIGITS, SMALL, fault, fit
+from training import assert_equal_weights
+
+import models
+from experiments.cli import main
+from losses.errors import UsageError
+from models.method import Method
+from models.methods.decoupled_greedy import DecoupledGreedy
+from models.methods.layerwise import Layerwise
+from models.networks.heads.classifiers import AuxHead
+from models.networks.vgg import VGG
+
+BRIEF = ("--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1")
+QUICK = (*BRIEF, "--trainer.limit_test_batches=1", "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu")
+OPTIONS = {
+    "closed_form": ("--trainer.max_epochs=2", "--model.widths=[20]"),
+    "layerwise": ("--model.units_per_block=3", "--model.epochs_per_block=1", "--trainer.max_epochs=2"),
+}
+METHODS = sorted({path.parent.name for path in CONFIGS.glob("*/digits.yaml")} - {"communication", "probe"})
+
+
+def last(folder):
+    return folder / "checkpoints" / "last.ckpt"
+
+
+def saved(path):
+    return torch.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_built_again_from_its_checkpoint(method, tmp_path):
+    config = CONFIGS / method / "digits.yaml"
+    folder = fit(tmp_path, *QUICK, *OPTIONS.get(method, ()), config=config)
+    built = getattr(models, yaml.safe_load(config.read_text())["model"]["class_path"].rpartition(".")[2])
+    model = built.load_from_checkpoint(last(folder))
+    assert type(model) is built
+    assert (model.num_classes, tuple(model.image_shape)) == (10, (1, 8, 8))
+    weights = saved(last(folder))["state_dict"]
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+    assert model.state_dict().keys() == weights.keys()
+    assert next(iter(model.block_features(torch.zeros(2, 1, 8, 8)))) == "block1/gap"
+
+
+def test_arguments_may_be_given_otherwise_and_the_class_left_open(finished):
+    model = Method.load_from_checkpoint(last(finished), compile=False, clip=2.0)
+    assert type(model) is DecoupledGreedy
+    assert model.clip == 2.0
+    assert model.num_blocks == 4
+
+
+def test_a_checkpoint_of_another_class_is_told(finished):
+    said = re.escape(
+        "is a checkpoint of DecoupledGreedy, not of Layerwise: import DecoupledGreedy from models.methods."
+    )
+    with pytest.raises(UsageError, match=said):
+        Layerwise.load_from_checkpoint(last(finished))
+
+
+def test_a_checkpoint_from_before_takes_the_arguments_by_name(finished, tmp_path):
+    content, path = saved(last(finished)), tmp_path / "old.ckpt"
+    del content["arguments"]
+    torch.save(content, path)
+    network, head = partial(VGG, plan=[8, 8, "M", 16, 16]), partial(AuxHead, hidden=16)
+    arguments = {"network": network, "head": head, "image_shape": (1, 8, 8), "num_classes": 10, "num_blocks": 4}
+    model = DecoupledGreedy.load_from_checkpoint(path, **arguments)
+    assert_equal_weights(model, DecoupledGreedy.load_from_checkpoint(last(finished)))
+
+
+def test_a_method_in_a_file_of_its_own_is_built_again(tmp_path, monkeypatch):
+    (tmp_path / "shy.py").write_text(
+        "from models.methods.decoupled_greedy import DecoupledGreedy\n\n\n"
+        "class Shy(DecoupledGreedy):\n"
+        "    def __init__(self, shyness: float = 0.5, **arguments):\n"
+        "        super().__init__(**arguments)\n"
+        "        self.shyness = shyness\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = fit(tmp_path / "runs", *QUICK, "--model=shy.Shy", "--model.shyness=0.25")
+    model = sys.modules["shy"].Shy.load_from_checkpoint(last(folder))
+    assert model.shyness == 0.25
+    assert model.network_name == "VGG"
+
+
+@pytest.mark.parametrize("route", ["last", "file"])
+def test_what_is_typed_wins_over_what_the_checkpoint_holds(route, copied, tmp_path):
+    path = "last" if route == "last" else str(last(copied))
+    options = ("--model.clip=0.25", "--model.network.dropout=0.5", "--trainer.max_epochs=3", f"--ckpt_path={path}")
+    main(["fit", "--config", str(DIGITS), *SMALL, f"--runs={tmp_path}", "--name=run", *options])
+    content = saved(last(copied))
+    assert content["epoch"] == 2
+    assert content["arguments"]["clip"] == 0.25
+    assert content["arguments"]["network"]["init_args"]["dropout"] == 0.5
+    assert yaml.safe_load((copied / "config.yaml").read_text())["model"]["init_args"]["clip"] == 0.25
+
+
+@pytest.mark.parametrize("route", ["last", "file"])
+def test_a_checkpoint_from_before_is_resumed(route, copied, tmp_path):
+    content = saved(last(copied))
+    del content["arguments"]
+    torch.save(content, last(copied))
+    path = "last" if route == "last" else str(last(copied))
+    fit(tmp_path, "--trainer.max_epochs=3", f"--ckpt_path={path}")
+    assert saved(last(copied))["epoch"] == 2
+
+
+def test_a_checkpoint_of_another_class_is_not_resumed(finished, tmp_path, capsys):
+    backprop = CONFIGS / "backprop" / "digits.yaml"
+    command = ("fit", "--config", str(backprop), f"--runs={tmp_path}", f"--ckpt_path={last(finished)}")
+    assert "another network" in fault(capsys, *command)
