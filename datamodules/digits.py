@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 from typing_extensions import override
 
 from datamodules.base import ImageDataModule
@@ -21,6 +20,8 @@ class Digits(ImageDataModule):
     @override
     def load(self, train: bool) -> MemoryImages:
         """The training or test split, grey levels 0 … 16 spread over 0 … 255."""
+        from sklearn.datasets import load_digits  # takes half a second to import
+
         digits = load_digits()
         images = torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None])
         labels = torch.from_numpy(digits.target)

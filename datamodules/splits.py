@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from datamodules.files import DataError
@@ -19,6 +18,8 @@ def hold_out(labels: Tensor, share: float, of_what: str) -> tuple[Tensor, Tensor
     Raises:
         DataError: a class would have no image on one of the sides.
     """
+    from sklearn.model_selection import train_test_split  # takes half a second to import
+
     everything = np.arange(len(labels))
     try:
         kept, held = train_test_split(everything, test_size=share, random_state=0, stratify=labels.numpy())

@@ -87,7 +87,7 @@ class LocalLearningCLI(LightningCLI):
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,  # it would keep this object in every network: see _keep_arguments
             parser_kwargs={"prog": "python -m experiments", "description": DESCRIPTION, "allow_abbrev": False},
-            args=args,
+            args=list(args),
         )
 
     # -- parsing --------------------------------------------------------------------------------
@@ -194,7 +194,7 @@ class LocalLearningCLI(LightningCLI):
             advice = "" if self.model.schedule.epochs else " To go on, raise --trainer.max_epochs."
             raise RunError(f"{self.run.path} is finished ({self.epochs_done} epochs).{advice}")
         self._keep_arguments()
-        writes = self.trainer.is_global_zero and not self.trainer.fast_dev_run
+        writes = self.trainer.is_global_zero and not self._get(self.config, "trainer").fast_dev_run
         with self.run.written() if writes else contextlib.nullcontext():
             self._train(**arguments)
             self._evaluate(writes)
@@ -209,10 +209,10 @@ class LocalLearningCLI(LightningCLI):
             raise
 
     def _evaluate(self, writes: bool) -> None:
-        metrics = dict(self.trainer.callback_metrics)
+        metrics: dict[str, Any] = dict(self.trainer.callback_metrics)
         epochs, step = self.trainer.current_epoch, self.trainer.global_step
         self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
-        if self.trainer.fast_dev_run:
+        if self._get(self.config, "trainer").fast_dev_run:
             return
         metrics |= self.trainer.callback_metrics
         if not any(name.startswith(("val/", "probe_online/")) for name in metrics):  # cut off after the last epoch

@@ -6,7 +6,7 @@ from argparse import ArgumentError
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pydoc import locate
-from typing import Any, NoReturn, get_args
+from typing import Any, ClassVar, NoReturn, get_args
 
 import yaml
 from jsonargparse import Namespace
@@ -23,6 +23,9 @@ class Parser(LightningArgumentParser):
 
     owner: type
     given: Mapping[str, Any] = {}
+    command: ClassVar["Parser"]
+    within: ClassVar[list[ArgumentError]] = []
+    """What the parsers of classes have raised: not all of it is in the chain of what is raised at last."""
 
     @override
     def add_class_arguments(self, theclass: type, *args: Any, **options: Any) -> list[str]:
@@ -32,6 +35,8 @@ class Parser(LightningArgumentParser):
     @override
     def parse_args(self, args: Sequence[str], *others: Any, **options: Any) -> Namespace:  # type: ignore[override]
         self.given = dict(_pairs(args))
+        if self.exit_on_error:  # that of all commands, then that of the given one
+            Parser.command, Parser.within = self, []
         return super().parse_args(args, *others, **options)
 
     @override
@@ -40,26 +45,29 @@ class Parser(LightningArgumentParser):
         return super().parse_object(obj, *others, **options)
 
     @override
-    def error(self, message: str, ex: BaseException | None = None) -> NoReturn:
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the fault and where help is; exit with code 2."""
         if not self.exit_on_error:  # the parser of a class: what it raises is caught, and may be tried otherwise
             try:
                 super().error(message, ex)
             except ArgumentError as fault:
                 fault.parser = self  # type: ignore[attr-defined]
+                self.within.append(fault)
                 raise
-        command = getattr(ex, "subcommand_parser", None) or self
-        print(f"error: {command.fault(message, list(_causes(ex)))}", file=sys.stderr)
-        print(f"All options: {command.prog.replace(' [options]', '')} --help", file=sys.stderr)
+        print(f"error: {self.command.fault(message, ex)}", file=sys.stderr)
+        print(f"All options: {self.command.prog.replace(' [options]', '')} --help", file=sys.stderr)
         self.exit(2)
 
-    def fault(self, message: str, causes: Sequence[BaseException]) -> str:
+    def fault(self, message: str, error: BaseException | None) -> str:
         """What is wrong, in one sentence.
 
         Args:
             message: what jsonargparse says of it.
-            causes: what it raised, and from what; the first cause of all last.
+            error: what it raised.
         """
+        causes = list(_causes(error))
+        if not any(hasattr(cause, "parser") for cause in causes):
+            causes += [one for fault in self.within if str(fault).splitlines()[0] in message for one in _causes(fault)]
         at = [self, *(cause.parser for cause in causes if hasattr(cause, "parser"))][-1]
         place = ""
         for option, value in at.given.items():
@@ -100,7 +108,7 @@ class Parser(LightningArgumentParser):
 
     def _home(self, option: str) -> str:
         """The option, or that of the class which it is handed on to (``head`` of ``head.hidden``); empty if unknown."""
-        if f"--{option}" in self._option_string_actions:
+        if f"--{option}" in self._option_string_actions or option in [action.dest for action in self._actions]:
             return option
         while (option := option.rpartition(".")[0]) and not self._hint(option):
             pass

@@ -36,16 +36,17 @@ class Trainer(L.Trainer):
             convention: count MACs as the GN-DGL paper does (BatchNorm, ReLU, pooling and biases
                 included), or only those of convolutions and matrix products.
         """
-        require_backward_passes(model)
-        show_cost(model, datamodule.batch_size, convention, json, self.num_devices * self.num_nodes)
+        show_cost(
+            with_backward_passes(model), datamodule.batch_size, convention, json, self.num_devices * self.num_nodes
+        )
 
     def bench(
         self,
         model: Method,
         datamodule: ImageDataModule,
         json: bool = False,
-        steps: int = 10,
-        repetitions: int = 5,
+        steps: PositiveInt = 10,
+        repetitions: PositiveInt = 5,
     ) -> None:
         """Measure images/s, step time and peak activation memory against ordinary backprop.
 
@@ -56,15 +57,14 @@ class Trainer(L.Trainer):
             steps: training steps per repetition.
             repetitions: alternating repetitions of each contender; medians are reported.
         """
-        require_backward_passes(model)
-        show_bench(bench(model, datamodule, self, steps, repetitions), json)
+        show_bench(bench(with_backward_passes(model), datamodule, self, steps, repetitions), json)
 
     def probe(
         self,
         model: Method,
         datamodule: ImageDataModule,
         checkpoint: str,
-        blocks: list[int] | None = None,
+        blocks: list[PositiveInt] | None = None,
         epochs: PositiveInt = 100,
         learning_rates: list[PositiveFloat] = [0.03, 0.1, 0.3, 1.0],  # noqa: B006 (never changed; help shows it)
         batch_size: PositiveInt = 256,
@@ -126,8 +126,8 @@ class Trainer(L.Trainer):
         observe_run(model, datamodule, self, Path(checkpoint), other, every, images, protocol)
 
 
-def require_backward_passes(model: Method) -> None:
-    """See that there is a backward pass whose time and memory can be told.
+def with_backward_passes(model: Method) -> LocalLearning:
+    """The method, if it has backward passes whose time and memory can be told.
 
     Raises:
         UsageError: the method has none.
@@ -137,3 +137,4 @@ def require_backward_passes(model: Method) -> None:
             f"cost and bench compare backward passes with backpropagation's, and {type(model).__name__} has none. "
             "Its time is in the summary of a run: use fit."
         )
+    return model

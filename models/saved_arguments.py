@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Self
 
 import lightning.pytorch as L
@@ -36,7 +35,7 @@ class SavedArguments(L.LightningModule):
 
     @classmethod
     @override
-    def load_from_checkpoint(cls, checkpoint_path: str | Path, *options: Any, **arguments: Any) -> Self:
+    def load_from_checkpoint(cls, checkpoint_path: Any, *options: Any, **arguments: Any) -> Self:
         """The model that a run saved: built from the arguments in its checkpoint, with its weights.
 
         Args:

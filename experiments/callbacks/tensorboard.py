@@ -1,16 +1,18 @@
 """What a person sees in TensorBoard besides the logged figures."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid
 
 from datamodules.base import ImageDataModule
 from experiments.measure.cost import markdown_table
 from models.local_learning import LocalLearning
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 _EVERY = ("train/{}/loss", "train/{}/grad_norm", "train/{}/lr")
 _WITH_LABELS = ("val/{}/top1", "train/{}/top1", *_EVERY)
@@ -56,7 +58,7 @@ def _grid(images: torch.Tensor, data: ImageDataModule) -> torch.Tensor:
     return make_grid(images, nrow=8, padding=4, pad_value=0.5)
 
 
-def tensorboard_page(trainer: L.Trainer) -> SummaryWriter | None:
+def tensorboard_page(trainer: L.Trainer) -> "SummaryWriter | None":
     """The open TensorBoard file, on the process that writes it."""
     loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
     return loggers[0].experiment if loggers and trainer.is_global_zero else None

@@ -3,10 +3,12 @@
 import csv
 import time
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
+from typing_extensions import override
 
 from experiments.run.files import METRICS
 
@@ -21,10 +23,11 @@ class RunTensorBoardLogger(TensorBoardLogger):
     """
 
     def __init__(self, folder: Path, resume_step: int = 0) -> None:
-        purge = {"purge_step": resume_step} if resume_step else {}
+        purge: dict[str, Any] = {"purge_step": resume_step} if resume_step else {}
         _wait_for_a_later_name(folder)
         super().__init__(folder, name="", version="", default_hp_metric=False, **purge)
 
+    @override
     def save(self) -> None:
         """Flush; Lightning's would also leave an empty hparams.yaml."""
         self.experiment.flush()
@@ -53,6 +56,7 @@ class RunCSVLogger(CSVLogger):
         self._resume_step = resume_step
 
     @property
+    @override
     @rank_zero_experiment
     def experiment(self) -> ExperimentWriter:
         """The writer, made at its first use (on rank 0, like Lightning's)."""
@@ -61,12 +65,13 @@ class RunCSVLogger(CSVLogger):
             kept = path.with_suffix(".csv.kept")  # Lightning's writer deletes the file that it finds
             if path.is_file():
                 path.replace(kept)
-            writer = CSVLogger.experiment.fget(self)
-            writer.metrics = _rows(kept, self._resume_step)
+            writer: ExperimentWriter = super().experiment
+            writer.metrics = _rows(kept, self._resume_step)  # type: ignore[assignment]  # as text, as they were
             writer.save()
             kept.unlink(missing_ok=True)
-        return self._experiment
+        return self._experiment  # type: ignore[return-value]  # set by Lightning's
 
+    @override
     def save(self) -> None:
         """Write the rows; Lightning's would also leave an empty hparams.yaml."""
         super().save()

@@ -7,6 +7,7 @@ from typing import Any
 import lightning.pytorch as L
 import yaml
 from lightning.pytorch.cli import SaveConfigCallback
+from typing_extensions import override
 
 from experiments.run.files import CONFIG
 from experiments.run.settings import settings
@@ -19,9 +20,11 @@ class SavedConfig(SaveConfigCallback):
     that is refused, or cannot take a step, leaves the run as it was.
     """
 
+    @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Nothing yet, unlike Lightning's: the method may still refuse."""
 
+    @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Name the settings that differ from those of the run that goes on."""
         asked = self.config.get("ckpt_path")
@@ -35,11 +38,13 @@ class SavedConfig(SaveConfigCallback):
                     file=sys.stderr,
                 )
 
+    @override
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Write that of a new run."""
         if not (Path(trainer.default_root_dir) / CONFIG).exists():
             self._save_once(trainer, pl_module)
 
+    @override
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Write that of a resumed run."""
         self._save_once(trainer, pl_module)
@@ -49,6 +54,7 @@ class SavedConfig(SaveConfigCallback):
             self.save_config(trainer, pl_module, "fit")
             self.already_saved = True
 
+    @override
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Write the file under another name first: at no moment is there half of one."""
         file = Path(trainer.default_root_dir) / CONFIG
