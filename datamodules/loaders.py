@@ -110,7 +110,11 @@ def in_order(
         num_workers: processes that load batches.
         process: (which, of how many) that share the split out among themselves.
     """
-    return loader(images, shares(len(images), batch_size, process), num_workers)
+    return loader(images, _Batches(shares(len(images), batch_size, process)), num_workers)
+
+
+class _Batches(list[Tensor]):
+    """Lightning's ``predict`` reads the ``__dict__`` of what gives the batches, and a plain list has none."""
 
 
 def shares(images: int, batch_size: int, process: tuple[int, int]) -> list[Tensor]:
