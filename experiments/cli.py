@@ -33,9 +33,9 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _command_of_a_model(args: Sequence[str]) -> None:
-    from experiments import local_learning_cli
+    from experiments import model_commands
 
-    local_learning_cli.main(args)
+    model_commands.main(args)
 
 
 def _suite(args: Sequence[str]) -> None:
@@ -59,9 +59,9 @@ def _suite(args: Sequence[str]) -> None:
 
 
 def _fault_of(args: Sequence[str]) -> str | None:
-    from experiments import local_learning_cli
+    from experiments import model_commands
 
-    return local_learning_cli.fault_of(args)
+    return model_commands.fault_of(args)
 
 
 def _report(args: Sequence[str]) -> None:
