@@ -39,8 +39,6 @@ def _command_of_a_model(args: Sequence[str]) -> None:
 
 
 def _suite(args: Sequence[str]) -> None:
-    from experiments.suite import suite
-
     parser = argparse.ArgumentParser(
         "python -m experiments suite",
         description="Run a list or grid of configs, each in a process of its own, then report. Finished runs are "
@@ -51,6 +49,8 @@ def _suite(args: Sequence[str]) -> None:
     parser.add_argument("suite", type=Path, help="the suite's YAML")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all run folders")
     known, extra = parser.parse_known_args(args)
+    from experiments.suite import suite
+
     try:
         suite(known.suite, known.runs, extra, _fault_of)
     except KeyboardInterrupt:
@@ -65,8 +65,6 @@ def _fault_of(args: Sequence[str]) -> str | None:
 
 
 def _report(args: Sequence[str]) -> None:
-    from experiments.report.report import report
-
     parser = argparse.ArgumentParser(
         "python -m experiments report", description="One table and one picture over finished runs."
     )
@@ -75,6 +73,8 @@ def _report(args: Sequence[str]) -> None:
         "--output", type=Path, help="folder for the files (default: RUNS if it is one folder, else runs/report)"
     )
     known = parser.parse_args(args)
+    from experiments.report.report import report
+
     report(known.runs, known.output or (known.runs[0] if len(known.runs) == 1 else Path("runs/report")))
 
 
