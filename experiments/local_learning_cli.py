@@ -30,6 +30,7 @@ from experiments.callbacks.predictions import PredictionsFile
 from experiments.callbacks.progress import BlockProgressBar, CutTable, EpochLines
 from experiments.callbacks.tensorboard import TensorBoardPage
 from experiments.distributed.strategy import CompressedDDP
+from experiments.measure.cost import macs_of
 from experiments.parser import Parser
 from experiments.run.checkpoint import load_checkpoint, require_same_network
 from experiments.run.errors import RunError
@@ -214,8 +215,10 @@ class LocalLearningCLI(LightningCLI):
         if not any(name.startswith(("val/", "probe_online/")) for name in metrics):  # cut off after the last epoch
             metrics |= self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)[0]
         if writes:
-            seed, name = self._get(self.config, "seed_everything"), self.run.path.name
-            summary = summarise(name, seed, self.model, self.datamodule, self.trainer, self.meter, metrics)
+            name, config = self.run.path.name, self.config[self.subcommand].as_dict()
+            took = {key: getattr(self.meter, key) for key in ("seconds", "images_per_second", "peak_activation_bytes")}
+            took |= macs_of(self.model, self.datamodule.batch_size)
+            summary = summarise(name, config, self.model, self.datamodule, self.trainer, took, metrics)
             write_summary(self.run.path, summary | {"epochs": epochs, "global_step": step})
             log_to_hparams(summary, self.trainer)
             show_summary(self.run.path, summary)
