@@ -22,12 +22,15 @@ import models
 from datamodules.base import ImageDataModule
 from datamodules.files import DataError
 from experiments import callbacks, distributed
-from experiments.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
+from experiments.callbacks.best_checkpoint import BestCheckpoint
 from experiments.callbacks.communication_log import CommunicationLog
+from experiments.callbacks.cut_table import CutTable
+from experiments.callbacks.epoch_lines import EpochLines
+from experiments.callbacks.last_checkpoint import LastCheckpoint
 from experiments.callbacks.meter import Meter
 from experiments.callbacks.online_probe import OnlineProbe
 from experiments.callbacks.predictions import PredictionsFile
-from experiments.callbacks.progress import BlockProgressBar, CutTable, EpochLines
+from experiments.callbacks.progress_bar import BlockProgressBar
 from experiments.callbacks.tensorboard import TensorBoardPage
 from experiments.distributed.strategy import CompressedDDP
 from experiments.measure.cost import macs_of

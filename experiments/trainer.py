@@ -10,7 +10,8 @@ from experiments.measure.bench import bench, show_bench
 from experiments.measure.cost import show_cost
 from experiments.probing.hidden_layers import Every
 from experiments.probing.observe import observe_run
-from experiments.probing.probe import Protocol, probe_run
+from experiments.probing.probe import probe_run
+from experiments.probing.protocol import Protocol
 from losses.errors import UsageError
 from models.local_learning import LocalLearning
 from models.method import Method

@@ -1,20 +1,25 @@
 """A picture of what every block decides where, for points in the plane."""
 
+from functools import partial
 from pathlib import Path
 
 import lightning.pytorch as L
-import matplotlib
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.figure import Figure
 from torch import Tensor
+from typing_extensions import override
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
+from datamodules.base import ImageDataModule
+from experiments.callbacks.fit_trainer import FitTrainer
 from experiments.probing.decision_regions import draw_regions
+from experiments.probing.features import in_order
 from experiments.run.errors import RunError
 from experiments.run.files import REGIONS
 from models.method import Method
+
+# mypy: disable-error-code="override"
+# Hooks name the Trainer and the models that they are for; setup refuses others.
 
 
 class DecisionBoundary(L.Callback):
@@ -26,8 +31,8 @@ class DecisionBoundary(L.Callback):
         RunError: the data are no points in the plane, or the method predicts no classes.
     """
 
-    def setup(self, trainer: L.Trainer, pl_module: Method, stage: str) -> None:
-        """See that there is something to draw."""
+    @override
+    def setup(self, trainer: FitTrainer, pl_module: Method, stage: str) -> None:
         if tuple(pl_module.image_shape) != (2, 1, 1):
             raise RunError(
                 f"Decision regions are drawn in the plane, and {trainer.datamodule.name} has no points of 2 "
@@ -36,28 +41,33 @@ class DecisionBoundary(L.Callback):
         if not pl_module.predicts_classes:
             raise RunError(f"{type(pl_module).__name__} decides nothing: take the callback DecisionBoundary out.")
 
-    @torch.no_grad()
-    def on_train_end(self, trainer: L.Trainer, pl_module: Method) -> None:
-        """Draw."""
+    @override
+    def on_train_end(self, trainer: FitTrainer, pl_module: Method) -> None:
         if not trainer.is_global_zero or trainer.fast_dev_run:
             return
-        data, pl_module = trainer.datamodule, pl_module.eval()
-        split = data.training_images
-        train = split.__getitems__(torch.arange(len(split)))
-        points = data.normalised(train.images).flatten(1)
-
-        def logits(plane: Tensor) -> dict[str, Tensor]:
-            return pl_module.block_logits(plane.to(pl_module.device)[:, :, None, None])
-
-        names = list(logits(points[:1]))
-        figure, axes = plt.subplots(1, len(names), figsize=(3.6 * len(names), 3.9), squeeze=False, layout="constrained")
-        for name, place in zip(names, axes[0], strict=True):
-            draw_regions(place, lambda plane, name=name: logits(plane)[name], points, train.labels)
-            top1 = (logits(points)[name].argmax(dim=1).cpu() == train.labels).float().mean()
-            place.set_title(f"{name}: {100 * top1:.1f} % of training points", fontsize=10)
-        figure.suptitle(f"{type(pl_module).__name__}, {pl_module.network_name}, {data.name}")
+        figure = _draw(pl_module.eval(), trainer.datamodule)
         figure.savefig(Path(trainer.default_root_dir) / REGIONS, dpi=120)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_figure("decision_regions", figure, trainer.global_step)
-        plt.close(figure)
+
+
+@torch.no_grad()
+def _draw(model: Method, data: ImageDataModule) -> Figure:
+    """One panel per block that predicts."""
+    split = data.training_images
+    [train] = in_order(split, batch_size=len(split))
+    points = data.normalised(train.images).flatten(1)  # (N, 2)
+
+    def classify(name: str, plane: Tensor) -> Tensor:
+        return model.block_logits(plane.to(model.device)[:, :, None, None])[name]
+
+    logits = model.block_logits(points.to(model.device)[:, :, None, None])
+    figure = Figure(figsize=(3.6 * len(logits), 3.9), layout="constrained")
+    axes = figure.subplots(1, len(logits), squeeze=False)[0]
+    for (name, z), place in zip(logits.items(), axes, strict=True):
+        draw_regions(place, partial(classify, name), points, train.labels)
+        share = (z.argmax(dim=1).cpu() == train.labels).float().mean()
+        place.set_title(f"{name}: {100 * share:.1f} % of training points", fontsize=10)
+    figure.suptitle(f"{type(model).__name__}, {model.network_name}, {data.name}")
+    return figure

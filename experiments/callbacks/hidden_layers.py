@@ -7,18 +7,23 @@ import numpy as np
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch.utilities.seed import isolate_rng
 from PIL import Image
+from typing_extensions import override
 
 from datamodules.base import ImageDataModule
 from datamodules.batch import Batch
 from datamodules.loaders import in_order
+from experiments.callbacks.fit_trainer import FitTrainer
 from experiments.callbacks.tensorboard import tensorboard_page
-from experiments.probing.features import Compute, Features, draw, evaluating, read
-from experiments.probing.hidden_layers import Every, Figures, flat, layer_figures, layers_of, reader, redundancy
+from experiments.probing.features import Compute, Features, draw, evaluating, images_of, read
+from experiments.probing.hidden_layers import Every, LayerMetrics, flat, layer_metrics, layers_of, reader, redundancy
 from experiments.probing.observe_pictures import draw_over_time
 from experiments.run.loggers import RunCSVLogger
 from losses.errors import UsageError
 from models.classification import LocalClassification
 from models.local_learning import LocalLearning
+
+# mypy: disable-error-code="override"
+# Hooks name the Trainer and the models that they are for; the first one refuses others.
 
 
 class HiddenLayers(L.Callback):
@@ -35,34 +40,33 @@ class HiddenLayers(L.Callback):
         every_n_epochs: observe after every n-th epoch.
         images: at most so many of each split, drawn once with the data's seed; they are kept in memory.
         every: observe the output of every unit of the network, or of every block.
+
+    Raises:
+        UsageError: the network is no chain of units.
     """
 
     def __init__(self, every_n_epochs: PositiveInt = 1, images: PositiveInt = 1000, every: Every = "unit") -> None:
         self.every_n_epochs, self.count, self.every = every_n_epochs, images, every
         self._images: dict[str, list[Batch]] = {}
 
+    @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forget the images of an earlier run.
-
-        Raises:
-            UsageError: the network is no chain of units.
-        """
         if not isinstance(pl_module, LocalLearning):
             raise UsageError(
                 f"HiddenLayers reads the units of a network, and {type(pl_module).__name__} has none: leave it out."
             )
-        self._images = {}
+        self._images = {}  # not those of an earlier run
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: LocalLearning) -> None:
-        """Observe."""
+    @override
+    def on_train_epoch_end(self, trainer: FitTrainer, pl_module: LocalLearning) -> None:
         if (trainer.current_epoch + 1) % self.every_n_epochs:
             return
         with isolate_rng(), evaluating(pl_module):
-            figures = self._figures(pl_module, trainer.datamodule)
-        pl_module.log_dict(flat(figures))
+            metrics = self._observe(pl_module, trainer.datamodule)
+        pl_module.log_dict(flat(metrics))
 
+    @override
     def on_fit_end(self, trainer: L.Trainer, pl_module: LocalLearning) -> None:
-        """Draw."""
         places = dict.fromkeys([*layers_of(pl_module, self.every), *pl_module.part_names])
         for logger in trainer.loggers:
             if isinstance(logger, RunCSVLogger) and trainer.is_global_zero:
@@ -72,18 +76,19 @@ class HiddenLayers(L.Callback):
                     image = np.asarray(Image.open(picture).convert("RGB"))
                     page.add_image("observe/over_time", image, trainer.global_step, dataformats="HWC")
 
-    def _figures(self, model: LocalLearning, data: ImageDataModule) -> Figures:
+    def _observe(self, model: LocalLearning, data: ImageDataModule) -> LayerMetrics:
         if not self._images:
-            splits = {"train": data.training_images.for_evaluation(), "val": data.val_dataloader().dataset}
+            splits = {"train": data.training_images.for_evaluation(), "val": images_of(data.val_dataloader())}
             drawn = {name: draw(split, self.count, data.seed) for name, split in splits.items()}
             self._images = {name: list(in_order(split, data.batch_size)) for name, split in drawn.items()}
         compute = reader(layers_of(model, self.every))
-        figures = layer_figures(*(self._read(split, model, data, compute) for split in ("train", "val")), "val")
+        train, val = (self._read(split, model, data, compute) for split in ("train", "val"))
+        metrics = layer_metrics(train, val, "val")
         if isinstance(model, LocalClassification):
             logits = self._read("train", model, data, model.block_logits)
             for head, found in redundancy(logits, model.sample_losses).items():
-                figures.setdefault(head, {}).update(found)
-        return figures
+                metrics.setdefault(head, {}).update(found)
+        return metrics
 
     def _read(self, split: str, model: LocalLearning, data: ImageDataModule, compute: Compute) -> Features:
         batches = self._images[split]

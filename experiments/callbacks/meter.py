@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
+from typing_extensions import override
 
 from models.networks.memory.saved_tensors import SavedTensorMeter
 
@@ -13,8 +14,8 @@ from models.networks.memory.saved_tensors import SavedTensorMeter
 class Meter(L.Callback):
     """Measures images/s and peak activation bytes.
 
-    Speed is taken over each epoch, loading included, validation and the first batch left out; the
-    figure of the run is the median over its epochs. Memory is taken in one training step: on a CPU
+    Speed is taken over each epoch, loading included, validation and the first batch left out; that
+    of the run is the median over its epochs. Memory is taken in one training step: on a CPU
     the bytes that autograd holds at once, each storage counted once, parameters left out; on a GPU
     ``torch.cuda.max_memory_allocated`` above what was allocated before the step. Of blocks that learn one
     after the other, ``train/block<k>/seconds`` is the time that the epochs of block k took.
@@ -30,20 +31,22 @@ class Meter(L.Callback):
         self._rates: list[float] = []
         self._block_began = 0.0  # of the seconds; for blocks that learn one after the other
         self._saved: SavedTensorMeter | None = None
+        self._start: float | None = None
 
     @property
     def images_per_second(self) -> float | None:
         """Median over the epochs; None before the first is complete."""
         return statistics.median(self._rates) if self._rates else None
 
+    @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock."""
         self._tick = time.perf_counter()
 
+    @override
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forget the last epoch's batches."""
         self._images, self._start = 0, None
 
+    @override
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
@@ -56,6 +59,7 @@ class Meter(L.Callback):
         else:
             self._saved = SavedTensorMeter([*pl_module.parameters(), *pl_module.buffers()]).__enter__()
 
+    @override
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -80,8 +84,8 @@ class Meter(L.Callback):
             self.peak_activation_bytes = self._saved.peak
             self._saved = None
 
+    @override
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log the epoch's speed."""
         now = time.perf_counter()
         self.seconds, self._tick = self.seconds + now - self._tick, now
         if (epochs := pl_module.schedule.epochs_per_block) and (trainer.current_epoch + 1) % epochs == 0:
@@ -93,18 +97,20 @@ class Meter(L.Callback):
             self._rates.append(trainer.world_size * self._images / (self._stop - self._start))
             pl_module.log("train/images_per_second", self._rates[-1])
 
+    @override
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Take the hooks away if a step broke off."""
         if self._saved is not None:
             self._saved.__exit__(None, None, None)
 
+    @override
     def state_dict(self) -> dict[str, Any]:
-        """Kept in checkpoints, so that a resumed run reports the whole run."""
+        """So that a resumed run reports the whole run."""
         memory = {"peak_activation_bytes": self.peak_activation_bytes}
         return {"seconds": self.seconds, "rates": self._rates, "block_began": self._block_began, **memory}
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint's figures."""
         self.seconds, self._rates = state_dict["seconds"], list(state_dict["rates"])
         self._block_began = state_dict.get("block_began", self.seconds)
         self.peak_activation_bytes = state_dict["peak_activation_bytes"]

@@ -1,4 +1,8 @@
-"""A linear classifier per block that learns beside the run, on features that the run computes anyway."""
+"""A linear classifier per block that learns beside the run, on features that the run computes anyway.
+
+Own, because lightly's ``OnlineLinearClassifier`` is a module of ``pytorch_lightning``, which does not mix with
+``lightning.pytorch``, and would have to be trained within the method's own step and optimizer.
+"""
 
 from typing import Any
 
@@ -8,10 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD
 from torch.utils.hooks import RemovableHandle
+from typing_extensions import override
 
 from experiments.probing.linear_probe import linear_head
 from models.local_learning import LocalLearning, pooled
 from models.method import LabelledImages
+
+# mypy: disable-error-code="override"
+# Hooks name the models that they are for.
 
 
 class OnlineProbe(L.Callback):
@@ -37,14 +45,14 @@ class OnlineProbe(L.Callback):
         self._hooks: list[RemovableHandle] = []
         self._resumed: dict[str, Any] = {}
 
+    @override
     def setup(self, trainer: L.Trainer, pl_module: LocalLearning, stage: str) -> None:
-        """Listen to the blocks."""
         if stage in ("fit", "validate"):
             named = zip(pl_module.block_names, pl_module.blocks, strict=True)
             self._hooks = [block.register_forward_hook(self._listener(name)) for name, block in named]
 
+    @override
     def teardown(self, trainer: L.Trainer, pl_module: LocalLearning, stage: str) -> None:
-        """Listen no longer."""
         while self._hooks:
             self._hooks.pop().remove()
 
@@ -62,12 +70,14 @@ class OnlineProbe(L.Callback):
 
     # -- training -----------------------------------------------------------------------------
 
+    @override
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: LocalLearning, batch: LabelledImages, batch_idx: int
     ) -> None:
         """Forget what was heard outside training."""
         self._features = {}
 
+    @override
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: LocalLearning, outputs: Any, batch: LabelledImages, batch_idx: int
     ) -> None:
@@ -92,42 +102,44 @@ class OnlineProbe(L.Callback):
 
     # -- validation ---------------------------------------------------------------------------
 
+    @override
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: LocalLearning) -> None:
-        """Count from 0."""
         self._right, self._images = {}, 0
 
+    @override
     def on_validation_batch_start(self, trainer: L.Trainer, pl_module: LocalLearning, *_: Any) -> None:
         """Forget what was heard before."""
         self._features = {}
 
+    @override
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: LocalLearning, outputs: Any, batch: LabelledImages, *_: Any
     ) -> None:
-        """Count correct predictions."""
         self._images += len(batch.labels)
         for name, features in self._taken(batch).items():
             if head := self.heads.get(name):  # before the first training step there is none
                 right = (head(features).argmax(1) == batch.labels).sum()
                 self._right[name] = self._right.get(name, 0) + right
 
+    @override
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: LocalLearning) -> None:
-        """Log."""
-        figures = {f"probe_online/{name}/gap/top1": right / self._images for name, right in self._right.items()}
-        pl_module.log_dict(figures)
+        accuracies = {name: right / self._images for name, right in self._right.items()}
+        pl_module.log_dict({f"probe_online/{name}/gap/top1": share for name, share in accuracies.items()})
 
     # -- checkpoints --------------------------------------------------------------------------
 
+    @override
     def state_dict(self) -> dict[str, Any]:
-        """Weights and momenta."""
         return {
             name: {"head": head.state_dict(), "optimizer": self._optimizers[name].state_dict()}
             for name, head in self.heads.items()
         }
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with a checkpoint's classifiers."""
         self._resumed = state_dict
 
+    @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: LocalLearning) -> None:
         """Build the classifiers of the checkpoint, if there is one: now the device is known."""
         resumed, self._resumed = self._resumed, {}

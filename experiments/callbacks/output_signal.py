@@ -5,10 +5,14 @@ from typing import Any
 import lightning.pytorch as L
 from torch import Tensor
 from torch.optim import Optimizer
+from typing_extensions import override
 
 from losses.errors import UsageError
 from models.classification import LocalClassification
 from models.method import LabelledImages
+
+# mypy: disable-error-code="override"
+# Hooks name the Trainer and the models that they are for; setup refuses others.
 
 
 class OutputSignal(L.Callback):
@@ -28,22 +32,22 @@ class OutputSignal(L.Callback):
 
     Args:
         confidence: above which a prediction is sure.
+
+    Raises:
+        UsageError: blocks are trained without labels, or the confidence is no probability.
     """
 
     def __init__(self, confidence: float = 0.9) -> None:
         self.confidence = confidence
 
+    @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """See that there are labels.
-
-        Raises:
-            UsageError: blocks are trained without labels, or the confidence is no probability.
-        """
         if not isinstance(pl_module, LocalClassification):
             raise UsageError("OutputSignal watches predictions of classes: leave it out of training without labels.")
         if not 0 <= self.confidence < 1:
             raise UsageError(f"confidence is a probability, from 0 to below 1, not {self.confidence}.")
 
+    @override
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: LocalClassification, optimizer: Optimizer
     ) -> None:
@@ -53,6 +57,7 @@ class OutputSignal(L.Callback):
             if weight.grad is not None:
                 pl_module.record(k, "output_signal/first_weight_gradient", weight.grad.norm())
 
+    @override
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: LocalClassification, outputs: Any, batch: LabelledImages, batch_idx: int
     ) -> None:
@@ -60,17 +65,17 @@ class OutputSignal(L.Callback):
         for k, logits in pl_module.logits_of.items() if pl_module.logs_this_step else ():
             z = logits.flatten(0, -2).float()  # (B, C), or of G groups (B·G, C)
             labels = batch.labels.repeat_interleave(len(z) // len(batch.labels))
-            for figure, value in self.figures(z, labels, pl_module.output_loss.delta(z, labels)).items():
-                pl_module.record(k, f"output_signal/{figure}", value)
+            for name, value in self.metrics(z, labels, pl_module.output_loss.delta(z, labels)).items():
+                pl_module.record(k, f"output_signal/{name}", value)
 
-    def figures(self, logits: Tensor, labels: Tensor, delta: Tensor) -> dict[str, Tensor]:
-        """Figures of logits ``(B, C)``, labels ``(B,)`` and δ ``(B, C)``."""
+    def metrics(self, logits: Tensor, labels: Tensor, delta: Tensor) -> dict[str, Tensor]:
+        """What is logged of logits ``(B, C)``, labels ``(B,)`` and δ ``(B, C)``."""
         norms = delta.norm(dim=1)
         confidence, predicted = logits.softmax(dim=1).max(dim=1)
         mistakes = (confidence > self.confidence) & (predicted != labels)
-        figures = {
+        metrics = {
             "delta": norms.mean(),
             "largest_logit": logits.abs().max(),
             "confident_wrong": mistakes.float().mean(),
         }
-        return figures | ({"delta_confident_wrong": norms[mistakes].mean()} if mistakes.any() else {})
+        return metrics | ({"delta_confident_wrong": norms[mistakes].mean()} if mistakes.any() else {})

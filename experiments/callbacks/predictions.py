@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
+from typing_extensions import override
 
 from experiments.run.errors import RunError
 
@@ -17,20 +18,19 @@ class PredictionsFile(BasePredictionWriter):
 
     Args:
         path: the file.
+
+    Raises:
+        RunError: it cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__(write_interval="epoch")
         self._path = path
 
+    @override
     def write_on_epoch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, predictions: Sequence[Any], batch_indices: Sequence[Any]
     ) -> None:
-        """Write the file.
-
-        Raises:
-            RunError: it cannot be written.
-        """
         if not trainer.is_global_zero:  # every process predicts all images
             return
         probability, label = torch.cat(list(predictions)).max(dim=1)

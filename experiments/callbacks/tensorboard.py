@@ -1,4 +1,4 @@
-"""What a person sees in TensorBoard besides the logged figures."""
+"""What a person sees in TensorBoard besides the logged metrics."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -6,37 +6,44 @@ import lightning.pytorch as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torchvision.utils import make_grid
+from typing_extensions import override
 
 from datamodules.base import ImageDataModule
+from experiments.callbacks.fit_trainer import FitTrainer
 from experiments.measure.cost import markdown_table
 from models.local_learning import LocalLearning
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+# mypy: disable-error-code="override"
+# Hooks name the Trainer that they are for.
+
 _EVERY = ("train/{}/loss", "train/{}/grad_norm", "train/{}/lr")
 _WITH_LABELS = ("val/{}/top1", "train/{}/top1", *_EVERY)
 _WITHOUT_LABELS = ("probe_online/{}/gap/top1", *_EVERY, "train/{}/pretext_top1", "train/{}/deviation")
-"""Figures that have a chart with all blocks in it."""
+"""Metrics that have a chart with all blocks in it."""
 
 
 class TensorBoardPage(L.Callback):
     """Adds a grid of augmented training images; of methods with backward passes also the cut as text, and charts.
 
-    A chart draws one figure of all blocks.
+    A chart draws one metric of all blocks.
     """
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    @override
+    def on_train_start(self, trainer: FitTrainer, pl_module: L.LightningModule) -> None:
         """The cut as a table, and the charts (tab "Custom scalars")."""
         page = tensorboard_page(trainer)
         if page and isinstance(pl_module, LocalLearning):
             page.add_text("cut", markdown_table(pl_module, trainer.datamodule.batch_size), trainer.global_step)
-            figures = _WITH_LABELS if pl_module.predicts_classes else _WITHOUT_LABELS
-            charts = {f.replace("/{}", ""): ["Multiline", [f.format(r"(block\d+|final)")]] for f in figures}
+            metrics = _WITH_LABELS if pl_module.predicts_classes else _WITHOUT_LABELS
+            charts = {name.replace("/{}", ""): ["Multiline", [name.format(r"(block\d+|final)")]] for name in metrics}
             page.add_custom_scalars({"All blocks": charts})
 
+    @override
     def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+        self, trainer: FitTrainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """The first training batch as the network sees it, colours as in the file; both views of each image in turn."""
         data = trainer.datamodule

@@ -1,15 +1,22 @@
 """How well a block knows the images that it learned from: half of what overfitting is measured by."""
 
+from collections import defaultdict
+
 import lightning.pytorch as L
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
+from typing_extensions import override
 
 from datamodules.base import ImageDataModule
+from experiments.callbacks.fit_trainer import FitTrainer
 from experiments.probing.features import evaluating
 from losses import probabilities
 from losses.errors import UsageError
 from models.method import Method
+
+# mypy: disable-error-code="override"
+# Hooks name the Trainer and the models that they are for; setup refuses others.
 
 
 class TrainingAccuracy(L.Callback):
@@ -22,26 +29,25 @@ class TrainingAccuracy(L.Callback):
         UsageError: a method without labels.
     """
 
-    def setup(self, trainer: L.Trainer, pl_module: Method, stage: str) -> None:
-        """See that there are labels."""
+    @override
+    def setup(self, trainer: FitTrainer, pl_module: Method, stage: str) -> None:
         if not pl_module.predicts_classes:
             raise UsageError(f"{type(pl_module).__name__} predicts no classes: take the callback TrainingAccuracy out.")
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Method) -> None:
-        """Evaluate, if a block has just had its last epoch."""
+    @override
+    def on_train_epoch_end(self, trainer: FitTrainer, pl_module: Method) -> None:
         if (trainer.current_epoch + 1) % (pl_module.schedule.epochs_per_block or trainer.max_epochs) == 0:
-            figures = training_accuracy(pl_module, trainer.datamodule)
-            pl_module.log_dict({f"train_set/{name}/top1": value for name, value in figures.items()})
-            pl_module.log("train_set/top1", list(figures.values())[-1])
+            accuracies = training_accuracy(pl_module, trainer.datamodule)
+            pl_module.log_dict({f"train_set/{name}/top1": share for name, share in accuracies.items()})
+            pl_module.log("train_set/top1", list(accuracies.values())[-1])
 
 
 @torch.no_grad()
 def training_accuracy(model: Method, data: ImageDataModule) -> dict[str, Tensor]:
     """Name of each block that predicts → its accuracy on the un-augmented training images, 0 … 1."""
-    right: dict[str, Tensor] = {}
+    right: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.int64, device=model.device))
     with isolate_rng(), evaluating(model):
         for batch in data.training_pass(None, model.device):
             for name, logits in model.block_logits(batch.images).items():
-                hits = (probabilities(logits).argmax(1) == batch.labels).sum()
-                right[name] = right.get(name, 0) + hits
+                right[name] += (probabilities(logits).argmax(1) == batch.labels).sum()
     return {name: hits / len(data.training_images) for name, hits in right.items()}

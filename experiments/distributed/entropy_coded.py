@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.futures import Future
+from typing_extensions import override
 
 from experiments.distributed.coders import Coder, ZlibHuffman
 from experiments.distributed.entropy import shannon
@@ -21,7 +22,7 @@ SMALLEST = 1024
 
 _HEADER = struct.Struct("<fI")  # step, bytes of the code
 
-_NUMPY = {torch.int8: np.dtype(np.int8), torch.int32: np.dtype(np.int32)}
+_NUMPY: dict[torch.dtype, np.dtype] = {torch.int8: np.dtype(np.int8), torch.int32: np.dtype(np.int32)}
 
 
 class EntropyCoded(CommunicationHook):
@@ -69,10 +70,11 @@ class EntropyCoded(CommunicationHook):
         self._measured: dict[str, int] = {}
         self._sent = 0
 
+    @override
     def exchange(self, bucket: dist.GradBucket) -> Future[Tensor]:
-        """Average a bucket."""
         return self._send(bucket)
 
+    @override
     def message_bytes(self, bucket: dist.GradBucket) -> int:
         """Of the code, with headers, and what goes uncoded."""
         return self._sent
@@ -110,7 +112,7 @@ class EntropyCoded(CommunicationHook):
         buffer = bucket.buffer().zero_()
         for theirs in self._gather(message, buffer.device):
             self._add(theirs, bucket)
-        averaged = Future(devices=[buffer.device] if buffer.is_cuda else [])
+        averaged: Future[Tensor] = Future(devices=[buffer.device] if buffer.is_cuda else [])
         averaged.set_result(buffer.div_(dist.get_world_size()))
         return averaged
 
@@ -137,7 +139,7 @@ class EntropyCoded(CommunicationHook):
                 continue
             step, length = _HEADER.unpack_from(message, place)
             place += _HEADER.size
-            symbols = self.coder.decode(message[place : place + length], len(flat), _NUMPY[self.quantizer.dtype])
+            symbols = self.coder.decode(message[place : place + length], _NUMPY[self.quantizer.dtype])
             flat.add_(torch.tensor(symbols).to(flat.device), alpha=step)
             place += length
 
@@ -151,12 +153,12 @@ class EntropyCoded(CommunicationHook):
         return self.coder.encode(quantized.symbols.cpu().numpy())
 
     def _measure(self, name: str, quantized: Quantized) -> None:
-        """Figures of a tensor; under ``coded`` their means over all coded numbers so far."""
+        """Metrics of a tensor; under ``coded`` their means over all coded numbers so far."""
         if not self.measuring:
             return
         symbols, largest = quantized.symbols, self.quantizer.largest or math.inf
         rms = quantized.rms.clamp(min=torch.finfo(torch.float32).tiny)
-        figures = {
+        metrics = {
             "bits": 8 * (_HEADER.size + self._sizes[name]) / len(symbols),
             "shannon_bits": shannon(symbols),
             "zeros": float((symbols == 0).float().mean()),
@@ -164,21 +166,22 @@ class EntropyCoded(CommunicationHook):
             "payload_rms": float(quantized.rms),
             "residual_over_payload": float(self.quantizer.residual(name).square().mean().sqrt() / rms),
         }
-        self._measured = {} if not self.figures else self._measured
+        self._measured = {} if not self.metrics else self._measured
         self._measured[name] = len(symbols)
-        self.figures |= {f"{name}/{figure}": value for figure, value in figures.items()}
-        for figure in figures:
-            values = [self.figures[f"{coded}/{figure}"] for coded in self._measured]
-            self.figures[f"coded/{figure}"] = float(np.average(values, weights=[*self._measured.values()]))
+        self.metrics |= {f"{name}/{metric}": value for metric, value in metrics.items()}
+        for metric in metrics:
+            values = [self.metrics[f"{coded}/{metric}"] for coded in self._measured]
+            self.metrics[f"coded/{metric}"] = float(np.average(values, weights=[*self._measured.values()]))
 
     # -- checkpoints --------------------------------------------------------------------------
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         """Residuals, references and counts."""
         return super().state_dict() | {"quantizer": self.quantizer.state_dict(), "sizes": dict(self._sizes)}
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any], device: torch.device | str = "cpu") -> None:
-        """Go on where a checkpoint stood."""
         super().load_state_dict(state_dict, device)
         self.quantizer.load_state_dict(state_dict["quantizer"], device)
         self._sizes = dict(state_dict["sizes"])

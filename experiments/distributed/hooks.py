@@ -5,11 +5,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook, fp16_compress_hook
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
+from typing_extensions import override
 
 from losses.errors import UsageError
 
@@ -22,17 +23,17 @@ class CommunicationHook(ABC):
 
     Attributes:
         calibrating: whether the run is in the epoch from which references are taken.
-        measuring: whether figures that cost time are wanted of this step.
-        figures: name → figure of the step, for the loggers.
+        measuring: whether metrics that cost time are wanted of this step.
+        metrics: name → value of the step, for the loggers.
         steps: how many there have been.
         total_bytes: sent in all of them.
     """
 
     def __init__(self) -> None:
         self.calibrating, self.measuring = True, False
-        self.figures: dict[str, float] = {}
+        self.metrics: dict[str, float] = {}
         self.steps, self.total_bytes = 0, 0
-        self._names: dict[nn.Parameter, str] = {}
+        self._names: dict[Tensor, str] = {}
         self._parameters = 0
         self._bytes = 0
 
@@ -54,13 +55,13 @@ class CommunicationHook(ABC):
                 "through --trainer.strategy CompressedDDP, or call torch.distributed.init_process_group first."
             )
         if bucket.index() == 0:
-            self._bytes, self.figures = 0, {}
+            self._bytes, self.metrics = 0, {}
         averaged = self.exchange(bucket)
         self._bytes += self.message_bytes(bucket)
         if bucket.is_last():
             self.steps += 1
             self.total_bytes += self._bytes
-            self.figures |= self._traffic(self._bytes, 1)
+            self.metrics |= self._traffic(self._bytes, 1)
         return averaged
 
     @abstractmethod
@@ -96,24 +97,24 @@ class CommunicationHook(ABC):
 class Uncompressed(CommunicationHook):
     """DDP's own all-reduce of float32 gradients: the yardstick."""
 
+    @override
     def exchange(self, bucket: dist.GradBucket) -> Future[Tensor]:
-        """Average a bucket."""
-        return allreduce_hook(None, bucket)
+        return allreduce_hook(None, bucket)  # type: ignore[arg-type]  # None: all processes
 
+    @override
     def message_bytes(self, bucket: dist.GradBucket) -> int:
-        """All of the bucket."""
         return bucket.buffer().nbytes
 
 
 class HalfPrecision(CommunicationHook):
     """Gradients are averaged in float16: torch's ``fp16_compress_hook``."""
 
+    @override
     def exchange(self, bucket: dist.GradBucket) -> Future[Tensor]:
-        """Average a bucket."""
-        return fp16_compress_hook(None, bucket)
+        return fp16_compress_hook(None, bucket)  # type: ignore[arg-type]  # None: all processes
 
+    @override
     def message_bytes(self, bucket: dist.GradBucket) -> int:
-        """Two bytes a number."""
         return 2 * bucket.buffer().numel()
 
 
@@ -138,10 +139,11 @@ class PowerSGD(CommunicationHook):
         self._state = PowerSGDState(None, matrix_approximation_rank=rank, start_powerSGD_iter=start)
         self._counted = 0
 
+    @override
     def exchange(self, bucket: dist.GradBucket) -> Future[Tensor]:
-        """Average a bucket."""
         return powerSGD_hook(self._state, bucket)
 
+    @override
     def message_bytes(self, bucket: dist.GradBucket) -> int:
         """Four bytes a number of the low-rank matrices, and of what is not worth compressing."""
         _, _, numbers = self._state.compression_stats()

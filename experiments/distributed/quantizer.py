@@ -91,9 +91,7 @@ class Quantizer:
         rms = torch.linalg.vector_norm(payload) / len(payload) ** 0.5
         step = self.c * self._reference(memory, rms)
         wanted = payload + memory.residual
-        scaled = (
-            wanted * torch.where(step > 0, 1 / step, 0)
-        ).round_()  # nothing before the first gradient that is not 0
+        scaled = (wanted * torch.where(step > 0, 1 / step, 0)).round_()  # 0 before the first gradient that is not 0
         if self.largest is not None:
             scaled.clamp_(-self.largest, self.largest)
         symbols = scaled.to(self.dtype)

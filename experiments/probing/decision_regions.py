@@ -2,13 +2,10 @@
 
 from collections.abc import Callable
 
-import matplotlib
 import torch
-from torch import Tensor
-
-matplotlib.use("Agg")  # files only: no screen is needed
-import matplotlib.pyplot as plt
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from torch import Tensor
 
 _SIDE = 300
 _MARGIN = 0.1
@@ -32,10 +29,11 @@ def draw_regions(
     across, up = (torch.linspace(float(a), float(b), _SIDE) for a, b in zip(low, high, strict=True))
     plane = torch.cartesian_prod(across, up).split(10_000)  # in parts: 90,000 points of 500 units are 360 MB
     decided = torch.cat([classify(part).argmax(dim=1) for part in plane]).view(_SIDE, _SIDE).T
-    colours = plt.get_cmap("tab10")
+    colours = colormaps["tab10"]
     extent = (float(low[0]), float(high[0]), float(low[1]), float(high[1]))
     regions = colours(decided.cpu().numpy())
     axes.imshow(regions, origin="lower", extent=extent, alpha=0.35, interpolation="nearest")
-    axes.scatter(*points.T.cpu(), c=colours(labels.cpu().numpy()), s=size, edgecolors="white", linewidths=0.3)
+    x, y = points.T.cpu()
+    axes.scatter(x, y, c=colours(labels.cpu().numpy()), s=size, edgecolors="white", linewidths=0.3)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)

@@ -2,17 +2,16 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
+from typing import cast
 
-import lightning.pytorch as L
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from datamodules.base import ImageDataModule
-from datamodules.batch import Batch
 from datamodules.images import Images
 from datamodules.loaders import in_order
 from models.method import Method
@@ -44,69 +43,62 @@ class Features:
         return Features({kind: values.to(device) for kind, values in self.kinds.items()}, self.labels.to(device))
 
 
+Compute = Callable[[Tensor], Mapping[str, Tensor]]
+"""Images ``(B, C, H, W)`` → kind of features → values ``(B, …)``."""
+
+
 @dataclass(frozen=True)
 class Splits:
     """The images of a data set, un-augmented and in a fixed order.
 
     Attributes:
         data: the data module, which normalises.
-        train, val, test: batches of the splits.
+        train, val, test: the splits.
     """
 
     data: ImageDataModule
-    train: DataLoader
-    val: DataLoader
-    test: DataLoader
+    train: Images
+    val: Images
+    test: Images
 
     @classmethod
-    def of(cls, data: ImageDataModule, trainer: L.Trainer) -> "Splits":
+    def of(cls, data: ImageDataModule) -> "Splits":
         """Read the data set; validation is held out of the training split, even if the run validated on the test split.
-
-        Args:
-            data: the data module.
-            trainer: any Trainer that is not training.
 
         Raises:
             DataError: a file is missing or damaged.
         """
-        data.trainer, data.validate_on_test = trainer, False
-        if hasattr(data, "views"):  # several views of an image are for training without labels
-            data.views = None
+        data.validate_on_test, data.views = False, None  # views are for training without labels
         data.prepare_data()
         data.setup("fit")
         data.setup("test")
-        train = in_order(data.training_images.for_evaluation(), data.batch_size, data.num_workers)
-        return cls(data, train, data.val_dataloader(), data.test_dataloader())
+        val, test = images_of(data.val_dataloader()), images_of(data.test_dataloader())
+        return cls(data, data.training_images.for_evaluation(), val, test)
 
     def some(self, count: int) -> "Splits":
         """At most so many images of each split, drawn at random with the seed of the data, in their order."""
-        return Splits(self.data, *(self._drawn(loader, count) for loader in (self.train, self.val, self.test)))
+        train, val, test = (draw(split, count, self.data.seed) for split in (self.train, self.val, self.test))
+        return replace(self, train=train, val=val, test=test)
 
-    def _drawn(self, loader: DataLoader, count: int) -> DataLoader:
-        split = draw(loader.dataset, count, self.data.seed)
-        return in_order(split, self.data.batch_size, loader.num_workers)
-
-    def images(self, batch: Batch, device: torch.device) -> Tensor:
-        """Normalised float32 ``(B, C, H, W)`` on the device."""
-        on_device = move_data_to_device(batch, device)
-        return self.data.on_after_batch_transfer(on_device, 0).images
-
-    def read(self, loaders: Sequence[DataLoader], device: torch.device, compute: "Compute") -> "Features":
-        """What ``compute`` makes of the images of some of the loaders; those follow each other in the result."""
-        batches: Iterator[tuple[Tensor, Tensor]] = (
-            (self.images(batch, device), batch.labels) for batch in chain(*loaders)
+    def read(self, splits: Sequence[Images], device: torch.device, compute: Compute) -> Features:
+        """What ``compute`` makes of the images of some of the splits; those follow each other in the result."""
+        loaders = [in_order(split, self.data.batch_size, self.data.num_workers) for split in splits]
+        ready = (
+            (self.data.evaluation_batch(move_data_to_device(batch, device)).images, batch.labels)
+            for batch in chain(*loaders)
         )
-        return read(batches, sum(len(loader.dataset) for loader in loaders), compute)
+        return read(ready, sum(map(len, splits)), compute)
+
+
+def images_of(loader: DataLoader) -> Images:
+    """The split that a loader of a data module loads."""
+    return cast(Images, loader.dataset)
 
 
 def draw(split: Images, count: int, seed: int) -> Images:
     """At most ``count`` images of a split, drawn at random, in their order."""
     drawn = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:count]
     return split.subset(drawn.sort().values)
-
-
-Compute = Callable[[Tensor], Mapping[str, Tensor]]
-"""Images ``(B, C, H, W)`` → kind of features → values ``(B, …)``."""
 
 
 @torch.no_grad()
@@ -124,7 +116,7 @@ def read(batches: Iterable[tuple[Tensor, Tensor]], count: int, compute: Compute)
     return Features(kinds, labels)
 
 
-def extract(model: Method, splits: Splits, loaders: Sequence[DataLoader], blocks: Sequence[int]) -> Features:
+def extract(model: Method, data: Splits, splits: Sequence[Images], blocks: Sequence[int]) -> Features:
     """Features of some blocks in evaluation mode and float32; blocks behind the last of them are not computed.
 
     They stay in memory: 4 bytes × images × Σ d, for ImageNet and all four blocks of a ResNet-50
@@ -132,8 +124,8 @@ def extract(model: Method, splits: Splits, loaders: Sequence[DataLoader], blocks
 
     Args:
         model: the network; its weights and statistics are only read.
-        splits: gives the images.
-        loaders: some of the loaders of ``splits``; their images follow each other in the result.
+        data: gives the images.
+        splits: some of its splits; their images follow each other in the result.
         blocks: numbers of the blocks, from 1.
     """
     model.eval().requires_grad_(False)
@@ -143,7 +135,7 @@ def extract(model: Method, splits: Splits, loaders: Sequence[DataLoader], blocks
         found = model.block_features(images, last=max(blocks))
         return {kind: values for kind, values in found.items() if kind.partition("/")[0] in wanted}
 
-    return splits.read(loaders, model.device, compute)
+    return data.read(splits, model.device, compute)
 
 
 @contextmanager

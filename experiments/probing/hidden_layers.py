@@ -17,14 +17,14 @@ Every = Literal["unit", "block"]
 Layers = Mapping[str, nn.Sequential]
 """Name of a layer → the units that make its features of the layer before, in the order of the network."""
 
-Figures = dict[str, dict[str, float]]
-"""Layer or block → figure → value."""
+LayerMetrics = dict[str, dict[str, float]]
+"""Layer or head → metric → value."""
 
 
 def layers_of(model: LocalLearning, every: Every = "unit") -> dict[str, nn.Sequential]:
     """The layers of a network: ``block<k>/<unit>``, or ``block<k>`` if only the ends of blocks count."""
     layers: dict[str, nn.Sequential] = {}
-    for name, block in zip(model.block_names, model.blocks, strict=True):
+    for name, block in zip(model.block_names, model.blocks.children(), strict=True):
         units = OrderedDict(block.named_children())
         if every == "unit":
             layers |= {f"{name}/{unit}": nn.Sequential(OrderedDict({unit: units[unit]})) for unit in units}
@@ -37,11 +37,11 @@ def reader(layers: Layers) -> Compute:
     """What makes the features of all layers of images: maps averaged over a 2×2 grid, flattened ``(B, 4·C)``."""
 
     def compute(images: Tensor) -> dict[str, Tensor]:
-        features = {}
+        pooled, features = {}, images
         for name, layer in layers.items():
-            images = layer(images)
-            features[name] = pooled_2x2(images)
-        return features
+            features = layer(features)
+            pooled[name] = pooled_2x2(features)
+        return pooled
 
     return compute
 
@@ -54,7 +54,7 @@ def pooled_2x2(features: Tensor) -> Tensor:
     return features.flatten(1)
 
 
-def layer_figures(train: Features, judged: Features, split: str) -> Figures:
+def layer_metrics(train: Features, judged: Features, split: str) -> LayerMetrics:
     """Accuracy of the nearest class mean, separation fuzziness and effective rank of every layer.
 
     Args:
@@ -66,18 +66,18 @@ def layer_figures(train: Features, judged: Features, split: str) -> Figures:
         Layer → ``ncm_train``, ``ncm_<split>`` (shares, 0 … 1), ``ncm_gap`` (their difference), ``fuzziness_train``,
         ``fuzziness_<split>``, ``rank_train``, ``rank_<split>``.
     """
-    found: Figures = {layer: {} for layer in train.kinds}
-    for layer, figures in found.items():
+    found: LayerMetrics = {layer: {} for layer in train.kinds}
+    for layer, metrics in found.items():
         for name, features in (("train", train), (split, judged)):
             values, labels = features.kinds[layer], features.labels
-            figures[f"ncm_{name}"] = nearest_mean_top1(train.kinds[layer], train.labels, values, labels)
-            figures[f"fuzziness_{name}"] = separation_fuzziness(values, labels)
-            figures[f"rank_{name}"] = effective_rank(values)
-        figures["ncm_gap"] = figures["ncm_train"] - figures[f"ncm_{split}"]
+            metrics[f"ncm_{name}"] = nearest_mean_top1(train.kinds[layer], train.labels, values, labels)
+            metrics[f"fuzziness_{name}"] = separation_fuzziness(values, labels)
+            metrics[f"rank_{name}"] = effective_rank(values)
+        metrics["ncm_gap"] = metrics["ncm_train"] - metrics[f"ncm_{split}"]
     return found
 
 
-def redundancy(logits: Features, sample_losses: Callable[[Tensor, Tensor], Tensor]) -> Figures:
+def redundancy(logits: Features, sample_losses: Callable[[Tensor, Tensor], Tensor]) -> LayerMetrics:
     """How much of the training data teaches a head nothing more.
 
     Args:
@@ -88,18 +88,18 @@ def redundancy(logits: Features, sample_losses: Callable[[Tensor, Tensor], Tenso
         Head → ``confident_train``, ``small_loss_train``: shares of images, 0 … 1, with p > 0.99 of the true class, and
         with a loss below 0.01. p is the softmax, which only cross-entropy trains to be a probability.
     """
-    names, figures = ("confident_train", "small_loss_train"), {}
+    found = {}
     for head, z in logits.kinds.items():
-        shares = redundant_shares(probabilities(z), sample_losses(z, logits.labels), logits.labels)
-        figures[head] = dict(zip(names, shares, strict=True))
-    return figures
+        confident, small = redundant_shares(probabilities(z), sample_losses(z, logits.labels), logits.labels)
+        found[head] = {"confident_train": confident, "small_loss_train": small}
+    return found
 
 
-def flat(figures: Figures) -> dict[str, float]:
-    """The figures under their logged names: ``observe/<layer>/<figure>``; what could not be computed is left out."""
+def flat(metrics: LayerMetrics) -> dict[str, float]:
+    """Logged names ``observe/<layer>/<metric>`` → values; what could not be computed is left out."""
     return {
-        f"observe/{layer}/{figure}": value
-        for layer, found in figures.items()
-        for figure, value in found.items()
+        f"observe/{layer}/{metric}": value
+        for layer, found in metrics.items()
+        for metric, value in found.items()
         if value == value  # no NaN
     }

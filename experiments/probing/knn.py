@@ -1,4 +1,7 @@
-"""Weighted k-nearest-neighbour vote on frozen features (Wu et al., CVPR 2018, arXiv 1805.01978)."""
+"""Weighted k-nearest-neighbour vote on frozen features (Wu et al., CVPR 2018, arXiv 1805.01978).
+
+Own, because lightly's ``knn_predict`` leaves ties to chance, and its package imports the other Lightning; KNN_NUMBERS
+"""
 
 import torch
 from torch import Tensor
@@ -20,13 +23,8 @@ def knn_top1(bank: Features, queries: Features, kind: str, k: int, temperature: 
         temperature: t of the votes' weights.
         device: where to compute.
     """
-    found = knn_classes(
-        bank.kinds[kind].to(device),
-        bank.labels.to(device),
-        queries.kinds[kind].to(device),
-        k,
-        temperature,
-    )
+    vectors, labels, some = (x.to(device) for x in (bank.kinds[kind], bank.labels, queries.kinds[kind]))
+    found = knn_classes(vectors, labels, some, k, temperature)
     return (found == queries.labels.to(device)).float().mean().item()
 
 
@@ -49,13 +47,14 @@ def knn_classes(bank: Tensor, labels: Tensor, queries: Tensor, k: int, temperatu
     bank, by_class, classes = F.normalize(bank.float()), labels.argsort(stable=True), int(labels.max()) + 1
     found = []
     for some in F.normalize(queries.float()).split(max(1, _CHUNK // len(bank))):
-        similarity = some @ bank.T
-        nearest, neighbours = similarity.topk(k)
-        tied = (similarity >= nearest[:, -1:]).sum(1) > k  # topk takes any of them
+        similarity = some @ bank.T  # (m, N)
+        nearest, neighbours = similarity.topk(min(k + 1, len(bank)))  # (m, k + 1), to see ties at the k-th place
+        tied = (nearest[:, k:] == nearest[:, k - 1 : k]).any(1)  # topk takes any of them
+        nearest, neighbours = nearest[:, :k], neighbours[:, :k]
         if tied.any():
             order = similarity[tied][:, by_class].argsort(dim=1, descending=True, stable=True)[:, :k]
             neighbours[tied] = by_class[order]
         weights = ((nearest - 1) / temperature).exp()  # a constant factor, exp(-1 / t), against overflow
-        votes = weights.new_zeros(len(some), classes).scatter_add_(1, labels[neighbours], weights)
+        votes = weights.new_zeros(len(some), classes).scatter_add_(1, labels[neighbours], weights)  # (m, classes)
         found.append(votes.argmax(1))  # the first of equal ones
     return torch.cat(found)

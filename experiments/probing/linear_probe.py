@@ -9,6 +9,7 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from experiments.probing.features import Features
+from experiments.probing.protocol import Protocol
 
 
 def linear_head(features: int, outputs: int, generator: torch.Generator, device: torch.device) -> nn.Linear:
@@ -62,7 +63,8 @@ class LinearProbe:
         for _ in range(epochs):
             for chosen in torch.randperm(len(features), generator=self._generator).split(batch_size):
                 labels = features.labels[chosen].to(self._device)
-                loss = sum(self._loss(kind, values[chosen], labels) for kind, values in features.kinds.items())
+                losses = [self._loss(kind, values[chosen], labels) for kind, values in features.kinds.items()]
+                loss = sum(losses, start=torch.zeros((), device=self._device))
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -71,7 +73,7 @@ class LinearProbe:
 
     def _loss(self, kind: str, features: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropies of all learning rates, each times its rate."""
-        logits, rates = self._logits(kind, features), self.rates[kind]
+        logits, rates = self._logits(kind, features), self.rates[kind]  # (B, rates, classes), (rates,)
         losses = F.cross_entropy(logits.flatten(0, 1), labels.repeat_interleave(len(rates)), reduction="none")
         return losses.view(-1, len(rates)).mean(0) @ rates
 
@@ -88,3 +90,30 @@ class LinearProbe:
             for kind, values in features.kinds.items():
                 right[kind] += (self._logits(kind, values[rows]).argmax(2) == labels).sum(0)
         return {kind: (count / len(features)).tolist() for kind, count in right.items()}
+
+
+def fit_linear(
+    known: Features, held_out: int, num_classes: int, protocol: Protocol, device: torch.device
+) -> tuple[LinearProbe, dict[str, float]]:
+    """Choose a learning rate per kind of features, train with it.
+
+    Args:
+        known: what is learned from: training images, then those held out for validation.
+        held_out: number of the latter. While a learning rate is chosen they are not learned from; after
+            that they are.
+        num_classes: number of classes.
+        protocol: learning rates, epochs, batch size.
+        device: where to train.
+
+    Returns:
+        The classifiers after their last epoch, and kind → the chosen learning rate.
+    """
+    widths = {kind: values.shape[1] for kind, values in known.kinds.items()}
+
+    def fit(features: Features, rates: Mapping[str, Sequence[float]]) -> LinearProbe:
+        linear = LinearProbe(widths, rates, num_classes, device, protocol.seed)
+        return linear.fit(features, protocol.epochs, protocol.batch_size)
+
+    tried = fit(known[:-held_out], dict.fromkeys(widths, protocol.learning_rates)).top1(known[-held_out:])
+    rates = {kind: protocol.learning_rates[top1.index(max(top1))] for kind, top1 in tried.items()}
+    return fit(known, {kind: [rate] for kind, rate in rates.items()}), rates

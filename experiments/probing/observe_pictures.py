@@ -1,22 +1,20 @@
-"""The pictures of hidden layers: every figure against depth, and against depth and time."""
+"""The pictures of hidden layers: every metric against depth, and against depth and time."""
 
 import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")  # files only: no screen is needed
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 
-from experiments.probing.hidden_layers import Figures
+from experiments.probing.hidden_layers import LayerMetrics
 from experiments.run.files import METRICS, OBSERVATIONS_OVER_TIME
 
 
@@ -26,22 +24,22 @@ class Panel:
 
     Attributes:
         title: what is drawn.
-        figures: figure → style of its line, or name of its colours.
-        percent: the figures are shares, 0 … 1.
+        metrics: metric → style of its line, or name of its colours.
+        percent: the metrics are shares, 0 … 1.
         log: the axis is logarithmic.
         from_zero: the axis begins at 0.
     """
 
     title: str
-    figures: Mapping[str, str]
+    metrics: Mapping[str, str]
     percent: bool = False
     log: bool = False
     from_zero: bool = False
 
 
 def _panels(probe: str) -> list[Panel]:
-    def both(figure: str) -> dict[str, str]:
-        return {f"{figure}_test": "-", f"{figure}_train": "--"}
+    def both(metric: str) -> dict[str, str]:
+        return {f"{metric}_test": "-", f"{metric}_train": "--"}
 
     gaps = {f"{probe}_gap": "-", "ncm_gap": ":"}
     return [
@@ -60,12 +58,12 @@ def _panels(probe: str) -> list[Panel]:
     ]
 
 
-Networks = Sequence[tuple[str, Figures, Figures]]
-"""Of each network its name, the figures of its layers and those of its heads."""
+Networks = Sequence[tuple[str, LayerMetrics, LayerMetrics]]
+"""Of each network its name, the metrics of its layers and those of its heads."""
 
 
 def draw_depth(networks: Networks, probe: str, title: str, path: Path) -> None:
-    """One panel per figure against depth: solid lines are test images, dashed ones training images.
+    """One panel per metric against depth: solid lines are test images, dashed ones training images.
 
     Args:
         networks: the run and, if there is one, its reference, whose layers are called the same.
@@ -73,14 +71,15 @@ def draw_depth(networks: Networks, probe: str, title: str, path: Path) -> None:
         title: what is shown.
         path: the PNG file.
     """
-    known = {f for _, *parts in networks for figures in parts for found in figures.values() for f in found}
-    panels = [panel for panel in _panels(probe) if known & set(panel.figures)]
+    known = {name for _, *parts in networks for part in parts for found in part.values() for name in found}
+    panels = [panel for panel in _panels(probe) if known & set(panel.metrics)]
     layers, per_row = list(networks[0][1]), -(-len(panels) // 2)
-    figure, axes = plt.subplots(2, per_row, figsize=(4.2 * per_row, 7), layout="constrained")
+    figure = Figure(figsize=(4.2 * per_row, 7), layout="constrained")
+    axes = figure.subplots(2, per_row)
     for ax, panel in zip(axes.flat, panels, strict=False):
         for (_, *parts), colour in zip(networks, _COLOURS, strict=False):
-            for figures in parts:
-                _draw_lines(ax, panel, figures, layers, colour)
+            for part in parts:
+                _draw_lines(ax, panel, part, layers, colour)
         _finish(ax, panel, layers)
     lines = _legend(networks)
     for ax in axes.flat[len(panels) :]:
@@ -91,7 +90,6 @@ def draw_depth(networks: Networks, probe: str, title: str, path: Path) -> None:
         figure.legend(handles=lines, loc="outside lower center", ncols=-(-len(lines) // 2), frameon=False)
     figure.suptitle(f"Hidden layers: {title}")
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 _COLOURS = ("tab:blue", "tab:orange")
@@ -102,7 +100,9 @@ def _legend(networks: Networks) -> list[Line2D]:
     """What every mark stands for."""
     name, layers, _ = networks[0]
     heads = {head for *_, found in networks for head in found}
-    marks = {who: {"color": colour} for (who, *_), colour in zip(networks, _COLOURS, strict=False)}
+    marks: dict[str, dict[str, Any]] = {
+        who: {"color": colour} for (who, *_), colour in zip(networks, _COLOURS, strict=False)
+    }
     marks |= {"test images": {"linestyle": "-"}, "training images": {"linestyle": "--"}}
     if heads - {_FINAL}:
         marks["head of a block"] = {"linestyle": "", "marker": _HEAD_MARK}
@@ -113,10 +113,10 @@ def _legend(networks: Networks) -> list[Line2D]:
     return [Line2D([], [], label=label, **{"color": "black"} | style) for label, style in marks.items()]
 
 
-def _draw_lines(ax: Axes, panel: Panel, figures: Figures, layers: Sequence[str], colour: str) -> None:
-    for name, style in panel.figures.items():
-        positions = np.array([_position(place, layers) for place, found in figures.items() if name in found])
-        values = np.array([found[name] for found in figures.values() if name in found]) * (100 if panel.percent else 1)
+def _draw_lines(ax: Axes, panel: Panel, metrics: LayerMetrics, layers: Sequence[str], colour: str) -> None:
+    for name, style in panel.metrics.items():
+        positions = np.array([_position(place, layers) for place, found in metrics.items() if name in found])
+        values = np.array([found[name] for found in metrics.values() if name in found]) * (100 if panel.percent else 1)
         ax.plot(positions, values, style, color=colour)
         behind = positions > len(layers) - 1
         ax.plot(positions[behind], values[behind], _FINAL_MARK, color=colour, markersize=8)
@@ -144,7 +144,9 @@ def _finish(ax: Axes, panel: Panel, layers: Sequence[str]) -> None:
         ax.axvline(border, color="0.8", linewidth=0.8, zorder=0)
     for k, (start, stop) in enumerate(pairwise([-0.5, *borders, len(layers) - 0.5]), start=1):
         if borders:
-            ax.text((start + stop) / 2, 1.01, k, transform=ax.get_xaxis_transform(), ha="center", color="0.5", size=8)
+            ax.text(
+                (start + stop) / 2, 1.01, str(k), transform=ax.get_xaxis_transform(), ha="center", color="0.5", size=8
+            )
 
 
 def _plain_numbers(ax: Axes, log: bool) -> None:
@@ -171,7 +173,7 @@ _OVER_TIME = (
 
 
 def draw_over_time(folder: Path, places: Sequence[str]) -> Path | None:
-    """Every figure against depth and time, from the ``metrics.csv`` of a run with the callback ``HiddenLayers``.
+    """Every metric against depth and time, from the ``metrics.csv`` of a run with the callback ``HiddenLayers``.
 
     Args:
         folder: the run folder; ``observations_over_time.png`` goes there.
@@ -186,13 +188,13 @@ def draw_over_time(folder: Path, places: Sequence[str]) -> Path | None:
     if not maps:
         return None
     height = 1.8 + 0.25 * max(8, *(len(rows) for _, rows, _ in maps))
-    figure, axes = plt.subplots(1, len(maps), figsize=(3.6 * len(maps), height), layout="constrained", squeeze=False)
-    for ax, (panel, rows, values) in zip(axes.flat, maps, strict=True):
+    figure = Figure(figsize=(3.6 * len(maps), height), layout="constrained")
+    axes = figure.subplots(1, len(maps), squeeze=False)[0]
+    for ax, (panel, rows, values) in zip(axes, maps, strict=True):
         _draw_map(ax, panel, rows, list(epochs), values)
-    axes[0, 0].set_ylabel("depth →")
+    axes[0].set_ylabel("depth →")
     figure.suptitle(f"Hidden layers while learning: {folder.name}")
     figure.savefig(folder / OBSERVATIONS_OVER_TIME, dpi=150)
-    plt.close(figure)
     return folder / OBSERVATIONS_OVER_TIME
 
 
@@ -209,16 +211,16 @@ def _epochs(metrics: Path) -> dict[int, dict[str, float]]:
 def _map(
     panel: Panel, epochs: Mapping[int, Mapping[str, float]], places: Sequence[str]
 ) -> tuple[list[str], np.ndarray]:
-    """The places that have the panel's figure, and its values ``(places, epochs)``."""
-    [figure] = panel.figures
-    names = {place: f"observe/{place}/{figure}" for place in places}
+    """The places that have the panel's metric, and its values ``(places, epochs)``."""
+    [metric] = panel.metrics
+    names = {place: f"observe/{place}/{metric}" for place in places}
     rows = [place for place in names if any(names[place] in found for found in epochs.values())]
     values = [[found.get(names[place], np.nan) for found in epochs.values()] for place in rows]
     return rows, np.array(values) * (100 if panel.percent else 1)
 
 
 def _draw_map(ax: Axes, panel: Panel, rows: Sequence[str], epochs: Sequence[int], values: np.ndarray) -> None:
-    [colours] = panel.figures.values()
+    [colours] = panel.metrics.values()
     norm = LogNorm() if panel.log else None
     image = ax.imshow(values, cmap=colours, norm=norm, origin="lower", aspect="auto", interpolation="nearest")
     bar = ax.figure.colorbar(image, ax=ax, pad=0.02)
@@ -227,7 +229,7 @@ def _draw_map(ax: Axes, panel: Panel, rows: Sequence[str], epochs: Sequence[int]
     every_row, every_epoch = -(-len(rows) // 30), -(-len(epochs) // 6)
     names = [row.rpartition("/")[2] for row in rows]
     ax.set_yticks(range(0, len(rows), every_row), names[::every_row], size=8)
-    ax.set_xticks(range(0, len(epochs), every_epoch), epochs[::every_epoch], size=8)
+    ax.set_xticks(range(0, len(epochs), every_epoch), list(map(str, epochs[::every_epoch])), size=8)
     ax.set_title(panel.title, fontsize=10)
     ax.set_xlabel("epoch")
     for border in _borders(rows):

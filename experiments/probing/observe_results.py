@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from experiments.probing.hidden_layers import Figures, flat
+from experiments.probing.hidden_layers import LayerMetrics, flat
 from experiments.probing.observe_pictures import draw_depth
 from experiments.run import tables
 from experiments.run.files import OBSERVATIONS, OBSERVATIONS_PICTURE, SUMMARY
@@ -24,15 +24,15 @@ class Observed:
         checkpoint: where its weights come from.
         epoch: after which epoch they were saved, from 1.
         step: their training step.
-        layers: layer → figure → value, in the order of the network.
-        heads: head → figure → value.
+        layers: layer → metric → value, in the order of the network.
+        heads: head → metric → value.
     """
 
     checkpoint: Path
     epoch: int
     step: int
-    layers: Figures
-    heads: Figures
+    layers: LayerMetrics
+    heads: LayerMetrics
 
     @property
     def folder(self) -> Path:
@@ -47,17 +47,17 @@ class Observed:
 
 
 def columns(probe: str) -> dict[str, tuple[str, str]]:
-    """Heading, two lines → figure and its format.
+    """Heading, two lines → metric and its format.
 
     Args:
         probe: name of the linear probe's protocol.
     """
 
-    def three(group: str, figure: str) -> dict[str, tuple[str, str]]:
-        return {f"{group}\n{part}": (f"{figure}_{part}", ".2%") for part in ("train", "test", "gap")}
+    def three(group: str, metric: str) -> dict[str, tuple[str, str]]:
+        return {f"{group}\n{part}": (f"{metric}_{part}", ".2%") for part in ("train", "test", "gap")}
 
-    def two(group: str, figure: str, form: str) -> dict[str, tuple[str, str]]:
-        return {f"{group}\n{part}": (f"{figure}_{part}", form) for part in ("train", "test")}
+    def two(group: str, metric: str, form: str) -> dict[str, tuple[str, str]]:
+        return {f"{group}\n{part}": (f"{metric}_{part}", form) for part in ("train", "test")}
 
     return {
         **three("linear", probe),
@@ -70,12 +70,12 @@ def columns(probe: str) -> dict[str, tuple[str, str]]:
     }
 
 
-def table_of(figures: Figures, probe: str) -> tuple[list[str], list[list[str]]]:
-    """Headings, and one row per layer or head; only figures that occur; shares in %."""
-    known = {figure for found in figures.values() for figure in found}
+def table_of(metrics: LayerMetrics, probe: str) -> tuple[list[str], list[list[str]]]:
+    """Headings, and one row per layer or head; only metrics that occur; shares in %."""
+    known = {metric for found in metrics.values() for metric in found}
     chosen = {heading: column for heading, column in columns(probe).items() if column[0] in known}
-    cells = [[_cell(found.get(figure), form) for figure, form in chosen.values()] for found in figures.values()]
-    return ["", *chosen], [[place, *row] for place, row in zip(figures, cells, strict=True)]
+    cells = [[_cell(found.get(metric), form) for metric, form in chosen.values()] for found in metrics.values()]
+    return ["", *chosen], [[place, *row] for place, row in zip(metrics, cells, strict=True)]
 
 
 def _cell(value: float | None, form: str) -> str:
@@ -84,9 +84,9 @@ def _cell(value: float | None, form: str) -> str:
     return f"{value:{form}}".removesuffix("%")
 
 
-def markdown(figures: Figures, probe: str) -> str:
+def markdown(metrics: LayerMetrics, probe: str) -> str:
     """The table for TensorBoard's text page."""
-    return tables.markdown(*table_of(figures, probe))
+    return tables.markdown(*table_of(metrics, probe))
 
 
 _LEGEND = """linear, NCM: top-1 % of a linear probe and of the nearest class mean. D: separation fuzziness.
@@ -101,15 +101,15 @@ def show(observed: Sequence[Observed], about: Mapping[str, Any]) -> None:
     )
     for network, role in zip(observed, ("run", "reference"), strict=False):
         print(f"\n{role}: {network.checkpoint}, {network.state}")
-        for figures in (network.layers, network.heads) if network.heads else (network.layers,):
-            tables.show(*table_of(figures, about["probe"]), words=[""])
+        for metrics in (network.layers, network.heads) if network.heads else (network.layers,):
+            tables.show(*table_of(metrics, about["probe"]), words=[""])
 
 
 def record(observed: Sequence[Observed], about: Mapping[str, Any]) -> None:
     """Write ``observations.json``, draw ``observations.png``, and put both on the run's TensorBoard page.
 
     Args:
-        observed: the run and, if there is one, its reference, whose figures are named ``reference/…``.
+        observed: the run and, if there is one, its reference, whose metrics are named ``reference/…``.
         about: what was observed.
     """
     run, folder = observed[0], observed[0].folder

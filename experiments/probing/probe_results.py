@@ -3,12 +3,11 @@
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
+from experiments.probing.checkpoint import Checkpoint
 from experiments.run import tables
 from experiments.run.files import PROBE, SUMMARY
 from experiments.run.loggers import RunTensorBoardLogger
@@ -16,11 +15,11 @@ from experiments.run.summary import write_json
 
 
 @dataclass
-class Figures:
+class Findings:
     """What a probe found.
 
     Attributes:
-        metrics: figures under their logged names.
+        metrics: logged name → value.
         seconds: part of the work → time that it took.
         images: number of images that went through a frozen network.
     """
@@ -42,10 +41,10 @@ _JUDGES = {"probe_lin": "linear", "knn": "kNN", "effective_rank": "rank"}
 """Beginning of a protocol's name → its column; in the table's order."""
 
 
-def table_of(figures: Figures) -> tuple[list[str], list[list[str]]]:
+def table_of(findings: Findings) -> tuple[list[str], list[list[str]]]:
     """Headings, and one row per block and kind of features: accuracies on the test split in %, and effective rank."""
     cells: dict[tuple[int, bool, str], dict[str, str]] = {}
-    for name, value in figures.metrics.items():
+    for name, value in findings.metrics.items():
         if found := _NAME.fullmatch(name):
             judge = next(title for start, title in _JUDGES.items() if found["protocol"].startswith(start))
             text = f"{value:.1f}" if judge == "rank" else f"{100 * value:.2f}"
@@ -57,42 +56,41 @@ def table_of(figures: Figures) -> tuple[list[str], list[list[str]]]:
     return ["block", "features", *columns], rows
 
 
-def markdown(figures: Figures) -> str:
+def markdown(findings: Findings) -> str:
     """The table for TensorBoard's text page."""
-    return tables.markdown(*table_of(figures))
+    return tables.markdown(*table_of(findings))
 
 
-def show(figures: Figures, title: str) -> None:
+def show(findings: Findings, title: str) -> None:
     """Print the table, the supervised control, and where the time went."""
-    tables.show(*table_of(figures), title=title)
-    if (supervised := figures.metrics.get("supervised/test/top1")) is not None:
+    tables.show(*table_of(findings), title=title)
+    if (supervised := findings.metrics.get("supervised/test/top1")) is not None:
         print(f"supervised, end to end: {100 * supervised:.2f} %")
-    times = ", ".join(f"{part} {seconds:.1f} s" for part, seconds in figures.seconds.items())
-    print(f"{times}; {figures.images / figures.seconds['extraction']:,.0f} images/s through the frozen network")
+    times = ", ".join(f"{part} {seconds:.1f} s" for part, seconds in findings.seconds.items())
+    print(f"{times}; {findings.images / findings.seconds['extraction']:,.0f} images/s through the frozen network")
 
 
-def record(figures: Figures, checkpoint: Path, saved: Mapping[str, Any], dataset: str) -> None:
-    """Write the figures into the run's ``summary.json`` and TensorBoard page; or, if they are no final ones, elsewhere.
+def record(findings: Findings, checkpoint: Checkpoint, dataset: str) -> None:
+    """Write the metrics into the run's ``summary.json`` and TensorBoard page; or, if they are no final ones, elsewhere.
 
-    A summary speaks of the last weights and the run's own data set. Figures of other weights or data, or
+    A summary speaks of the last weights and the run's own data set. Metrics of other weights or data, or
     of an unfinished run, which must have no summary, go to ``probe.json``.
 
     Args:
-        figures: what was found.
-        checkpoint: file with the weights.
-        saved: what is in it.
-        dataset: title of the data set.
+        findings: what was found.
+        checkpoint: what was probed.
+        dataset: name of the data set.
     """
-    folder, step = checkpoint.absolute().parents[1], saved["global_step"]
+    folder, step = checkpoint.folder, checkpoint.step
     summary = json.loads((folder / SUMMARY).read_text()) if (folder / SUMMARY).is_file() else {}
     if (summary.get("global_step"), summary.get("dataset")) != (step, dataset):
-        about = {"checkpoint": checkpoint.name, "global_step": step, "dataset": dataset}
-        write_json(folder / PROBE, about | {"metrics": figures.metrics})
+        about = {"checkpoint": checkpoint.file.name, "global_step": step, "dataset": dataset}
+        write_json(folder / PROBE, about | {"metrics": findings.metrics})
         print(f"Written to {folder / PROBE}: these are not the final weights of a finished run on its own data.")
         return
-    write_json(folder / SUMMARY, summary | {"metrics": dict(sorted((summary["metrics"] | figures.metrics).items()))})
+    write_json(folder / SUMMARY, summary | {"metrics": dict(sorted((summary["metrics"] | findings.metrics).items()))})
     logger = RunTensorBoardLogger(folder)
-    logger.log_metrics(figures.metrics, step)
-    logger.experiment.add_text("probe", markdown(figures), step)
+    logger.log_metrics(findings.metrics, step)
+    logger.experiment.add_text("probe", markdown(findings), step)
     logger.finalize("success")
     print(f"Written to {folder / SUMMARY}\nTo watch:   tensorboard --logdir {folder}")

@@ -28,7 +28,7 @@ from torch.optim import SGD
 
 import datamodules
 from datamodules.augment import normalise
-from experiments.distributed.coders import Huffman, Zlib
+from experiments.distributed.coders import Zlib
 from experiments.distributed.entropy_coded import EntropyCoded
 from experiments.distributed.hooks import CommunicationHook, HalfPrecision, PowerSGD, Uncompressed
 from experiments.measure.allocator import keep_freed_memory
@@ -47,7 +47,6 @@ HOOKS: dict[str, Callable[[], CommunicationHook]] = {
     "coded, c = 1, relative": lambda: EntropyCoded(1, "relative"),
     "coded, c = 2, relative": lambda: EntropyCoded(2, "relative"),
     "coded, c = 1, true": lambda: EntropyCoded(mode="true"),
-    "coded, c = 1, own Huffman": lambda: EntropyCoded(coder=Huffman()),
     "coded, c = 1, zlib-9": lambda: EntropyCoded(coder=Zlib()),
 }
 

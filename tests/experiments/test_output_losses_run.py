@@ -134,10 +134,10 @@ def test_squashed_signal_vanishes_where_the_network_is_sure_and_wrong(tmp_path):
 def test_figures_of_known_logits():
     logits = torch.tensor([[5.0, 0.0], [0.0, 5.0], [1.0, 0.0]])  # sure and right, sure and wrong, unsure and wrong
     delta = torch.tensor([[3.0, 4.0], [0.0, 2.0], [0.0, 8.0]])
-    figures = OutputSignal().figures(logits, torch.tensor([0, 0, 1]), delta)
+    figures = OutputSignal().metrics(logits, torch.tensor([0, 0, 1]), delta)
     expected = {"delta": 5, "largest_logit": 5, "confident_wrong": 1 / 3, "delta_confident_wrong": 2}
     assert {name: value.item() for name, value in figures.items()} == pytest.approx(expected)
-    right = OutputSignal().figures(logits, torch.tensor([0, 1, 0]), delta)
+    right = OutputSignal().metrics(logits, torch.tensor([0, 1, 0]), delta)
     assert "delta_confident_wrong" not in right
 
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from helpers import CONFIGS, DIGITS, SMALL, fault
 
-from experiments.callbacks.checkpoints import LastCheckpoint
+from experiments.callbacks.last_checkpoint import LastCheckpoint
 from experiments.cli import main
 from experiments.run.errors import RunError
 from experiments.run.folder import PART_OF_SUITE

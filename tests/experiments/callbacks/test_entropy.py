@@ -13,7 +13,7 @@ from scipy import stats
 from torch import nn
 from torch.utils.data import DataLoader
 
-from experiments.callbacks.entropy import Entropy, Initialisation, weights_of
+from experiments.callbacks.entropy import Entropy
 from experiments.distributed.entropy import h8, shannon
 from experiments.run.errors import RunError
 from experiments.studies.weight_entropy import draw, main, read_curves
@@ -89,7 +89,7 @@ def test_entropies_are_logged_before_training_and_after_every_epoch(run):
         assert all(0 < h <= 8 for h in column(run, f"entropy/{weight}/gradient_h8"))
 
 
-def test_logged_figures_are_those_of_the_saved_weights(run):
+def test_logged_metrics_are_those_of_the_saved_weights(run):
     saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     metrics = summary(run)["metrics"]
     weights = {name: tensor for name, tensor in saved.items() if tensor.dim() > 1}
@@ -193,39 +193,3 @@ def test_a_picture_of_many_blocks_has_colours_by_depth_and_its_legend_beside_the
     lightness = [sum(colours[layer]) for layer in (layers[0], layers[12], layers[-1])]
     assert lightness == sorted(lightness)
     assert axes.get_ylim()[1] < 5  # where heads begin
-
-
-# -- initialisation ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("distribution", "kurtosis", "bits"), [("uniform", 1.8, (7.9, 8)), ("normal", 3.0, (6.5, 7.2))]
-)
-def test_initialisation_keeps_std_and_changes_the_shape(distribution, kurtosis, bits):
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(300, 200), nn.BatchNorm1d(200), nn.Conv2d(64, 64, 3))
-    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    Initialisation(distribution).setup(None, model, "fit")
-    for name, weight in weights_of(model).items():
-        assert float(weight.std()) == pytest.approx(float(before[name].std()), rel=0.02)
-        assert not torch.equal(weight, before[name])
-        assert stats.kurtosis(weight.detach().flatten().numpy(), fisher=False) == pytest.approx(kurtosis, abs=0.1)
-        assert bits[0] < h8(weight) < bits[1]
-    untouched = set(before) - set(weights_of(model))
-    assert all(torch.equal(model.get_parameter(name), before[name]) for name in untouched)
-
-
-@pytest.mark.parametrize("distribution", ["uniform", "normal"])
-def test_initialisation_with_a_gain(distribution):
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(300, 200), nn.Conv2d(32, 64, 3))
-    Initialisation(distribution, gain=2**0.5).setup(None, model, "fit")
-    assert float(model[0].weight.std()) == pytest.approx((2 / 300) ** 0.5, rel=0.02)
-    assert float(model[1].weight.std()) == pytest.approx((2 / (32 * 9)) ** 0.5, rel=0.02)
-
-
-def test_initialisation_leaves_other_stages_alone():
-    model = nn.Linear(30, 20)
-    before = model.weight.clone()
-    Initialisation("normal").setup(None, model, "test")
-    assert torch.equal(model.weight, before)

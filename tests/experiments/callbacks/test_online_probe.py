@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from torch.optim import SGD
 
 from datamodules.digits import Digits
+from experiments.callbacks.epoch_lines import EpochLines
 from experiments.callbacks.online_probe import OnlineProbe
-from experiments.callbacks.progress import EpochLines
 from experiments.cli import main
 from models.local_learning import pooled
 from models.methods.decoupled_greedy import DecoupledGreedy

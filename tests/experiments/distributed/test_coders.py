@@ -1,17 +1,17 @@
 """Entropy coders: nothing is lost, and no more bits than theory says."""
 
-import heapq
 import math
 
 import numpy as np
 import pytest
 import torch
+from reference.huffman import huffman_bits
 
-from experiments.distributed.coders import Huffman, Zlib, ZlibHuffman, codeword_lengths
+from experiments.distributed.coders import Zlib, ZlibHuffman
 from experiments.distributed.entropy import shannon
 
-CODERS = (Huffman(), Zlib(), ZlibHuffman())
-IDS = ("huffman", "zlib", "zlib_huffman")
+CODERS = (Zlib(), ZlibHuffman())
+IDS = ("zlib", "zlib_huffman")
 
 
 def symbols_of(step, count=400_000):
@@ -40,32 +40,9 @@ def bits(coder, symbols):
     ids=["fine", "coarse", "constant", "one", "two kinds", "all kinds", "fibonacci", "int32"],
 )
 def test_round_trip_is_exact(coder, symbols):
-    decoded = coder.decode(coder.encode(symbols), len(symbols), symbols.dtype)
+    decoded = coder.decode(coder.encode(symbols), symbols.dtype)
     assert decoded.dtype == symbols.dtype
     np.testing.assert_array_equal(decoded, symbols)
-
-
-@pytest.mark.parametrize("step", [0.1, 0.5, 1, 2, 4])
-def test_huffman_is_within_a_bit_of_the_entropy(step):
-    symbols = symbols_of(step, 50_000)
-    _, counts = np.unique(symbols.numpy(), return_counts=True)
-    mean = float(np.average(codeword_lengths(counts), weights=counts))
-    assert shannon(symbols) <= mean < shannon(symbols) + 1
-    table = 8 * (4 + 2 * len(counts) + 1)  # number of kinds, symbol and length of each, the last byte's unused bits
-    assert mean <= bits(Huffman(), symbols) <= mean + table / len(symbols)
-
-
-def test_codewords_fill_the_tree_and_are_optimal():
-    counts = np.random.default_rng(0).integers(1, 1000, 40)
-    lengths = codeword_lengths(counts)
-    assert sum(2.0 ** -int(length) for length in lengths) == 1  # Kraft's sum of a complete code
-    # Its bits in all are the sum of what Huffman's algorithm merges.
-    heap, merged = list(map(int, counts)), 0
-    heapq.heapify(heap)
-    while len(heap) > 1:
-        merged += (both := heapq.heappop(heap) + heapq.heappop(heap))
-        heapq.heappush(heap, both)
-    assert int(counts @ lengths.astype(int)) == merged
 
 
 # Section 1 of the method: bits per symbol of 400,000 normal numbers at step / σ.
@@ -84,7 +61,8 @@ def test_bits_of_a_normal_payload(step):
     symbols = symbols_of(step)
     entropy, huffman, _ = TABLE[step]
     assert shannon(symbols) == pytest.approx(entropy, abs=0.02)
-    assert bits(Huffman(), symbols) == pytest.approx(huffman, abs=0.02)
+    assert shannon(symbols) <= huffman_bits(symbols) < shannon(symbols) + 1
+    assert huffman_bits(symbols) == pytest.approx(huffman, abs=0.02)
     assert bits(ZlibHuffman(), symbols) == pytest.approx(huffman, abs=0.03)
     if step <= 0.5:
         assert shannon(symbols) == pytest.approx(math.log2(math.sqrt(2 * math.pi * math.e) / step), abs=0.02)

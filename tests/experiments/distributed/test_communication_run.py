@@ -110,7 +110,7 @@ def test_a_hook_that_is_none_is_told_in_one_sentence(option, said, tmp_path, cap
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("coder", ["Zlib", "ZlibHuffman", "Huffman"])
+@pytest.mark.parametrize("coder", ["Zlib", "ZlibHuffman"])
 def test_coders_have_short_names(coder, tmp_path, capsys):
     hook = (f"{HOOK}=EntropyCoded", f"{HOOK}.coder={coder}", f"{HOOK}.mode=true")
     folder = one_process(tmp_path, *hook, "--trainer.max_epochs=1")

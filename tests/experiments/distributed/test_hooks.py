@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from experiments.distributed.coders import Huffman, Zlib
+from experiments.distributed.coders import Zlib
 from experiments.distributed.entropy_coded import EntropyCoded
 from experiments.distributed.hooks import HalfPrecision, PowerSGD, Uncompressed
 from losses.errors import UsageError
@@ -27,7 +27,6 @@ HOOKS = {
     "true": lambda: EntropyCoded(mode="true"),
     "counting, relative": lambda: EntropyCoded(2, "relative"),
     "true, relative": lambda: EntropyCoded(2, "relative", Zlib(), "true"),
-    "true, huffman": lambda: EntropyCoded(coder=Huffman(), mode="true"),
     "tiny step": lambda: EntropyCoded(1e-5, clip=False),
     "tiny step, true": lambda: EntropyCoded(1e-5, clip=False, mode="true"),
     "every third": lambda: EntropyCoded(code_every=3),
@@ -58,7 +57,7 @@ def train(model, share=slice(None)):
 
 
 def work(rank, folder):
-    """One of the two processes: train with every hook; write down weights and figures."""
+    """One of the two processes: train with every hook; write down weights and metrics."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     results = {}
@@ -69,7 +68,7 @@ def work(rank, folder):
             hook.measuring = True
         results[name] = {"weights": train(model, slice(rank, None, 2))}
         if hook:
-            results[name] |= {"steps": hook.steps, "figures": hook.figures, "summary": hook.summary()}
+            results[name] |= {"steps": hook.steps, "metrics": hook.metrics, "summary": hook.summary()}
     torch.save(results, f"{folder}/{rank}")
     dist.destroy_process_group()
 
@@ -100,7 +99,7 @@ def test_a_tiny_step_without_clipping_gives_the_plain_gradients(results, name):
 
 @pytest.mark.parametrize(
     ("counting", "true"),
-    [("counting", "true"), ("counting", "true, huffman"), ("counting, relative", "true, relative")],
+    [("counting", "true"), ("counting, relative", "true, relative")],
 )
 def test_what_travels_coded_gives_the_same_average(results, counting, true):
     difference = results[0][counting]["weights"] - results[0][true]["weights"]
@@ -127,31 +126,31 @@ def test_bytes_of_the_baselines(results):
     }
     assert results[0]["half"]["summary"]["bits_per_parameter"] == 16
     low_rank = 64 + 96 + 96 + 40 + 40 + 10 + (96 + 40 + 10)  # rows and columns of the matrices, and the biases
-    assert results[0]["power"]["figures"]["bytes_per_step"] == 4 * low_rank
+    assert results[0]["power"]["metrics"]["bytes_per_step"] == 4 * low_rank
     assert results[0]["power"]["summary"]["bytes_per_step"] == pytest.approx(
         (2 * 4 * PARAMETERS + (STEPS - 2) * 4 * low_rank) / STEPS
     )
 
 
 def test_bytes_of_coded_gradients_include_headers_and_what_is_not_coded(results):
-    figures = results[0]["counting"]["figures"]
+    metrics = results[0]["counting"]["metrics"]
     tensors = ["0.weight", "2.weight"]
     sizes = {"0.weight": 64 * 96, "2.weight": 96 * 40}
-    coded = sum(figures[f"{name}/bits"] * sizes[name] / 8 for name in tensors)
-    assert figures["bytes_per_step"] == pytest.approx(coded + 4 * (PARAMETERS - CODED))
-    assert figures["coded/bits"] == pytest.approx(8 * coded / CODED)
-    assert {name.partition("/")[0] for name in figures if "/" in name} == {*tensors, "coded"}
+    coded = sum(metrics[f"{name}/bits"] * sizes[name] / 8 for name in tensors)
+    assert metrics["bytes_per_step"] == pytest.approx(coded + 4 * (PARAMETERS - CODED))
+    assert metrics["coded/bits"] == pytest.approx(8 * coded / CODED)
+    assert {name.partition("/")[0] for name in metrics if "/" in name} == {*tensors, "coded"}
     for name in tensors:
-        assert figures[f"{name}/shannon_bits"] < figures[f"{name}/bits"] < figures[f"{name}/shannon_bits"] + 0.5
-        assert 0 < figures[f"{name}/zeros"] < 1
-        assert figures[f"{name}/clipped"] == 0
-        assert 0 < figures[f"{name}/residual_over_payload"] < 1
+        assert metrics[f"{name}/shannon_bits"] < metrics[f"{name}/bits"] < metrics[f"{name}/shannon_bits"] + 0.5
+        assert 0 < metrics[f"{name}/zeros"] < 1
+        assert metrics[f"{name}/clipped"] == 0
+        assert 0 < metrics[f"{name}/residual_over_payload"] < 1
 
 
 def test_true_mode_counts_the_longest_message_and_the_exchange_of_lengths(results):
-    true, counting = (results[0][name]["figures"]["bytes_per_step"] for name in ("true", "counting"))
-    assert true == results[1]["true"]["figures"]["bytes_per_step"]
-    longest = max(result["counting"]["figures"]["bytes_per_step"] for result in results)
+    true, counting = (results[0][name]["metrics"]["bytes_per_step"] for name in ("true", "counting"))
+    assert true == results[1]["true"]["metrics"]["bytes_per_step"]
+    longest = max(result["counting"]["metrics"]["bytes_per_step"] for result in results)
     assert counting <= longest < true < longest + 200
 
 

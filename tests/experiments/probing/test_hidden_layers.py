@@ -17,7 +17,7 @@ from datamodules.views.transforms import SimCLRViews, Views
 from experiments.callbacks.hidden_layers import HiddenLayers
 from experiments.probing import observe_pictures
 from experiments.probing.features import Splits
-from experiments.probing.hidden_layers import layer_figures, layers_of, reader
+from experiments.probing.hidden_layers import layer_metrics, layers_of, reader
 from experiments.probing.observe_pictures import draw_over_time
 from losses.errors import UsageError
 from models.methods.blockwise_ssl import BlockwiseSSL
@@ -82,16 +82,16 @@ def test_training_is_bit_identical_with_and_without_it(arguments):
     assert all(torch.equal(a, b) for a, b in zip(momenta, watched_momenta, strict=True))
 
 
-def test_the_figures_are_those_of_unaugmented_images():
+def test_the_metrics_are_those_of_unaugmented_images():
     trainer = train(HiddenLayers(images=10_000, every="block"))
     logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("observe/")}
     model = trainer.model.eval()
-    splits = Splits.of(Digits(), L.Trainer(logger=False, accelerator="cpu"))
+    splits = Splits.of(Digits())
     compute = reader(layers_of(model, "block"))
-    read = [splits.read([loader], model.device, compute) for loader in (splits.train, splits.val)]
-    for layer, figures in layer_figures(*read, "val").items():
-        for figure, value in figures.items():
-            assert logged[f"observe/{layer}/{figure}"] == pytest.approx(value, rel=1e-4, abs=1e-6)
+    read = [splits.read([split], model.device, compute) for split in (splits.train, splits.val)]
+    for layer, metrics in layer_metrics(*read, "val").items():
+        for metric, value in metrics.items():
+            assert logged[f"observe/{layer}/{metric}"] == pytest.approx(value, rel=1e-4, abs=1e-6)
     assert 0 <= logged["observe/block1/confident_train"] <= 1
 
 

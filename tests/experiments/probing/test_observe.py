@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from datamodules.digits import Digits
 from experiments.cli import main
 from experiments.probing.features import Features, Splits, evaluating
-from experiments.probing.hidden_layers import flat, layer_figures, layers_of, pooled_2x2, reader, redundancy
+from experiments.probing.hidden_layers import flat, layer_metrics, layers_of, pooled_2x2, reader, redundancy
 from experiments.probing.observe_pictures import _borders, _legend, _position
 from experiments.probing.observe_results import table_of
 from losses import effective_rank, separation_fuzziness
@@ -27,7 +27,7 @@ from models.networks.vgg import VGG
 BACKPROP = CONFIGS / "backprop" / "digits.yaml"
 TINY = ("--model.network.plan=[8,8,M,16,16]", "--trainer.limit_train_batches=4", "--trainer.enable_progress_bar=false")
 ACCURACIES = {f"{judge}_{part}" for judge in ("probe_lin2", "ncm") for part in ("train", "test", "gap")}
-FIGURES = ACCURACIES | {f"{figure}_{split}" for figure in ("fuzziness", "rank") for split in ("train", "test")}
+METRICS = ACCURACIES | {f"{metric}_{split}" for metric in ("fuzziness", "rank") for split in ("train", "test")}
 ALIGNMENT = {"cka_train", "cka_test"}
 UNITS = [f"block{k}/conv{k}" for k in range(1, 5)]
 
@@ -95,16 +95,16 @@ def test_maps_are_averaged_over_a_2x2_grid_and_vectors_stay():
     assert torch.equal(pooled_2x2(maps[:, :, 0, 0]), maps[:, :, 0, 0])
 
 
-def test_figures_of_a_layer_are_those_of_its_features():
+def test_metrics_of_a_layer_are_those_of_its_features():
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(60) % 3
     train, val = (Features({"block1": torch.randn(60, 5, generator=generator) + labels[:, None]}, labels) for _ in "ab")
-    figures = layer_figures(train, val, "val")["block1"]
+    metrics = layer_metrics(train, val, "val")["block1"]
     centroids = NearestCentroid().fit(train.kinds["block1"], labels)
-    assert figures["ncm_val"] == pytest.approx(centroids.score(val.kinds["block1"], labels))
-    assert figures["ncm_gap"] == figures["ncm_train"] - figures["ncm_val"]
-    assert figures["fuzziness_val"] == separation_fuzziness(val.kinds["block1"], labels)
-    assert figures["rank_train"] == effective_rank(train.kinds["block1"])
+    assert metrics["ncm_val"] == pytest.approx(centroids.score(val.kinds["block1"], labels))
+    assert metrics["ncm_gap"] == metrics["ncm_train"] - metrics["ncm_val"]
+    assert metrics["fuzziness_val"] == separation_fuzziness(val.kinds["block1"], labels)
+    assert metrics["rank_train"] == effective_rank(train.kinds["block1"])
 
 
 def test_heads_of_one_and_of_several_groups_are_judged_by_their_mean_probability_and_by_their_loss():
@@ -119,19 +119,17 @@ def test_heads_of_one_and_of_several_groups_are_judged_by_their_mean_probability
 
 
 def test_what_cannot_be_computed_is_left_out_and_shown_as_a_dash():
-    figures = {"block1": {"fuzziness_train": math.nan, "ncm_train": 0.5}}
-    assert flat(figures) == {"observe/block1/ncm_train": 0.5}
-    assert table_of(figures, "probe_lin1") == (["", "NCM\ntrain", "D\ntrain"], [["block1", "50.00", "–"]])
+    metrics = {"block1": {"fuzziness_train": math.nan, "ncm_train": 0.5}}
+    assert flat(metrics) == {"observe/block1/ncm_train": 0.5}
+    assert table_of(metrics, "probe_lin1") == (["", "NCM\ntrain", "D\ntrain"], [["block1", "50.00", "–"]])
 
 
 def test_some_images_are_the_same_for_every_call_and_in_order():
-    import lightning.pytorch as L
-
-    splits = Splits.of(Digits(), L.Trainer(logger=False, accelerator="cpu"))
+    splits = Splits.of(Digits())
     one, other = splits.some(50), splits.some(50)
-    assert [len(loader.dataset) for loader in (one.train, one.val, one.test)] == [50, 50, 50]
-    assert torch.equal(one.train.dataset.labels, other.train.dataset.labels)
-    assert len(splits.some(10_000).test.dataset) == len(splits.test.dataset)
+    assert [len(split) for split in (one.train, one.val, one.test)] == [50, 50, 50]
+    assert torch.equal(one.train.labels, other.train.labels)
+    assert len(splits.some(10_000).test) == len(splits.test)
 
 
 def test_heads_are_drawn_at_the_ends_of_their_blocks_and_the_final_one_behind():
@@ -161,15 +159,15 @@ def test_the_legend_says_what_every_mark_stands_for():
 # -- the command ----------------------------------------------------------------------------------------
 
 
-def test_figures_go_to_file_picture_tensorboard_and_screen(copied, runs, capsys):
+def test_metrics_go_to_file_picture_tensorboard_and_screen(copied, runs, capsys):
     before = {file.name: file.read_bytes() for file in (copied / "checkpoints").iterdir()}
     found = observe(copied, f"--reference={runs / 'whole'}")
     assert found["layers"] == UNITS
     assert found["images"] == {"train": 100, "val": 100, "test": 100}
     assert found["reference"]["run"] == "whole"
     heads = {f"observe/block{k}/{share}_train" for k in range(1, 5) for share in ("confident", "small_loss")}
-    ours = {f"observe/{unit}/{figure}" for unit in UNITS for figure in FIGURES | ALIGNMENT} | heads
-    theirs = {f"reference/observe/{unit}/{figure}" for unit in UNITS for figure in FIGURES}
+    ours = {f"observe/{unit}/{metric}" for unit in UNITS for metric in METRICS | ALIGNMENT} | heads
+    theirs = {f"reference/observe/{unit}/{metric}" for unit in UNITS for metric in METRICS}
     theirs |= {f"reference/observe/final/{share}_train" for share in ("confident", "small_loss")}
     assert set(found["metrics"]) == ours | theirs
     assert {file.name: file.read_bytes() for file in (copied / "checkpoints").iterdir()} == before
@@ -190,8 +188,8 @@ def test_a_reference_is_observed_as_if_alone_and_always_the_same(copied, runs, t
     alone = found["metrics"]
     assert found["reference"] is None
     for k in range(1, 5):
-        for figure in FIGURES:
-            ours, theirs = f"observe/block1/conv{k}/{figure}", f"reference/observe/block{k}/conv{k}/{figure}"
+        for metric in METRICS:
+            ours, theirs = f"observe/block1/conv{k}/{metric}", f"reference/observe/block{k}/conv{k}/{metric}"
             assert alone[ours] == pytest.approx(beside[theirs], abs=1e-9)
     assert alone["observe/block1/confident_train"] == beside["reference/observe/final/confident_train"]
 

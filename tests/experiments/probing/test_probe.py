@@ -1,7 +1,6 @@
 """``probe``: linear classifiers and kNN on the frozen features of every block of a run."""
 
 import json
-import math
 import re
 from functools import partial
 
@@ -9,6 +8,7 @@ import pytest
 import torch
 import yaml
 from helpers import CONFIGS, fault, fit, summary
+from reference.knn import slow_knn
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.nn import functional as F
@@ -21,7 +21,8 @@ from experiments.cli import main
 from experiments.probing.features import Features, Splits, extract
 from experiments.probing.knn import knn_classes
 from experiments.probing.linear_probe import LinearProbe
-from experiments.probing.probe import Protocol, linear_probes
+from experiments.probing.probe import linear_probes
+from experiments.probing.protocol import Protocol
 from experiments.run.checkpoint import load_checkpoint
 from models.methods.decoupled_greedy import DecoupledGreedy
 
@@ -84,10 +85,10 @@ def test_a_learning_rate_that_diverges_harms_no_other():
 def test_the_learning_rate_is_chosen_on_the_validation_images_alone():
     known, test = blobs(90), blobs(30, seed=1)
     choose = partial(linear_probes, num_classes=3, protocol=Protocol(epochs=3), device=torch.device("cpu"))
-    figures = choose(known, 30, test)
+    metrics = choose(known, 30, test)
     wrong = Features(test.kinds, (test.labels + 1) % 3)
-    assert choose(known, 30, wrong)["block1/gap/lr"] == figures["block1/gap/lr"]
-    assert choose(known, 30, wrong)["block1/gap/top1"] != figures["block1/gap/top1"]
+    assert choose(known, 30, wrong)["block1/gap/lr"] == metrics["block1/gap/lr"]
+    assert choose(known, 30, wrong)["block1/gap/top1"] != metrics["block1/gap/top1"]
 
 
 def test_the_final_classifier_learns_from_validation_images_too(monkeypatch):
@@ -102,20 +103,6 @@ def test_the_final_classifier_learns_from_validation_images_too(monkeypatch):
 
 
 # -- kNN ------------------------------------------------------------------------------------------
-
-
-def slow_knn(bank, labels, queries, k, temperature):
-    found = []
-    for query in queries:
-        similarities = [
-            (float(query @ row) / float(query.norm() * row.norm()), int(label), n)
-            for n, (row, label) in enumerate(zip(bank, labels, strict=True))
-        ]
-        votes = {}
-        for similarity, label, _ in sorted(similarities, key=lambda s: (-round(s[0], 6), s[1], s[2]))[:k]:
-            votes[label] = votes.get(label, 0.0) + math.exp(similarity / temperature)
-        found.append(min(votes, key=lambda label: (-round(votes[label], 3), label)))
-    return torch.tensor(found)
 
 
 @pytest.mark.parametrize("k", [1, 7, 60])
@@ -157,28 +144,24 @@ def loaded(run):
 
 
 def test_features_are_those_of_the_unaugmented_images_in_order(finished):
-    import lightning.pytorch as L
-
     data = Digits(batch_size=50)
-    splits = Splits.of(data, L.Trainer(logger=False, accelerator="cpu"))
+    splits = Splits.of(data)
     features = extract(loaded(finished), splits, [splits.train, splits.val], [2])
     assert set(features.kinds) == {"block2/gap"}
     model = loaded(finished).eval()
-    expected_labels = torch.cat([splits.train.dataset.labels, splits.val.dataset.labels])
+    expected_labels = torch.cat([splits.train.labels, splits.val.labels])
     assert torch.equal(features.labels, expected_labels)
-    raw = splits.val.dataset.__getitems__(torch.arange(5))
+    raw = splits.val.__getitems__(torch.arange(5))
     with torch.no_grad():
-        rows = model.block_features(splits.images(raw, torch.device("cpu")))["block2/gap"]
-    held_out = len(splits.val.dataset)
+        rows = model.block_features(data.normalised(raw.images))["block2/gap"]
+    held_out = len(splits.val)
     torch.testing.assert_close(features.kinds["block2/gap"][-held_out:][:5], rows)
 
 
 def test_a_run_that_validated_on_the_test_split_is_probed_without_it():
-    import lightning.pytorch as L
-
-    splits = Splits.of(Digits(validate_on_test=True), L.Trainer(logger=False, accelerator="cpu"))
-    assert len(splits.val.dataset) == 144
-    assert len(splits.test.dataset) == 360
+    splits = Splits.of(Digits(validate_on_test=True))
+    assert len(splits.val) == 144
+    assert len(splits.test) == 360
 
 
 def test_later_blocks_are_not_computed(finished):
@@ -190,7 +173,7 @@ def test_later_blocks_are_not_computed(finished):
 # -- the command ------------------------------------------------------------------------------------
 
 
-def test_figures_go_to_summary_tensorboard_and_screen(copied, capsys):
+def test_metrics_go_to_summary_tensorboard_and_screen(copied, capsys):
     before = summary(copied)
     probe(copied)
     printed = capsys.readouterr().out
@@ -232,7 +215,7 @@ def test_network_is_bit_identical_after_a_probe(copied, monkeypatch):
     assert (copied / "checkpoints" / "last.ckpt").read_bytes() == checkpoint
 
 
-def test_the_same_probe_finds_the_same_figures(copied):
+def test_the_same_probe_finds_the_same_metrics(copied):
     probe(copied)
     before = summary(copied)
     probe(copied)
@@ -256,7 +239,7 @@ def test_random_and_supervised_controls(copied, capsys):
     assert "supervised, end to end" in printed
 
 
-def test_figures_of_other_weights_or_of_an_unfinished_run_stay_out_of_the_summary(copied, capsys):
+def test_metrics_of_other_weights_or_of_an_unfinished_run_stay_out_of_the_summary(copied, capsys):
     before = summary(copied)
     probe(copied / "checkpoints" / "previous.ckpt")
     assert summary(copied) == before
@@ -274,9 +257,9 @@ def test_other_methods(config, tmp_path):
     options = ("--trainer.accelerator=cpu", "--trainer.limit_train_batches=2", "--trainer.enable_progress_bar=false")
     folder = fit(tmp_path, *options, "--trainer.max_epochs=1", config=CONFIGS / config / "digits.yaml")
     probe(folder)
-    figures = summary(folder)
-    names = {f"probe_lin2/block{k}/gap/top1" for k in range(1, figures["num_blocks"] + 1)}
-    assert names == {n for n in figures["metrics"] if n.startswith("probe_lin2") and n.endswith("top1")}
+    found = summary(folder)
+    names = {f"probe_lin2/block{k}/gap/top1" for k in range(1, found["num_blocks"] + 1)}
+    assert names == {n for n in found["metrics"] if n.startswith("probe_lin2") and n.endswith("top1")}
 
 
 class TwoKinds(DecoupledGreedy):

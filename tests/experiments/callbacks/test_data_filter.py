@@ -11,7 +11,8 @@ from helpers import DIGITS, fault, fit, summary
 from torch.optim import SGD
 
 from datamodules.digits import Digits
-from experiments.callbacks.data_filters import DropConfident, InfoBatch, infobatch, not_sure
+from experiments.callbacks.drop_confident import DropConfident, not_sure
+from experiments.callbacks.info_batch import InfoBatch, infobatch
 from losses.errors import UsageError
 from models.methods.decoupled_greedy import DecoupledGreedy
 from models.methods.layerwise import Layerwise

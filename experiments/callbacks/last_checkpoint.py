@@ -1,4 +1,4 @@
-"""``last.ckpt`` and ``best.ckpt``, every epoch."""
+"""``last.ckpt``, of every epoch."""
 
 import os
 import signal
@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from typing_extensions import override
 
-from experiments.run.files import BEST, LAST, PREVIOUS
+from experiments.run.files import LAST, PREVIOUS
 from experiments.run.folder import PART_OF_SUITE
 
 
@@ -27,6 +28,7 @@ class LastCheckpoint(Checkpoint):
         self._last, self._previous = folder / LAST, folder / PREVIOUS
         self._told_to_stop = False
 
+    @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Of several processes, have a termination signal wait for the end of a batch.
 
@@ -38,12 +40,15 @@ class LastCheckpoint(Checkpoint):
     def _note(self, *_: Any) -> None:
         self._told_to_stop = True
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+    @override
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any) -> None:
         """Stop, and the other processes with it: they may wait for this one already."""
-        if self._told_to_stop and trainer.is_global_zero:
-            trainer.strategy.launcher.kill(signal.SIGKILL)
+        launcher = trainer.strategy.launcher
+        if self._told_to_stop and trainer.is_global_zero and launcher:
+            launcher.kill(signal.SIGKILL)
             raise SIGTERMException
 
+    @override
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save; Lightning calls this after validation and after the schedules were stepped."""
         if trainer.is_global_zero and self._last.exists():
@@ -54,6 +59,7 @@ class LastCheckpoint(Checkpoint):
             spare.replace(self._previous)
         trainer.save_checkpoint(self._last, weights_only=False)  # optimizers and counters too
 
+    @override
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Say how to go on after Ctrl-C or a termination signal, unless a suite does."""
         if PART_OF_SUITE in os.environ:
@@ -65,28 +71,3 @@ class LastCheckpoint(Checkpoint):
                 )
             else:
                 print("\nStopped before the end of the first epoch: there is no checkpoint yet.")
-
-
-class BestCheckpoint(ModelCheckpoint):
-    """Writes ``checkpoints/best.ckpt`` whenever the monitored figure reaches a new best.
-
-    Args:
-        folder: the run folder.
-        monitor: logged figure, larger is better.
-    """
-
-    def __init__(self, folder: Path, monitor: str) -> None:
-        path = folder / BEST
-        super().__init__(
-            dirpath=path.parent,
-            filename=path.stem,
-            monitor=monitor,
-            mode="max",
-            enable_version_counter=False,
-            save_on_train_epoch_end=True,
-        )
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save, if there is a figure to judge by: the last of blocks that learn one by one has none before its turn."""
-        if self.monitor in trainer.callback_metrics:
-            super().on_train_epoch_end(trainer, pl_module)

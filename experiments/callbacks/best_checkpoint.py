@@ -1,0 +1,35 @@
+"""``best.ckpt``, of the best epoch."""
+
+from pathlib import Path
+
+import lightning.pytorch as L
+from lightning.pytorch.callbacks import ModelCheckpoint
+from typing_extensions import override
+
+from experiments.run.files import BEST
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Writes ``checkpoints/best.ckpt`` whenever the monitored metric reaches a new best.
+
+    Args:
+        folder: the run folder.
+        monitor: logged metric, larger is better.
+    """
+
+    def __init__(self, folder: Path, monitor: str) -> None:
+        path = folder / BEST
+        super().__init__(
+            dirpath=path.parent,
+            filename=path.stem,
+            monitor=monitor,
+            mode="max",
+            enable_version_counter=False,
+            save_on_train_epoch_end=True,
+        )
+
+    @override
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save, if there is a metric to judge by: the last of blocks that learn one by one has none before its turn."""
+        if self.monitor in trainer.callback_metrics:
+            super().on_train_epoch_end(trainer, pl_module)

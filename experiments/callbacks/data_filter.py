@@ -1,0 +1,97 @@
+"""Leaving out, for an epoch, training images that a network already gets right: what all ways to do so share."""
+
+import statistics
+from abc import ABC, abstractmethod
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from datamodules.batch import Batch, Selection
+from experiments.callbacks.fit_trainer import FitTrainer
+from losses.errors import UsageError
+from models.classification import LocalClassification
+
+# mypy: disable-error-code="override"
+# Hooks name the Trainer and the models that they are for; setup refuses others.
+
+
+class DataFilter(L.Callback, ABC):
+    """Trains each epoch on some of the training images; a subclass says on which.
+
+    Every image has a score, renewed whenever it is seen, that goes into checkpoints. Logged: ``train/dropped``, the
+    share of the images that the epoch left out, and ``train/saved``, that share over all epochs so far. Epochs have
+    different numbers of batches.
+
+    Raises:
+        UsageError: there are no labels, blocks learn from something else than a loss per image, or there are several
+            processes.
+    """
+
+    changes_training = True
+
+    def __init__(self) -> None:
+        self._scores = torch.zeros(0)  # (N,), of all training images once the first was seen
+        self._visits = 0  # of images, in this epoch
+        self._dropped: list[float] = []  # share, of every epoch so far
+
+    @abstractmethod
+    def scores(self, model: LocalClassification, batch: Batch, earlier: Tensor) -> Tensor:
+        """New float32 scores ``(B,)`` of a batch's images; ``earlier`` are those that they had, at first 0."""
+
+    @abstractmethod
+    def choose(self, scores: Tensor, done: int, epochs: int, generator: torch.Generator) -> Selection | None:
+        """The images of the next epoch; None for all.
+
+        Args:
+            scores: of all images, ``(N,)``.
+            done: epochs that are over; of the next epoch's block, if blocks learn one after the other.
+            epochs: how many there are, likewise.
+            generator: for what is drawn, the same in a resumed run.
+        """
+
+    @override
+    def setup(self, trainer: FitTrainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        name = type(self).__name__
+        if not isinstance(pl_module, LocalClassification):
+            raise UsageError(f"{name} judges images by what is predicted of them: use a method with labels.")
+        if trainer.world_size > 1:
+            raise UsageError(f"{name} knows the images of its own process only: use --trainer.devices 1.")
+        trainer.datamodule.reload_every_epoch()
+
+    @override
+    def on_train_batch_end(
+        self, trainer: FitTrainer, pl_module: LocalClassification, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        if set(pl_module.logits_of) != set(pl_module.learners):
+            raise UsageError(
+                f"{type(self).__name__} leaves out images by their losses; {type(pl_module).__name__} blocks do not "
+                "learn from these alone."
+            )
+        if not len(self._scores):
+            self._scores = torch.zeros(len(trainer.datamodule.training_images), device=batch.labels.device)
+        self._scores[batch.indices] = self.scores(pl_module, batch, self._scores[batch.indices])
+        self._visits += len(batch.labels)
+
+    @override
+    def on_train_epoch_end(self, trainer: FitTrainer, pl_module: LocalClassification) -> None:
+        data, epochs, done = trainer.datamodule, trainer.max_epochs, trainer.current_epoch + 1
+        if per_block := pl_module.schedule.epochs_per_block:
+            epochs, done = per_block, done % per_block
+        self._dropped.append(1 - self._visits / len(self._scores))
+        self._visits = 0
+        pl_module.log_dict({"train/dropped": self._dropped[-1], "train/saved": statistics.mean(self._dropped)})
+        generator = torch.Generator().manual_seed(trainer.global_step + data.seed)
+        data.select(self.choose(self._scores.cpu(), done, epochs, generator))
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"scores": self._scores, "visits": self._visits, "dropped": self._dropped}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._scores, self._visits, self._dropped = state_dict["scores"], state_dict["visits"], state_dict["dropped"]

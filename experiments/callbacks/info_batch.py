@@ -1,0 +1,77 @@
+"""InfoBatch: each epoch leaves out some of the images with small losses, and weighs the others of them up."""
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from datamodules.batch import Batch, Selection
+from experiments.callbacks.data_filter import DataFilter
+from experiments.callbacks.fit_trainer import FitTrainer
+from losses.errors import UsageError
+from models.classification import LocalClassification
+
+# mypy: disable-error-code="override"
+# Hooks name the Trainer and the models that they are for; setup refuses others.
+
+
+class InfoBatch(DataFilter):
+    """Trains each epoch without a random half of the images whose last loss was below the mean.
+
+    Z. Qin et al., "InfoBatch: Lossless Training Speed Up by Unbiased Dynamic Data Pruning" (ICLR 2024). Nothing is
+    dropped in the first epoch, and in the last ones, to even out what chance did. An image's score is its last loss,
+    averaged over the blocks that learn; blocks that learn one after the other begin anew.
+
+    Args:
+        ratio: r, the share of images below the mean that is dropped.
+        until: share δ of the epochs (of each block, if they learn one after the other) with dropping.
+
+    Raises:
+        UsageError: shares that are none, or so few epochs that all of them see all images.
+    """
+
+    def __init__(self, ratio: float = 0.5, until: float = 0.875) -> None:
+        super().__init__()
+        if not 0 < ratio < 1 or not 0 < until <= 1:
+            raise UsageError(
+                f"InfoBatch drops a share below 1 until a share of the epochs, both above 0, not {ratio}, {until}."
+            )
+        self.ratio, self.until = ratio, until
+
+    @override
+    def setup(self, trainer: FitTrainer, pl_module: LocalClassification, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        epochs, least = pl_module.schedule.epochs_per_block or trainer.max_epochs, max(2, int(1 / self.until) + 1)
+        if stage == "fit" and not trainer.fast_dev_run and epochs < least:
+            whose = "epochs_per_block" if pl_module.schedule.epochs_per_block else "trainer.max_epochs"
+            raise UsageError(
+                f"InfoBatch needs {whose} of at least {least}, not {epochs}: the first epoch sees all images, and so "
+                f"do those behind the share until = {self.until:g} of them."
+            )
+
+    @override
+    def scores(self, model: LocalClassification, batch: Batch, earlier: Tensor) -> Tensor:
+        return torch.stack([model.checked_losses(z, batch.labels) for z in model.logits_of.values()]).mean(0).float()
+
+    @override
+    def choose(self, scores: Tensor, done: int, epochs: int, generator: torch.Generator) -> Selection | None:
+        """A random choice of those below the mean, but for the first and the last epochs."""
+        return infobatch(scores, self.ratio, generator) if 0 < done < self.until * epochs else None
+
+
+def infobatch(losses: Tensor, ratio: float, generator: torch.Generator) -> Selection:
+    """Drop a random share of the images whose loss is below the mean; weigh what is kept of them up.
+
+    The weighted losses of an epoch then sum, in expectation, to those of all images, and so do the gradients.
+
+    Args:
+        losses: last loss of every image, float ``(N,)``.
+        ratio: share r of the images below the mean that is dropped.
+        generator: draws which.
+    """
+    below = (losses < losses.mean()).nonzero().squeeze(1)
+    dropped = below[torch.randperm(len(below), generator=generator)[: int(ratio * len(below))]]
+    keep, weights = torch.ones(len(losses), dtype=torch.bool), torch.ones(len(losses))
+    keep[dropped] = False
+    if len(dropped):
+        weights[below] = len(below) / (len(below) - len(dropped))  # not 1 / (1 − r): exact after rounding too
+    return Selection(keep.nonzero().squeeze(1), weights)

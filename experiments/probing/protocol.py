@@ -1,0 +1,44 @@
+"""How frozen features are judged."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from experiments.run.errors import RunError
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How features are judged.
+
+    Attributes:
+        epochs: of a linear classifier.
+        learning_rates: of which the best on the validation images is taken, for each classifier.
+        batch_size: images per step.
+        k: number of neighbours.
+        temperature: of their votes.
+        seed: of first weights and shuffling.
+
+    Raises:
+        RunError: no learning rate.
+    """
+
+    epochs: int = 100
+    learning_rates: Sequence[float] = (0.03, 0.1, 0.3, 1.0)
+    batch_size: int = 256
+    k: int = 200
+    temperature: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.learning_rates:
+            raise RunError("There is no learning rate to choose from: give --learning_rates [0.03,0.1,0.3,1].")
+
+    @property
+    def linear(self) -> str:
+        """What metrics call the linear probe."""
+        return f"probe_lin{self.epochs}"
+
+    @property
+    def knn(self) -> str:
+        """What metrics call the vote."""
+        return f"knn_k{self.k}_t{self.temperature:g}"
