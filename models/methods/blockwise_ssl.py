@@ -28,14 +28,9 @@ from models.local_learning import LocalLearning, TrainingError, pooled
 from models.method import LabelledImages
 from models.networks.chain import NetworkCallable
 from models.networks.cut import Cut, block_shapes, cut_chain
-from models.networks.heads.embeddings import (
-    BiasFreeProjector,
-    ConvExpansion,
-    EmbeddingHead,
-    PoolingCallable,
-    ProjectorCallable,
-    full_precision,
-)
+from models.networks.heads.embeddings import BiasFreeProjector, EmbeddingHead, ProjectorCallable
+from models.networks.heads.expansion import ConvExpansion, full_precision
+from models.networks.heads.pooling import PoolingCallable
 from models.networks.layers.noise import FeatureNoise
 from models.parts.difficulty import Difficulty, nearest
 from models.parts.frozen_statistics import frozen_statistics

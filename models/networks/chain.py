@@ -2,9 +2,9 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import ClassVar
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from losses.errors import UsageError
 
@@ -25,13 +25,11 @@ class Chain(nn.Module):
             last block's own head, as in ordinary training.
         image_shape: ``(channels, height, width)`` of an input image.
         name: how tables and TensorBoard call this network.
+
+    Attributes:
+        published_cuts: K → names of the units after which the literature cuts this network into K blocks.
+        published_memory_cuts: the same for the published cuts that balance activation memory.
     """
-
-    published_cuts: ClassVar[Mapping[int, tuple[str, ...]]] = {}
-    """K → names of the units after which the literature cuts this network into K blocks."""
-
-    published_memory_cuts: ClassVar[Mapping[int, tuple[str, ...]]] = {}
-    """The same for the published cuts that balance activation memory."""
 
     def __init__(
         self,
@@ -46,12 +44,15 @@ class Chain(nn.Module):
         channels, height, width = image_shape
         self.image_shape = channels, height, width
         self.name = name
+        self.published_cuts: Mapping[int, tuple[str, ...]] = {}
+        self.published_memory_cuts: Mapping[int, tuple[str, ...]] = {}
 
     @property
     def unit_names(self) -> list[str]:
         """Names of the units, in the order of the forward pass."""
         return [name for name, _ in self.units.named_children()]
 
+    @override
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``(B, num_classes)`` of images ``(B, C, H, W)``."""
         return self.classifier(self.units(images))

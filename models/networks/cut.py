@@ -122,8 +122,10 @@ def _balanced(chain: Chain, num_blocks: int, by: str, make_head: MakeHead) -> li
         raise NetworkError(f"A network is cut by {', '.join(_MEASURES)}, published or published_memory, not by {by!r}.")
     measure = _MEASURES[by]
 
+    units, heads = [unit for unit, _ in costs], [head for _, head in costs if head]  # every unit has one
+
     def block_cost(start: int, stop: int) -> int:
-        return measure([unit for unit, _ in costs[start:stop]], costs[stop - 1][1])
+        return measure(units[start:stop], heads[stop - 1])
 
     return [names[stop - 1] for stop in balanced_stops(len(names), num_blocks, block_cost)[:-1]]
 

@@ -172,8 +172,9 @@ class ResNet(Chain):
         super().__init__(units, _classifier(widths[-1] * block.expansion, num_classes), image_shape, name)
         initialise_convolutions(self)
         if zero_init_residual:
-            for unit in list(self.units)[1:]:
-                nn.init.zeros_((unit.bn3 if block is Bottleneck else unit.bn2).weight)
+            for unit in self.units:
+                if isinstance(unit, Bottleneck | BasicBlock):
+                    nn.init.zeros_((unit.bn3 if isinstance(unit, Bottleneck) else unit.bn2).weight)
         # The cut of Siddiqui et al. (2023): one block per stage, the stem with the first.
         ends = [f"layer{s}_{d - 1}" for s, d in enumerate(depths, start=1)]
         self.published_cuts = {1: (), 2: (ends[1],), 4: tuple(ends[:3])}

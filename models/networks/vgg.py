@@ -91,7 +91,7 @@ class VGG6a(VGG):
     """VGG6a of Nøkland & Eidnes (ICML 2019): 4 convolutions, one hidden layer of 1024."""
 
     def __init__(self, image_shape: tuple[int, int, int], num_classes: int, **options: Any) -> None:
-        plan = (128, "M", 256, "M", 512, "M", 512)
+        plan: Plan = (128, "M", 256, "M", 512, "M", 512)
         super().__init__(image_shape, num_classes, plan, hidden=(1024,), **options)
 
 
@@ -99,7 +99,7 @@ class VGG8b(VGG):
     """VGG8b of Nøkland & Eidnes (ICML 2019): 6 convolutions, one hidden layer of 1024."""
 
     def __init__(self, image_shape: tuple[int, int, int], num_classes: int, **options: Any) -> None:
-        plan = (128, 256, "M", 256, 512, "M", 512, "M", 512, "M")
+        plan: Plan = (128, 256, "M", 256, 512, "M", 512, "M", 512, "M")
         super().__init__(image_shape, num_classes, plan, hidden=(1024,), **options)
 
 
@@ -107,7 +107,7 @@ class VGG11b(VGG):
     """VGG11b of Nøkland & Eidnes (ICML 2019): 9 convolutions, one hidden layer of 1024."""
 
     def __init__(self, image_shape: tuple[int, int, int], num_classes: int, **options: Any) -> None:
-        plan = (128, 128, 128, 256, "M", 256, 512, "M", 512, 512, "M", 512, "M")
+        plan: Plan = (128, 128, 128, 256, "M", 256, 512, "M", 512, 512, "M", 512, "M")
         super().__init__(image_shape, num_classes, plan, hidden=(1024,), **options)
 
 
@@ -118,5 +118,5 @@ class VGG16(VGG):
     """
 
     def __init__(self, image_shape: tuple[int, int, int], num_classes: int, **options: Any) -> None:
-        plan = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
+        plan: Plan = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
         super().__init__(image_shape, num_classes, plan, hidden=(512,), **options)

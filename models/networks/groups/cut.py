@@ -16,7 +16,6 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from models.networks.chain import Chain, NetworkError
 from models.networks.cut import feature_shapes
@@ -97,7 +96,7 @@ def _readers(block: nn.Sequential, shape: tuple[int, ...]) -> tuple[set[nn.Modul
 def _require_divisible(name: str, layer: nn.Module, num_groups: int, whole: bool) -> None:
     if isinstance(layer, nn.Conv2d):
         widths = [layer.out_channels] if whole else [layer.in_channels // layer.groups, layer.out_channels]
-    elif isinstance(layer, _BatchNorm):
+    elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
         widths = [layer.num_features]
     elif list(layer.parameters(recurse=False)):
         raise NetworkError(

@@ -5,10 +5,12 @@ differ in nothing else, so they are one wide head (GN-DGL method sheet, section 
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from typing_extensions import override
 
 from models.networks.chain import NetworkError
 from models.networks.heads.classifiers import HeadCallable
@@ -49,6 +51,7 @@ class GroupHeads(nn.Sequential):
         super().__init__(*(stack(layer, is_output=i == last) for i, layer in enumerate(layers)))
         self.num_groups = num_groups
 
+    @override
     def forward(self, features: Tensor) -> Tensor:
         """Logits ``(B, G, num_classes)`` of features ``(B, C, H, W)``."""
         return super().forward(features).unflatten(1, (self.num_groups, -1))
@@ -61,14 +64,14 @@ class _Stack:
         self.groups, self.sharing, self.reads_features = num_groups, sharing, True
 
     def __call__(self, layer: nn.Module, is_output: bool) -> nn.Module:
-        builders = {
+        builders: dict[type[nn.Module], Callable[[Any, int], nn.Module]] = {
             nn.Conv2d: self._conv,
             nn.Linear: self._linear,
             nn.BatchNorm2d: self._norm,
             nn.BatchNorm1d: self._norm,
         }
         build = builders.get(type(layer))
-        if build is None or (self.reads_features and isinstance(layer, _BatchNorm)):
+        if build is None or (self.reads_features and isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d)):
             if list(layer.parameters()):
                 raise NetworkError(
                     f"A head with a {type(layer).__name__} cannot be computed for several groups at once. Use "
@@ -92,17 +95,19 @@ class _Stack:
         return width // divisor
 
     def _conv(self, layer: nn.Conv2d, divisor: int) -> nn.Module:
-        outputs, setting = self._width(layer.out_channels, divisor), (layer.kernel_size, layer.stride, layer.padding)
+        outputs = self._width(layer.out_channels, divisor)
+        setting: Any = {name: getattr(layer, name) for name in ("kernel_size", "stride", "padding")}
+        conv: SharingConv2d | nn.Conv2d
         if self.sharing and self.reads_features:
             self._width(layer.in_channels, self.groups)
-            conv: nn.Module = SharingConv2d(layer.in_channels, self.groups * outputs, *setting, groups=self.groups)
+            conv = SharingConv2d(layer.in_channels, self.groups * outputs, **setting, groups=self.groups)
         else:
             inputs = self.groups * self._width(layer.in_channels, divisor)
-            conv = nn.Conv2d(inputs, self.groups * outputs, *setting, groups=self.groups, bias=False)
+            conv = nn.Conv2d(inputs, self.groups * outputs, **setting, groups=self.groups, bias=False)
         nn.init.normal_(conv.weight, std=(2 / (outputs * math.prod(layer.kernel_size))) ** 0.5)
         return conv
 
-    def _norm(self, layer: _BatchNorm, divisor: int) -> _BatchNorm:
+    def _norm(self, layer: nn.BatchNorm1d | nn.BatchNorm2d, divisor: int) -> nn.Module:
         return type(layer)(self.groups * self._width(layer.num_features, divisor))
 
     def _linear(self, layer: nn.Linear, divisor: int) -> nn.Module:

@@ -148,7 +148,7 @@ class LinearHead(Head):
 
     def __init__(self, feature_shape: tuple[int, ...], num_classes: int, grid: tuple[int, ...] = (2, 2)) -> None:
         size = tuple(min(side, limit) for side, limit in zip(feature_shape[1:], grid, strict=False))
-        layers = [nn.AdaptiveAvgPool2d(size)] if size != tuple(feature_shape[1:]) else []
+        layers: list[nn.Module] = [nn.AdaptiveAvgPool2d(size)] if size != tuple(feature_shape[1:]) else []
         layers += [nn.Flatten()] if size else []
         super().__init__(*layers, nn.Linear(feature_shape[0] * math.prod(size), num_classes))
 

@@ -1,4 +1,8 @@
-"""Layers that work for G neuron groups at once."""
+"""Layers that work for G neuron groups at once.
+
+Torch has grouped convolutions, whose groups read their own channels only; here a group may read all channels and send
+gradient into its own alone, and linear layers are grouped too.
+"""
 
 from typing import Any
 
@@ -6,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from typing_extensions import override
 
 
 class SharingConv2d(nn.Module):
@@ -35,6 +40,7 @@ class SharingConv2d(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, *kernel_size))
         self.stride, self.padding, self.groups = stride, padding, groups
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, H, W)`` → ``(B, G·c_out, H', W')``."""
         return _SharingConvolution.apply(x, self.weight, self.stride, self.padding, self.groups)
@@ -74,16 +80,17 @@ def _own_slices(weight: Tensor, groups: int) -> tuple[Tensor, int]:
     M = G would do. Very thin groups leave most of a processor's vector unit idle, so those that
     have fewer than 16 channels are merged into M wider ones whose foreign weights are zero.
     """
-    channels = weight.shape[1]
+    channels = weight.shape[1]  # C
     merged = next(m for m in range(groups, 0, -1) if groups % m == 0 and (channels // m >= 16 or m == 1))
-    own = torch.block_diag(*[weight.new_ones(len(weight) // groups, channels // groups)] * groups)
-    masked = weight * own[:, :, None, None]
-    own = masked.unflatten(0, (merged, -1)).unflatten(2, (merged, -1)).diagonal(0, 0, 2).movedim(-1, 0)
+    mask = torch.block_diag(*[weight.new_ones(len(weight) // groups, channels // groups)] * groups)  # (G·c_out, C)
+    own = weight * mask[:, :, None, None]  # (G·c_out, C, …)
+    own = own.unflatten(0, (merged, -1)).unflatten(2, (merged, -1))  # (M, G·c_out/M, M, C/M, …)
+    own = own.diagonal(0, 0, 2).movedim(-1, 0)  # (M, G·c_out/M, C/M, …)
     return own.flatten(0, 1), merged
 
 
 class GroupLinear(nn.Module):
-    """G linear layers side by side: ``(B, G·in)`` → ``(B, G·out)``, one batched matrix product.
+    """G linear layers side by side: ``(B, G·in)`` → ``(B, G·out)``, one batched matrix product, not G of torch's.
 
     Args:
         groups: G.
@@ -98,14 +105,14 @@ class GroupLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(groups, out_features, in_features).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(groups, 1, out_features).uniform_(-bound, bound)) if bias else None
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
-        """Apply."""
         return self._product(x.unflatten(1, (len(self.weight), -1)))
 
     def _product(self, x: Tensor) -> Tensor:
         """``(B, G, in)`` → ``(B, G·out)``."""
-        x, weight = x.transpose(0, 1), self.weight.transpose(1, 2)
-        y = torch.bmm(x, weight) if self.bias is None else torch.baddbmm(self.bias, x, weight)
+        x, weight = x.transpose(0, 1), self.weight.transpose(1, 2)  # (G, B, in), (G, in, out)
+        y = torch.bmm(x, weight) if self.bias is None else torch.baddbmm(self.bias, x, weight)  # (G, B, out)
         return y.transpose(0, 1).flatten(1)
 
 
@@ -115,9 +122,9 @@ class SharingLinear(GroupLinear):
     ``(B, C)`` → ``(B, G·out)``; arguments as :class:`GroupLinear`.
     """
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
-        """Apply."""
-        slices = torch.arange(x.shape[1], device=x.device) * len(self.weight) // x.shape[1]
+        slices = torch.arange(x.shape[1], device=x.device) * len(self.weight) // x.shape[1]  # (C,): group of a channel
         own = slices == torch.arange(len(self.weight), device=x.device).unsqueeze(1)  # (G, C)
-        x = x.unsqueeze(1)
-        return self._product(torch.where(own, x, x.detach()))
+        x = x.unsqueeze(1)  # (B, 1, C)
+        return self._product(torch.where(own, x, x.detach()))  # from (B, G, C)

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from models.networks.chain import NetworkError
 
@@ -30,6 +31,7 @@ class FeatureNoise(nn.Module):
         super().__init__()
         self.kind, self.sigma = kind, sigma
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         """Add noise to feature maps ``(B, C, H, W)`` or, unless the kind is ``hw``, to vectors ``(B, C)``.
 
@@ -43,8 +45,8 @@ class FeatureNoise(nn.Module):
             raise NetworkError("Vectors have no positions: use FeatureNoise with kind all or c, not hw.")
         return _AddNoise.apply(x, dimensions, self.sigma, int(torch.randint(2**62, (), device="cpu")))
 
+    @override
     def extra_repr(self) -> str:
-        """Settings, for printing."""
         return f"kind={self.kind!r}, sigma={self.sigma}"
 
 
@@ -55,14 +57,15 @@ class _AddNoise(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, dimensions: tuple[int, ...], sigma: float, seed: int) -> Tensor:
         ctx.save_for_backward(x)
         ctx.dimensions, ctx.sigma, ctx.seed = dimensions, sigma, seed
-        deviation = x.std(dimensions, correction=0, keepdim=True)  # tiny maps: no Bessel correction
+        # Tiny maps: no Bessel correction.
+        deviation = x.std(dimensions, correction=0, keepdim=True)  # the shape of x, but 1 in these dimensions
         return _normal(x, seed).mul_(sigma * deviation).add_(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (x,) = ctx.saved_tensors
-        centred = x - x.mean(ctx.dimensions, keepdim=True)
-        variance = centred.square().mean(ctx.dimensions, keepdim=True)
+        centred = x - x.mean(ctx.dimensions, keepdim=True)  # the shape of x
+        variance = centred.square().mean(ctx.dimensions, keepdim=True)  # that of the deviation, as what follows
         # dL/ds = σ Σ ε dL/dy and ds/dx = (x − mean) / (n s); where all entries are the same, s has no gradient.
         grad_deviation = ctx.sigma * (_normal(x, ctx.seed).mul_(grad)).sum(ctx.dimensions, keepdim=True)
         count = x.numel() // variance.numel()

@@ -12,6 +12,7 @@ so that no activation more is computed or kept, whatever d.
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from typing_extensions import override
 
 from models.networks.chain import NetworkError
 
@@ -34,6 +35,7 @@ class Factor(nn.Module):
         matrix = torch.randn(groups, width, width, dtype=weight.dtype, device=weight.device)
         self.matrix = nn.Parameter(matrix / width**0.5)
 
+    @override
     def forward(self, weight: Tensor) -> Tensor:
         """The product, of the weight's shape."""
         rows = weight.unflatten(0, self.matrix.shape[:2]).flatten(2)  # (groups, C_out / groups, inputs of an output)
@@ -69,5 +71,5 @@ def collapse(module: nn.Module) -> None:
             parametrize.remove_parametrizations(layer, "weight")
 
 
-def _layers(module: nn.Module) -> list[nn.Module]:
+def _layers(module: nn.Module) -> list[nn.Conv2d | nn.Linear]:
     return [layer for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]

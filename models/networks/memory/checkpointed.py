@@ -4,6 +4,7 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint_sequential
+from typing_extensions import override
 
 from models.networks.chain import NetworkError
 
@@ -25,8 +26,8 @@ class Checkpointed(nn.Sequential):
             raise NetworkError(f"{len(self)} units: choose checkpoint_segments from 0 to that, not {segments}.")
         self.segments = segments
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the units."""
         if not self.training:
             return super().forward(x)
         # Reentrant, because saved-tensor hooks (our byte meter) do not see what the other kind

@@ -8,7 +8,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -22,12 +21,7 @@ Convention = Literal["published", "plain"]
 ``published``: those, plus what the GN-DGL paper adds (section 10 of its method sheet): 2 per
 BatchNorm output element, 1 per ReLU output, pooling input and linear output element."""
 
-_POOLING = (
-    GlobalAveragePool,
-    nn.modules.pooling._AdaptiveAvgPoolNd,
-    nn.modules.pooling._AvgPoolNd,
-    nn.modules.pooling._MaxPoolNd,
-)
+_POOLING = (GlobalAveragePool, nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.MaxPool2d)
 
 
 @dataclass(frozen=True)
@@ -171,7 +165,7 @@ def _count_elements(module: nn.Module) -> Iterator[list[int]]:
     counts: list[int] = []
 
     def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if isinstance(layer, _BatchNorm):
+        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
             counts.append(2 * output.numel())
         elif isinstance(layer, nn.ReLU | nn.LeakyReLU) or (
             isinstance(layer, nn.Linear | GroupLinear) and layer.bias is not None

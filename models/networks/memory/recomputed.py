@@ -6,6 +6,9 @@
 A convolution keeps its input and BatchNorm the convolution's output; the ReLU's output and the pooling's indices are
 of the same size again and cost next to nothing to compute. In-place activated BatchNorm (S. Rota Bulò, L. Porzi,
 P. Kontschieder, CVPR 2018) saves the same by inverting the activation; recomputing needs no invertible one.
+
+Own, because torch's ``checkpoint`` of the same layers works on all images at once and updates the statistics twice:
+VGG8b, batch 128, allocator's peak over plain: 0.69 against 1.00 layer by layer, 0.66 against 0.80 end to end.
 """
 
 from collections import OrderedDict
@@ -17,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from typing_extensions import override
 
 from models.networks.layers.pooling import GlobalAveragePool
 
@@ -43,8 +47,8 @@ class Recomputed(nn.Sequential):
         super().__init__(OrderedDict(layers.named_children()))
         self.piece_mib, self.training = piece_mib, layers.training
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the layers."""
         if not torch.is_grad_enabled():
             return super().forward(x)
         for run in _runs(list(self)):
@@ -67,8 +71,9 @@ def recompute(module: nn.Module) -> nn.Module:
     """
     for name, child in list(module.named_children()):
         setattr(module, name, recompute(child))
-    plain = isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
-    fits = plain and any(not isinstance(run, nn.Module) for run in _runs(list(module)))
+    if not isinstance(module, nn.Sequential) or type(module).forward is not nn.Sequential.forward:
+        return module
+    fits = any(not isinstance(run, nn.Module) for run in _runs(list(module)))
     return Recomputed(module) if fits else module
 
 
@@ -140,7 +145,7 @@ class _RecomputeNormalised(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, *running = ctx.saved_tensors
+        x, weight, bias, *running = ctx.saved_tensors  # (B, C, …), then (C,)
         mean, variance = _moments(x, ctx.eps) if ctx.by_batch else (running[0], running[1] + ctx.eps)
         gamma = torch.ones_like(mean) if weight is None else weight.to(mean.dtype)
         beta = torch.zeros_like(mean) if bias is None else bias.to(mean.dtype)
@@ -153,9 +158,10 @@ class _RecomputeNormalised(torch.autograd.Function):
         def function(piece: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
             return _apply(ctx.layers, normalise(piece, gamma, beta))
 
+        # Of the shapes of x, (C,), (C,).
         grad_x, (grad_gamma, grad_beta) = _piecewise_gradients(function, x, [gamma, beta], grad, ctx.images)
         if ctx.by_batch:
-            factor = gamma * variance.rsqrt() / (x.numel() // x.shape[1])
+            factor = gamma * variance.rsqrt() / (x.numel() // x.shape[1])  # (C,)
             for piece, into in zip(x.split(ctx.images), grad_x.split(ctx.images), strict=True):
                 into -= normalise(piece, factor * grad_gamma, factor * grad_beta)
         # To the dtypes of weight and bias autograd itself brings them.

@@ -21,7 +21,9 @@ from models.local_learning import TrainingError
 from models.methods.blockwise_ssl import BlockwiseSSL
 from models.methods.loco import LoCo
 from models.networks.chain import NetworkError
-from models.networks.heads.embeddings import BiasFreeProjector, ConvExpansion, GlobalPooling, LocalPooling
+from models.networks.heads.embeddings import BiasFreeProjector
+from models.networks.heads.expansion import ConvExpansion
+from models.networks.heads.pooling import GlobalPooling, LocalPooling
 from models.networks.layers.noise import FeatureNoise
 from models.networks.memory.saved_tensors import SavedTensorMeter
 from models.networks.vgg import VGG

@@ -3,6 +3,8 @@
 import math
 import subprocess
 import sys
+from importlib import import_module
+from pkgutil import walk_packages
 
 import pytest
 import torch
@@ -258,6 +260,18 @@ def test_vgg_refuses_to_pool_twice_in_a_row():
         VGG((3, 16, 16), 10, (8, "M", "M", 8))
 
 
-def test_networks_need_no_lightning():
-    program = "import sys, models.networks; sys.exit('lightning' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+def test_networks_and_losses_need_no_lightning_whichever_file_is_imported_first():
+    packages = [import_module(name) for name in ("losses", "models.networks")]
+    names = [file.name for one in packages for file in walk_packages(one.__path__, f"{one.__name__}.")]
+    assert len(names) > 20
+    program = """
+import importlib, sys
+for name in sys.argv[1:]:
+    for loaded in [m for m in sys.modules if m.startswith(("models", "losses"))]:
+        del sys.modules[loaded]  # so that a circle would be noticed, wherever it is entered
+    importlib.import_module(name)
+    if {"lightning", "pytorch_lightning"} & set(sys.modules):
+        sys.exit(f"{name} imports Lightning")
+"""
+    done = subprocess.run([sys.executable, "-c", program, *names], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -9,14 +9,9 @@ from torch import nn
 
 from models.networks.chain import NetworkError
 from models.networks.cut import Cut, block_shapes, cut_chain
-from models.networks.heads.embeddings import (
-    BiasFreeProjector,
-    ConvExpansion,
-    EmbeddingHead,
-    ExpandedClassifier,
-    GlobalPooling,
-    LocalPooling,
-)
+from models.networks.heads.embeddings import BiasFreeProjector, EmbeddingHead, ExpandedClassifier
+from models.networks.heads.expansion import ConvExpansion
+from models.networks.heads.pooling import GlobalPooling, LocalPooling
 from models.networks.memory.saved_tensors import SavedTensorMeter
 from models.networks.resnet import ResNet
 
