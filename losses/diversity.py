@@ -29,10 +29,10 @@ def diversity(
         A scalar, or ``(B,)``.
     """
     groups = logits.shape[1]
-    p = (logits / temperature).softmax(dim=2)
+    p = (logits / temperature).softmax(dim=2)  # (B, G, classes)
     p = p.masked_fill(F.one_hot(labels, logits.shape[2]).bool().unsqueeze(1), 0)
     p = p / (p.sum(dim=2, keepdim=True) + _EPSILON)
     q = p / (p.square().sum(dim=2, keepdim=True) + _EPSILON).sqrt()
-    pairs = q.sum(dim=1).square().sum(dim=1) - q.square().sum(dim=(1, 2))
+    pairs = q.sum(dim=1).square().sum(dim=1) - q.square().sum(dim=(1, 2))  # (B,)
     of_samples = pairs / max(groups * (groups - 1), 1)
     return of_samples.mean() if reduction == "mean" else of_samples

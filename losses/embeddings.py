@@ -1,4 +1,4 @@
-"""What features are like: figures that mean the same whatever loss a network was trained on."""
+"""What features are like: metrics that mean the same whatever loss a network was trained on."""
 
 import torch
 from torch import Tensor
@@ -23,8 +23,8 @@ def correlation_parts(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     (Zbontar et al., 2021).
     """
     a, b = (F.batch_norm(z, None, None, training=True) for z in (a, b))
-    squares = (a.T @ b / len(a)).square_()
-    correlations = (a * b).mean(dim=0)
+    squares = (a.T @ b / len(a)).square_()  # (D, D)
+    correlations = (a * b).mean(dim=0)  # (D,), the diagonal
     return (correlations - 1).square().sum(), squares.sum() - correlations.square().sum()
 
 
@@ -67,7 +67,7 @@ def nearest_mean_top1(known: Tensor, known_labels: Tensor, features: Tensor, lab
     """
     centre = known.double().mean(dim=0)  # distances are differences of large numbers otherwise
     classes, _, means, _ = _class_means(known.double() - centre, known_labels)
-    nearest = torch.cdist(features.double() - centre, means).argmin(dim=1)
+    nearest = torch.cdist(features.double() - centre, means).argmin(dim=1)  # (M,), of distances (M, C)
     return float((classes[nearest] == labels).double().mean())
 
 
@@ -91,14 +91,14 @@ def separation_fuzziness(features: Tensor, labels: Tensor) -> float:
     """
     features = features.double()
     _, shares, means, place = _class_means(features, labels)
-    between = shares.sqrt()[:, None] * (means - features.mean(dim=0))  # SS_b = betweenᵀ · between
-    _, values, directions = torch.linalg.svd(between, full_matrices=False)
+    between = shares.sqrt()[:, None] * (means - features.mean(dim=0))  # (C, d): SS_b = betweenᵀ · between
+    _, values, directions = torch.linalg.svd(between, full_matrices=False)  # (r,), (r, d), r = min(C, d)
     precision = torch.finfo(values.dtype).eps * max(between.shape) * means.abs().max()
     kept = values[: len(shares) - 1] > precision
     if not kept.any():
         return float("nan")
     count = int(kept.sum())  # the values fall
-    within = (features - means[place]) @ directions[:count].T
+    within = (features - means[place]) @ directions[:count].T  # (N, count)
     return float((within.square().mean(dim=0) / values[:count].square()).sum())
 
 

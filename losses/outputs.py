@@ -30,6 +30,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from losses.errors import UsageError
 
@@ -39,6 +40,7 @@ _CLAMP = 8.0
 class OutputLoss(nn.Module):
     """Loss of every sample: a sum over the classes of ``terms``; whoever calls takes the mean over the batch."""
 
+    @override
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Losses ``(B,)``, at least in float32, of logits ``(B, C)`` and labels int64 ``(B,)``."""
         z = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -62,24 +64,24 @@ OutputLossCallable = Callable[[], OutputLoss]
 class CrossEntropy(OutputLoss):
     """Softmax and cross-entropy: −log p of the true class."""
 
+    @override
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Losses ``(B,)`` by torch's fused operator."""
-        return F.cross_entropy(logits, labels, reduction="none")
+        return F.cross_entropy(logits, labels, reduction="none")  # torch's fused operator: −log p
 
 
 class SoftmaxMSE(OutputLoss):
     """Squashing control: ½‖softmax(z) − t‖²."""
 
+    @override
     def terms(self, z: Tensor, t: Tensor) -> Tensor:
-        """½(p − t)²."""
         return 0.5 * (z.softmax(dim=1) - t).square()
 
 
 class SigmoidMSE(OutputLoss):
     """Squashing control: ½‖sigmoid(z) − t‖²."""
 
+    @override
     def terms(self, z: Tensor, t: Tensor) -> Tensor:
-        """½(σ − t)²."""
         return 0.5 * (z.sigmoid() - t).square()
 
 
@@ -103,6 +105,7 @@ class LinearOutput(OutputLoss):
             raise UsageError(f"true_weight and target must be above 0, not {true_weight} and {target}.")
         self.true_weight, self.target = true_weight, target
 
+    @override
     def terms(self, z: Tensor, t: Tensor) -> Tensor:
         """½·k·(z − M)² of the true class, ½·z² of the others."""
         return 0.5 * (1 + (self.true_weight - 1) * t) * (z - self.target * t).square()
@@ -124,6 +127,7 @@ class _GradientBoosted(OutputLoss):
         """What makes large logits larger."""
         raise NotImplementedError(f"{type(self).__name__} does not say what boosts its gradient.")
 
+    @override
     def terms(self, z: Tensor, t: Tensor) -> Tensor:
         """½(y − t)², straight-through."""
         y = (self.alpha * self.boost(z) + self.beta).detach()
@@ -145,6 +149,7 @@ class ExpGB(_GradientBoosted):
     def __init__(self, alpha: float = 0.1, beta: float = 0.0) -> None:
         super().__init__(alpha, beta)
 
+    @override
     def boost(self, z: Tensor) -> Tensor:
         """exp(z), of a z of at most 8."""
         return z.clamp(max=_CLAMP).exp()
@@ -164,24 +169,24 @@ class Pow3GB(_GradientBoosted):
     def __init__(self, alpha: float = 0.001, beta: float = 0.0) -> None:
         super().__init__(alpha, beta)
 
+    @override
     def boost(self, z: Tensor) -> Tensor:
-        """z³."""
         return z**3
 
 
 class ErrPow3(OutputLoss):
     """The error itself cubed: Σ e⁴/4, δ = e³."""
 
+    @override
     def terms(self, z: Tensor, t: Tensor) -> Tensor:
-        """e⁴/4."""
         return (z - t) ** 4 / 4
 
 
 class ErrExp(OutputLoss):
     """The error itself exponentiated: Σ exp|e| − |e|, δ = sign(e)·(exp|e| − 1)."""
 
+    @override
     def terms(self, z: Tensor, t: Tensor) -> Tensor:
-        """exp|e| − |e|."""
         size = (z - t).abs()
         return _exp(size) - size
 
@@ -192,8 +197,8 @@ class UnnormalizedExponential(OutputLoss):
     It is torch's ``PoissonNLLLoss``, and has the δ of ``ExpGB(alpha=1)``.
     """
 
+    @override
     def terms(self, z: Tensor, t: Tensor) -> Tensor:
-        """exp(z) − t·z."""
         return _exp(z) - t * z
 
 

@@ -1,10 +1,10 @@
 """Accuracy and the ensemble of the blocks' predictions."""
 
 import itertools
-import math
 
 import pytest
 import torch
+from reference.ensemble import slow_ensemble
 
 from losses import ensemble, ensemble_weights, top1
 
@@ -39,17 +39,6 @@ def test_ensemble_weights_double_and_add_up_to_one(count):
     assert len(weights) == count
     assert sum(weights) == pytest.approx(1)
     assert [b / a for a, b in itertools.pairwise(weights)] == pytest.approx([2] * (count - 1))
-
-
-def slow_ensemble(logits):
-    count, (rows, classes) = len(logits), logits[0].shape
-    result = [[0.0] * classes for _ in range(rows)]
-    for k, block in enumerate(logits):
-        for b, row in enumerate(block.tolist()):
-            total = sum(math.exp(z) for z in row)
-            for c, z in enumerate(row):
-                result[b][c] += 2**k / (2**count - 1) * math.exp(z) / total
-    return torch.tensor(result, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])

@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from reference.overparameterized import explicit_stack
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -14,29 +15,6 @@ from models.networks.memory.profile import profile
 from models.networks.memory.saved_tensors import SavedTensorMeter
 from models.networks.resnet import CifarResNet
 from models.networks.vgg import VGG
-
-
-def explicit_stack(layer):
-    """The same factors as layers one after the other; the last one has the bias."""
-    first = layer.parametrizations.weight.original
-    factors = [factor.matrix for factor in layer.parametrizations.weight]
-    stack = []
-    for i, weight in enumerate([first, *factors]):
-        bias = layer.bias is not None and i == len(factors)
-        if isinstance(layer, nn.Conv2d):
-            inputs = layer.in_channels if i == 0 else layer.out_channels
-            setting = (layer.kernel_size, layer.stride, layer.padding) if i == 0 else (1,)
-            part = nn.Conv2d(inputs, layer.out_channels, *setting, groups=layer.groups, bias=bias)
-        else:
-            part = nn.Linear(layer.in_features if i == 0 else layer.out_features, layer.out_features, bias=bias)
-        part = part.double()
-        with torch.no_grad():
-            part.weight.copy_(weight.reshape(part.weight.shape))
-            if bias:
-                part.bias.copy_(layer.bias)
-        stack.append(part)
-    return nn.Sequential(*stack)
-
 
 LAYERS = {
     "conv": (lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1), (5, 4, 7, 8)),
