@@ -8,7 +8,11 @@ import lightning.pytorch as L
 import torch
 from typing_extensions import override
 
+from models.method import Method
 from models.networks.memory.saved_tensors import SavedTensorMeter
+
+# mypy: disable-error-code="override"
+# Hooks name the models that they are for.
 
 
 class Meter(L.Callback):
@@ -85,7 +89,7 @@ class Meter(L.Callback):
             self._saved = None
 
     @override
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Method) -> None:
         now = time.perf_counter()
         self.seconds, self._tick = self.seconds + now - self._tick, now
         if (epochs := pl_module.schedule.epochs_per_block) and (trainer.current_epoch + 1) % epochs == 0:

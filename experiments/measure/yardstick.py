@@ -7,7 +7,7 @@ from models.classification import LocalClassification
 from models.local_learning import LocalLearning
 from models.methods.backprop import Backprop
 from models.methods.blockwise_ssl import BlockwiseSSL
-from models.networks.heads.embeddings import GlobalPooling
+from models.networks.heads.pooling import GlobalPooling
 from models.networks.memory.checkpointed import Checkpointed
 
 
