@@ -43,9 +43,9 @@ class LastCheckpoint(Checkpoint):
     @override
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any) -> None:
         """Stop, and the other processes with it: they may wait for this one already."""
-        launcher = trainer.strategy.launcher
-        if self._told_to_stop and trainer.is_global_zero and launcher:
-            launcher.kill(signal.SIGKILL)
+        if self._told_to_stop and trainer.is_global_zero:
+            if launcher := trainer.strategy.launcher:  # none if somebody else started the processes
+                launcher.kill(signal.SIGKILL)
             raise SIGTERMException
 
     @override
