@@ -3,3 +3,7 @@
 
 class UsageError(RuntimeError):
     """What was asked for cannot be done as it was asked; the message says why, and what to do instead."""
+
+
+class NetworkError(UsageError):
+    """A network cannot be built, or not be cut, as it was asked; the message says why and what to do."""

@@ -11,9 +11,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from datamodules.base import ImageDataModule
+from datamodules.loaders import in_order
 from experiments.callbacks.fit_trainer import FitTrainer
 from experiments.probing.decision_regions import draw_regions
-from experiments.probing.features import in_order
 from experiments.run.errors import RunError
 from experiments.run.files import REGIONS
 from models.method import Method

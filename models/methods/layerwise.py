@@ -19,10 +19,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
 
-from losses.errors import UsageError
+from losses.errors import NetworkError, UsageError
 from models.method import LabelledImages
 from models.methods.decoupled_greedy import DecoupledGreedy
-from models.networks.chain import NetworkCallable, NetworkError
+from models.networks.chain import NetworkCallable
 from models.networks.cut import Cut
 from models.networks.heads.classifiers import AuxHead, HeadCallable
 from models.networks.layers.overparameterized import collapse, overparameterize

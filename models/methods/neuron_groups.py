@@ -21,9 +21,9 @@ from typing_extensions import override
 
 from losses.classification import top1
 from losses.diversity import diversity
-from losses.errors import UsageError
+from losses.errors import NetworkError, UsageError
 from models.classification import LocalClassification
-from models.networks.chain import NetworkCallable, NetworkError
+from models.networks.chain import NetworkCallable
 from models.networks.cut import Cut, block_shapes, cut_chain
 from models.networks.groups.cut import end_at_last_map, group_blocks
 from models.networks.groups.heads import GroupHeads

@@ -6,12 +6,6 @@ from collections.abc import Callable, Mapping
 from torch import Tensor, nn
 from typing_extensions import override
 
-from losses.errors import UsageError
-
-
-class NetworkError(UsageError):
-    """A network cannot be built, or not be cut, as it was asked; the message says why and what to do."""
-
 
 class Chain(nn.Module):
     """Named units applied one after the other, then a classifier.

@@ -9,7 +9,8 @@ from typing import Literal
 
 from torch import nn
 
-from models.networks.chain import Chain, NetworkError
+from losses.errors import NetworkError
+from models.networks.chain import Chain
 from models.networks.memory.profile import Cost, activation_bytes, profile
 
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from models.networks.chain import Chain, NetworkError, rectifier
+from losses.errors import NetworkError
+from models.networks.chain import Chain, rectifier
 
 
 class MLP(Chain):

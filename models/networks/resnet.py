@@ -6,7 +6,8 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from models.networks.chain import Chain, NetworkError, initialise_convolutions
+from losses.errors import NetworkError
+from models.networks.chain import Chain, initialise_convolutions
 from models.networks.layers.pooling import GlobalAveragePool
 
 

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from torch import nn
 
-from models.networks.chain import Chain, NetworkError, initialise_convolutions, rectifier
+from losses.errors import NetworkError
+from models.networks.chain import Chain, initialise_convolutions, rectifier
 
 Plan = Sequence[int | Literal["M"]]
 

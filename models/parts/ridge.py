@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.networks.chain import NetworkError
+from losses.errors import NetworkError
 
 
 @dataclass

@@ -16,11 +16,10 @@ from training import assert_equal_weights, train
 from datamodules.batch import Batch
 from datamodules.digits import Digits
 from experiments.measure.cost import network_cost
-from losses.errors import UsageError
+from losses.errors import NetworkError, UsageError
 from models.local_learning import TrainingError
 from models.methods.backprop import Backprop
 from models.methods.decoupled_greedy import DecoupledGreedy
-from models.networks.chain import NetworkError
 from models.networks.cut import Cut
 from models.networks.heads.classifiers import AuxHead
 from models.networks.memory.saved_tensors import SavedTensorMeter

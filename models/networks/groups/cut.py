@@ -17,7 +17,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from models.networks.chain import Chain, NetworkError
+from losses.errors import NetworkError
+from models.networks.chain import Chain
 from models.networks.cut import feature_shapes
 from models.networks.memory.profile import profile
 

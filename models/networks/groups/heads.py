@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from models.networks.chain import NetworkError
+from losses.errors import NetworkError
 from models.networks.heads.classifiers import HeadCallable
 from models.networks.layers.grouped import GroupLinear, SharingConv2d, SharingLinear
 

@@ -10,7 +10,8 @@ from itertools import pairwise
 
 from torch import nn
 
-from models.networks.chain import NetworkError, initialise_convolutions
+from losses.errors import NetworkError
+from models.networks.chain import initialise_convolutions
 from models.networks.layers.pooling import GlobalAveragePool
 
 

@@ -9,7 +9,7 @@ from lightly.models.modules.heads import ProjectionHead
 from torch import nn
 from torch.func import functional_call
 
-from models.networks.chain import NetworkError
+from losses.errors import NetworkError
 from models.networks.heads.classifiers import Head
 from models.networks.heads.expansion import ConvExpansion
 from models.networks.heads.pooling import PoolingCallable

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from models.networks.chain import NetworkError
+from losses.errors import NetworkError
 from models.networks.heads.pooling import PoolingHead
 from models.networks.layers.pooling import GlobalAveragePool
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from typing_extensions import override
 
-from models.networks.chain import NetworkError
+from losses.errors import NetworkError
 from models.networks.layers.pooling import GlobalAveragePool
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from models.networks.chain import NetworkError
+from losses.errors import NetworkError
 
 NoiseKind = Literal["all", "hw", "c"]
 

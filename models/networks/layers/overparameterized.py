@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from typing_extensions import override
 
-from models.networks.chain import NetworkError
+from losses.errors import NetworkError
 
 
 class Factor(nn.Module):

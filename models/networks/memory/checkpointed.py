@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint_sequential
 from typing_extensions import override
 
-from models.networks.chain import NetworkError
+from losses.errors import NetworkError
 
 
 class Checkpointed(nn.Sequential):

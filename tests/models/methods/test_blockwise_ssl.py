@@ -16,11 +16,10 @@ from experiments.measure.cost import network_cost
 from experiments.measure.workbench import plain_steps
 from experiments.measure.yardstick import end_to_end
 from losses import SubsampledNTXent
-from losses.errors import UsageError
+from losses.errors import NetworkError, UsageError
 from models.local_learning import TrainingError
 from models.methods.blockwise_ssl import BlockwiseSSL
 from models.methods.loco import LoCo
-from models.networks.chain import NetworkError
 from models.networks.heads.embeddings import BiasFreeProjector
 from models.networks.heads.expansion import ConvExpansion
 from models.networks.heads.pooling import GlobalPooling, LocalPooling

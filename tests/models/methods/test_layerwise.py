@@ -17,10 +17,9 @@ from datamodules.augment import Augment
 from datamodules.digits import Digits
 from experiments.callbacks.meter import Meter
 from experiments.measure.cost import network_cost
-from losses.errors import UsageError
+from losses.errors import NetworkError, UsageError
 from models.methods.backprop import Backprop
 from models.methods.layerwise import Layerwise
-from models.networks.chain import NetworkError
 from models.networks.heads.classifiers import AuxHead
 from models.networks.mlp import MLP
 from models.networks.vgg import VGG

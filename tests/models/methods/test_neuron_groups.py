@@ -11,10 +11,9 @@ from training import evaluated
 from datamodules.batch import Batch
 from experiments.studies.published_loop import PublishedLoop
 from losses.diversity import diversity
-from losses.errors import UsageError
+from losses.errors import NetworkError, UsageError
 from models.methods.decoupled_greedy import DecoupledGreedy
 from models.methods.neuron_groups import NeuronGroups
-from models.networks.chain import NetworkError
 from models.networks.cut import Cut
 from models.networks.heads.classifiers import AuxHead
 from models.networks.mlp import MLP

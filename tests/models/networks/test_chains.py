@@ -1,16 +1,13 @@
 """Networks as chains of units: shapes, names, sizes, initialisation, what cannot be built."""
 
 import math
-import subprocess
-import sys
-from importlib import import_module
-from pkgutil import walk_packages
 
 import pytest
 import torch
 from torch import nn
 
-from models.networks.chain import NetworkError, initialise_convolutions
+from losses.errors import NetworkError
+from models.networks.chain import initialise_convolutions
 from models.networks.memory.profile import profile
 from models.networks.mlp import MLP
 from models.networks.resnet import CifarResNet, ResNet
@@ -258,20 +255,3 @@ def test_mlp_refuses_to_have_no_hidden_layer():
 def test_vgg_refuses_to_pool_twice_in_a_row():
     with pytest.raises(NetworkError, match="two M in a row"):
         VGG((3, 16, 16), 10, (8, "M", "M", 8))
-
-
-def test_networks_and_losses_need_no_lightning_whichever_file_is_imported_first():
-    packages = [import_module(name) for name in ("losses", "models.networks")]
-    names = [file.name for one in packages for file in walk_packages(one.__path__, f"{one.__name__}.")]
-    assert len(names) > 20
-    program = """
-import importlib, sys
-for name in sys.argv[1:]:
-    for loaded in [m for m in sys.modules if m.startswith(("models", "losses"))]:
-        del sys.modules[loaded]  # so that a circle would be noticed, wherever it is entered
-    importlib.import_module(name)
-    if {"lightning", "pytorch_lightning"} & set(sys.modules):
-        sys.exit(f"{name} imports Lightning")
-"""
-    done = subprocess.run([sys.executable, "-c", program, *names], check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr

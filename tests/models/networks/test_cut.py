@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from models.networks.chain import NetworkError
+from losses.errors import NetworkError
 from models.networks.cut import Cut, balanced_stops, cut_chain, feature_shapes
 from models.networks.heads.classifiers import AuxHead
 from models.networks.memory.profile import activation_bytes, profile

@@ -7,7 +7,7 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 
 from losses import effective_rank
-from models.networks.chain import NetworkError
+from losses.errors import NetworkError
 from models.parts.ridge import (
     ForwardProjection,
     HiddenTargets,

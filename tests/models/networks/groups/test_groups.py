@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from experiments.studies.published_loop import own_slice_live
-from models.networks.chain import NetworkError
+from losses.errors import NetworkError
 from models.networks.cut import Cut, block_shapes, cut_chain
 from models.networks.groups.cut import end_at_last_map, group_blocks
 from models.networks.groups.heads import GroupHeads

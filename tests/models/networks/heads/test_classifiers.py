@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.networks.chain import NetworkError
+from losses.errors import NetworkError
 from models.networks.cut import feature_shapes
 from models.networks.heads.classifiers import AuxHead, CNNHead, ConvHead, LinearHead, MLPSRHead
 from models.networks.layers.pooling import GlobalAveragePool

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.networks.chain import NetworkError
+from losses.errors import NetworkError
 from models.networks.cut import Cut, block_shapes, cut_chain
 from models.networks.heads.embeddings import BiasFreeProjector, EmbeddingHead, ExpandedClassifier
 from models.networks.heads.expansion import ConvExpansion

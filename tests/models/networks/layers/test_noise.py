@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.networks.chain import NetworkError
+from losses.errors import NetworkError
 from models.networks.layers.noise import FeatureNoise
 from models.networks.memory.saved_tensors import SavedTensorMeter
 

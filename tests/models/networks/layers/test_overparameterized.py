@@ -9,7 +9,7 @@ from reference.overparameterized import explicit_stack
 from torch import nn
 from torch.nn.utils import parametrize
 
-from models.networks.chain import NetworkError
+from losses.errors import NetworkError
 from models.networks.layers.overparameterized import collapse, overparameterize
 from models.networks.memory.profile import profile
 from models.networks.memory.saved_tensors import SavedTensorMeter
