@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from experiments.report.command import main as report
@@ -44,5 +44,8 @@ def _fault_of(args: Sequence[str]) -> str | None:
     return model_commands.fault_of(args)
 
 
-COMMANDS = {"suite": partial(suite, fault_of=_fault_of), "report": report}
+COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {
+    "suite": partial(suite, fault_of=_fault_of),
+    "report": report,
+}
 """Commands that take no model."""

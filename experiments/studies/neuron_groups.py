@@ -48,7 +48,7 @@ def backprop() -> tuple[nn.Module, Callable[[Batch], None]]:
     return network, step
 
 
-def neuron_groups(num_blocks: int, num_groups: int) -> tuple[nn.Module, Callable[[Batch], None]]:
+def neuron_groups(num_blocks: int, num_groups: int) -> tuple[NeuronGroups, Callable[[Batch], None]]:
     """Our method, in a bare loop."""
     network = partial(CifarResNet, depth=32)
     cut = Cut(by="published")
@@ -79,11 +79,9 @@ def _published_head(shape: tuple[int, ...]) -> nn.Sequential:
 def published(num_blocks: int, num_groups: int) -> tuple[nn.Module, Callable[[Batch], None]]:
     """The published loop on the same blocks."""
     model, _ = neuron_groups(num_blocks, num_groups)
-    shapes = [(block_head[0].weight.shape[1], 8, 8) for block_head in model.heads]
-    heads = nn.ModuleList(
-        nn.ModuleList(_published_head(shape) for _ in range(num_groups)) for shape in shapes[:num_blocks]
-    )
-    loop = PublishedLoop(model.blocks[:num_blocks], heads, _published_head(shapes[-1]))
+    shapes = [(block_head.get_parameter("0.weight").shape[1], 8, 8) for block_head in model.heads]
+    heads = [[_published_head(shape) for _ in range(num_groups)] for shape in shapes[:num_blocks]]
+    loop = PublishedLoop([*model.blocks], heads, _published_head(shapes[-1]))
     loop.to(memory_format=torch.channels_last)
     optimizer = sgd(loop.parameters())
 

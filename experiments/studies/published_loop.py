@@ -62,8 +62,8 @@ class PublishedLoop(nn.Module):
     def step(self, images: Tensor, labels: Tensor) -> None:
         """Gradients of one mini-batch: backward of every block's loss, then of the final head's."""
         x = images
-        for block, heads in zip(self.blocks, self.heads, strict=True):
-            features = block(x)
+        for block, block_heads in zip(self.blocks, self.heads, strict=True):
+            features, heads = block(x), list(block_heads.children())
             logits = [head(own_slice_live(features, g, len(heads))) for g, head in enumerate(heads)]
             loss = torch.stack([F.cross_entropy(z, labels) for z in logits]).sum()
             if len(heads) > 1:
