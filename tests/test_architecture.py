@@ -40,8 +40,9 @@ GRAPH = {name: {other for other in imported(name) if other in FILES and other !=
 
 
 def room(name: str) -> str:
-    """The package that a file is in."""
-    return name if FILES[name].name == "__init__.py" else name.rpartition(".")[0]
+    """The package that a file is in; data modules and their views, which share batches, are one room."""
+    package = name if FILES[name].name == "__init__.py" else name.rpartition(".")[0]
+    return package.removesuffix(".views")
 
 
 def require_no_circle(graph: dict[str, set[str]]) -> None:
