@@ -89,7 +89,7 @@ def _silence_advice() -> None:
     for logger in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.distributed"):
         logging.getLogger(logger).setLevel(logging.WARNING)
     for message in (
-        ".*sync_dist=True.*",  # every process evaluates all images: there is nothing to add up
+        ".*sync_dist=True.*",  # torchmetrics has added up the processes already
         ".*treespec.*is deprecated.*",
         ".*no `val_dataloader`.*",
         ".*callbacks used to create the checkpoint.*",

@@ -8,9 +8,6 @@ from typing_extensions import override
 from experiments.callbacks.fit_trainer import FitTrainer
 from experiments.distributed.hooks import CommunicationHook
 
-# mypy: disable-error-code="override"
-# Hooks name the Trainer that they are for.
-
 
 class CommunicationLog(L.Callback):
     """Logs ``train/communication/…`` in logged steps, and means over the run as ``communication/…`` every epoch.

@@ -7,9 +7,6 @@ from experiments.callbacks.fit_trainer import FitTrainer
 from experiments.measure.cost import show_cost
 from models.local_learning import LocalLearning
 
-# mypy: disable-error-code="override"
-# Hooks name the Trainer that they are for.
-
 
 class CutTable(L.Callback):
     """Prints the cost of every block before training begins; of a method without backward passes nothing."""

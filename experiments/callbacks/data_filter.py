@@ -14,9 +14,6 @@ from experiments.callbacks.fit_trainer import FitTrainer
 from losses.errors import UsageError
 from models.classification import LocalClassification
 
-# mypy: disable-error-code="override"
-# Hooks name the Trainer and the models that they are for; setup refuses others.
-
 
 class DataFilter(L.Callback, ABC):
     """Trains each epoch on some of the training images; a subclass says on which.

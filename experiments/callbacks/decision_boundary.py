@@ -18,9 +18,6 @@ from experiments.run.errors import RunError
 from experiments.run.files import REGIONS
 from models.method import Method
 
-# mypy: disable-error-code="override"
-# Hooks name the Trainer and the models that they are for; setup refuses others.
-
 
 class DecisionBoundary(L.Callback):
     """Draws the decision regions of every block that predicts, and the training points, when training ends.

@@ -6,9 +6,6 @@ from typing_extensions import override
 from experiments.callbacks.progress_bar import accuracies
 from models.method import Method
 
-# mypy: disable-error-code="override"
-# Hooks name the models that they are for.
-
 
 class EpochLines(L.Callback):
     """Validation accuracies, one line per epoch, where no bar can be drawn."""

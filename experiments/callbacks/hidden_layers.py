@@ -22,9 +22,6 @@ from losses.errors import UsageError
 from models.classification import LocalClassification
 from models.local_learning import LocalLearning
 
-# mypy: disable-error-code="override"
-# Hooks name the Trainer and the models that they are for; the first one refuses others.
-
 
 class HiddenLayers(L.Callback):
     """Logs after epochs what the hidden layers are worth, on training and validation images as they are.

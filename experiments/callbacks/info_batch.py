@@ -10,9 +10,6 @@ from experiments.callbacks.fit_trainer import FitTrainer
 from losses.errors import UsageError
 from models.classification import LocalClassification
 
-# mypy: disable-error-code="override"
-# Hooks name the Trainer and the models that they are for; setup refuses others.
-
 
 class InfoBatch(DataFilter):
     """Trains each epoch without a random half of the images whose last loss was below the mean.

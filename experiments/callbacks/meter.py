@@ -11,9 +11,6 @@ from typing_extensions import override
 from models.method import Method
 from models.networks.memory.saved_tensors import SavedTensorMeter
 
-# mypy: disable-error-code="override"
-# Hooks name the models that they are for.
-
 
 class Meter(L.Callback):
     """Measures images/s and peak activation bytes.

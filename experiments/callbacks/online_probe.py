@@ -17,9 +17,7 @@ from typing_extensions import override
 from experiments.probing.linear_probe import linear_head
 from models.local_learning import LocalLearning, pooled
 from models.method import LabelledImages
-
-# mypy: disable-error-code="override"
-# Hooks name the models that they are for.
+from models.metrics import EvaluationMetrics
 
 
 class OnlineProbe(L.Callback):
@@ -30,6 +28,7 @@ class OnlineProbe(L.Callback):
     one above the other the first B rows), so no image goes through the network for its sake, and
     neither weights nor BatchNorm statistics of the network are touched. Of logged steps
     ``train/block<k>/probe_online/loss`` and ``…/top1`` are logged. A resumed run continues its classifiers.
+    Of several processes each has classifiers of its own, which are judged together.
 
     Args:
         learning_rate: of the classifiers.
@@ -40,8 +39,6 @@ class OnlineProbe(L.Callback):
         self.heads: dict[str, nn.Linear] = {}
         self._optimizers: dict[str, SGD] = {}
         self._features: dict[str, Tensor] = {}
-        self._right: dict[str, Tensor] = {}
-        self._images = 0
         self._hooks: list[RemovableHandle] = []
         self._resumed: dict[str, Any] = {}
 
@@ -104,7 +101,7 @@ class OnlineProbe(L.Callback):
 
     @override
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: LocalLearning) -> None:
-        self._right, self._images = {}, 0
+        self._evaluation = EvaluationMetrics(pl_module.num_classes, pl_module.device)
 
     @override
     def on_validation_batch_start(self, trainer: L.Trainer, pl_module: LocalLearning, *_: Any) -> None:
@@ -115,16 +112,13 @@ class OnlineProbe(L.Callback):
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: LocalLearning, outputs: Any, batch: LabelledImages, *_: Any
     ) -> None:
-        self._images += len(batch.labels)
-        for name, features in self._taken(batch).items():
-            if head := self.heads.get(name):  # before the first training step there is none
-                right = (head(features).argmax(1) == batch.labels).sum()
-                self._right[name] = self._right.get(name, 0) + right
+        taken = self._taken(batch).items()
+        logits = {f"{name}/gap": self.heads[name](x) for name, x in taken if name in self.heads}  # none before step 1
+        self._evaluation.update(logits, batch.labels, {})
 
     @override
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: LocalLearning) -> None:
-        accuracies = {name: right / self._images for name, right in self._right.items()}
-        pl_module.log_dict({f"probe_online/{name}/gap/top1": share for name, share in accuracies.items()})
+        pl_module.log_dict({f"probe_online/{name}": share for name, share in self._evaluation.compute().items()})
 
     # -- checkpoints --------------------------------------------------------------------------
 

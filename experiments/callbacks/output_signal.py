@@ -11,9 +11,6 @@ from losses.errors import UsageError
 from models.classification import LocalClassification
 from models.method import LabelledImages
 
-# mypy: disable-error-code="override"
-# Hooks name the Trainer and the models that they are for; setup refuses others.
-
 
 class OutputSignal(L.Callback):
     """Logs ``train/block<k>/output_signal/…`` of every block that predicts, in the steps that are logged.

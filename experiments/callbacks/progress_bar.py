@@ -9,9 +9,6 @@ from typing_extensions import override
 
 from models.method import Method
 
-# mypy: disable-error-code="override"
-# Hooks name the models that they are for.
-
 _NAMES = {"train": "train/{}/top1", "val": "val/{}/top1", "probe": "probe_online/{}/gap/top1"}
 
 

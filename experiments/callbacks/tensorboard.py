@@ -16,8 +16,6 @@ from models.local_learning import LocalLearning
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-# mypy: disable-error-code="override"
-# Hooks name the Trainer that they are for.
 
 _EVERY = ("train/{}/loss", "train/{}/grad_norm", "train/{}/lr")
 _WITH_LABELS = ("val/{}/top1", "train/{}/top1", *_EVERY)

@@ -15,9 +15,6 @@ from losses import probabilities
 from losses.errors import UsageError
 from models.method import Method
 
-# mypy: disable-error-code="override"
-# Hooks name the Trainer and the models that they are for; setup refuses others.
-
 
 class TrainingAccuracy(L.Callback):
     """Logs ``train_set/block<k>/top1`` after a block's last epoch: un-augmented training images, evaluation mode.
