@@ -20,5 +20,5 @@ def _classes() -> dict[str, Any]:
 def __getattr__(name: str) -> Any:
     """A class by its name alone, from whichever file it is in: no list of them is kept by hand."""
     if not name[0].isupper() or name not in _classes():
-        raise AttributeError(f"datamodules has no {name!r}.")
+        raise AttributeError(f"datamodules has no {name!r}")
     return _classes()[name]

@@ -1,5 +1,6 @@
 """The command line: which command it is, and how its faults and interruptions end."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,9 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: command and options; those of the process by default.
     """
-    args = list(sys.argv[1:] if args is None else args)
+    args = list(sys.argv[1:] if args is None else args) or ["--help"]
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # a method of one's own is found as with python -m
     try:
         if args and args[0] in COMMANDS:
             COMMANDS[args[0]](args[1:])

@@ -5,7 +5,7 @@ import sys
 from argparse import ArgumentError
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from pydoc import locate
+from pydoc import ErrorDuringImport, locate
 from typing import Any, ClassVar, NoReturn, get_args
 
 import yaml
@@ -92,7 +92,7 @@ class Parser(LightningArgumentParser):
         hint = self._hint(option.removesuffix(".class_path"))
         known = [one.__name__ for one in _classes(hint)] if str not in get_args(hint) else []
         for name in _class_names(value) if known else ():
-            if name not in known and not locate(name):
+            if name not in known and not _is_there(name):
                 suggestion = did_you_mean(name.rpartition(".")[2], known)
                 return f"there is no class {name} here: give its path.{suggestion}"
         return None
@@ -128,10 +128,18 @@ def did_you_mean(wrong: str, known: Iterable[str]) -> str:
 
 def _pairs(args: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Options with their values, of ``--option=value`` and ``--option value``."""
-    for arg, following in zip(args, [*args[1:], ""], strict=True):
+    for arg, following in zip(args, [*args[1:], ""], strict=False):
         if arg.startswith("--"):
             option, equals, value = arg.removeprefix("--").partition("=")
             yield option.removesuffix("+"), value if equals else following
+
+
+def _is_there(name: str) -> bool:
+    """Whether a class can be imported by its path; a file that fails while it is imported says so itself."""
+    try:
+        return locate(name) is not None
+    except ErrorDuringImport:
+        return True
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

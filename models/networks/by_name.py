@@ -24,7 +24,7 @@ def by_name(package: str, path: Iterable[str], apart: str = " ") -> Callable[[st
 
     def find(name: str) -> Any:
         if not name[0].isupper() or name not in classes():
-            raise AttributeError(f"{package} has no {name!r}.")
+            raise AttributeError(f"{package} has no {name!r}")
         return classes()[name]
 
     return find

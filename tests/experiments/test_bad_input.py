@@ -264,3 +264,18 @@ def test_a_missing_or_wrong_suite_is_told(tmp_path, capsys):
 
 def test_a_report_without_runs_is_told(tmp_path, capsys):
     assert "No finished run" in fault(capsys, "report", str(tmp_path))
+
+
+@pytest.mark.parametrize("command", [[], ["fit"]])
+def test_a_command_without_anything_is_no_traceback(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(command)
+    assert stop.value.code == (2 if command else 0)
+    shown = capsys.readouterr()
+    assert "usage:" in shown.out or "are required" in shown.err
+
+
+def test_a_file_of_ones_own_that_cannot_be_imported_says_why(tmp_path, monkeypatch, capsys):
+    (tmp_path / "broken_method.py").write_text("class Broken(:\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "invalid syntax (broken_method.py, line 1)" in fault(capsys, *FIT, "--model=broken_method.Broken")
