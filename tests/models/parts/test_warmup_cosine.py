@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.optim import SGD
 
-from models.parts.schedules import WarmupCosine
+from models.parts.warmup_cosine import WarmupCosine
 
 
 def optimizer(lr=0.8):
