@@ -33,7 +33,7 @@ class Parser(LightningArgumentParser):
         return super().add_class_arguments(theclass, *args, **options)
 
     @override
-    def parse_args(self, args: Sequence[str], *others: Any, **options: Any) -> Namespace:  # type: ignore[override]
+    def parse_args(self, args: Sequence[str], *others: Any, **options: Any) -> Namespace:  # type: ignore[override]  # fewer named
         self.given = dict(_pairs(args))
         if self.exit_on_error:  # that of all commands, then that of the given one
             Parser.command, Parser.within = self, []
@@ -51,7 +51,7 @@ class Parser(LightningArgumentParser):
             try:
                 super().error(message, ex)
             except ArgumentError as fault:
-                fault.parser = self  # type: ignore[attr-defined]
+                fault.parser = self  # type: ignore[attr-defined]  # ours
                 self.within.append(fault)
                 raise
         print(f"error: {self.command.fault(message, ex)}", file=sys.stderr)
@@ -175,4 +175,4 @@ def _siblings(owner: type) -> list[type]:
 
 
 def _takes(one: type, option: str) -> bool:
-    return option in inspect.signature(one.__init__).parameters  # type: ignore[misc]
+    return option in inspect.signature(one.__init__).parameters  # type: ignore[misc]  # of a class
