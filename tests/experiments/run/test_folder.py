@@ -119,3 +119,9 @@ def test_a_checkpoint_of_another_tool_marks_no_folder_as_ours(tmp_path):
 def test_configs_of_suites_have_plain_names():
     for path in (CONFIGS / "suites").glob("*.yaml"):
         assert all(run.name == plain_name(run.name) for run in read_suite(path))
+
+
+def test_a_folder_that_this_run_did_not_begin_is_not_discarded(tmp_path):
+    folder = owned(tmp_path / "run")
+    RunFolder(folder).discard_empty()
+    assert untouched(folder)
