@@ -1,13 +1,24 @@
 """The command line: which command it is, and how its faults and interruptions end."""
 
+import argparse
+import contextlib
+import io
+import logging
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
+import yaml
+
+from experiments.measure.allocator import keep_freed_memory
 from experiments.report.command import main as report
-from experiments.run.folder import process_rank
+from experiments.run.errors import RunError
+from experiments.run.files import CONFIG
+from experiments.run.folder import RunFolder, process_rank
 from experiments.suite import main as suite
 from losses.errors import UsageError
 
@@ -22,10 +33,10 @@ def main(args: Sequence[str] | None = None) -> None:
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a method of one's own is found as with python -m
     try:
-        if args and args[0] in COMMANDS:
-            COMMANDS[args[0]](args[1:])
+        if args[0] in WITHOUT_A_MODEL:
+            WITHOUT_A_MODEL[args[0]](args[1:])
         else:
-            _command_of_a_model(args)
+            _with_a_model(args)
     except KeyboardInterrupt as stop:  # of a training it was told already
         raise SystemExit(128 + signal.SIGINT) from stop
     except UsageError as fault:
@@ -34,21 +45,85 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit(2) from fault
 
 
-def _command_of_a_model(args: Sequence[str]) -> None:
-    # Imported here: torch and Lightning take seconds, which suite and report can do without.
-    from experiments import model_commands
+def _with_a_model(args: Sequence[str]) -> None:
+    """Run a command of a model on data; torch and Lightning take seconds, which the other commands do without."""
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-    model_commands.main(args)
+    from experiments.local_learning_cli import COMMANDS, FAULTS, OF_A_RUN, LocalLearningCLI
+    from experiments.parser import did_you_mean
+
+    keep_freed_memory()
+    _silence_advice()
+    command = args[0]
+    if command.isidentifier() and command not in COMMANDS:
+        known = [*COMMANDS, *WITHOUT_A_MODEL]
+        raise UsageError(f"there is no command {command!r}.{did_you_mean(command, known)} Known: {', '.join(known)}.")
+    try:
+        args = _with_config_of_run(args) if command in OF_A_RUN else args
+        LocalLearningCLI(["--json=true" if arg == "--json" else arg for arg in args])
+    except SIGTERMException as stop:
+        raise SystemExit(128 + signal.SIGTERM) from stop
+    except Exception as error:
+        fault: BaseException | None = error  # or what it was raised from
+        while fault is not None and not isinstance(fault, FAULTS):
+            fault = fault.__cause__
+        if fault is None:
+            raise
+        raise UsageError(str(fault)) from error
 
 
 def _fault_of(args: Sequence[str]) -> str | None:
-    from experiments import model_commands
+    """What is wrong with a command line, None if nothing is: it is parsed, and nothing is built or run."""
+    from experiments.local_learning_cli import LocalLearningCLI
 
-    return model_commands.fault_of(args)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
+            LocalLearningCLI([*args, "--print_config"])  # which ends the parsing with an exit
+    except SystemExit as stop:
+        return said.getvalue().strip().removeprefix("error: ") if stop.code else None
+    return None
 
 
-COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {
+WITHOUT_A_MODEL: Mapping[str, Callable[[Sequence[str]], None]] = {
     "suite": partial(suite, fault_of=_fault_of),
     "report": report,
 }
-"""Commands that take no model."""
+
+
+def _with_config_of_run(args: Sequence[str]) -> Sequence[str]:
+    """``probe --checkpoint RUN …``, and ``observe``: the run's own config comes first, all else overrides it.
+
+    Raises:
+        RunError: no run is given, or there is none, or a configuration of a training is given for the protocol.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--config", type=Path, action="append", default=[])
+    known, others = parser.parse_known_args(args)
+    if known.checkpoint is None:
+        if any(arg in ("-h", "--help") or arg.endswith(".help") for arg in others):
+            return args
+        raise RunError(f"{args[0]} needs a finished run: give --checkpoint RUN, its folder.")
+    for path in known.config:
+        if path.is_file() and "model" in (yaml.safe_load(path.read_text()) or {}):
+            raise RunError(
+                f"{path} trains a model; how to {args[0]} a run is said as in experiments/configs/probe/digits.yaml."
+            )
+    return [args[0], "--config", str(RunFolder.around(known.checkpoint).path / CONFIG), *args[1:]]
+
+
+def _silence_advice() -> None:
+    """Silence advice that does not apply here: data in memory needs no workers, batches no logger."""
+    for logger in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.distributed"):
+        logging.getLogger(logger).setLevel(logging.WARNING)
+    for message in (
+        ".*sync_dist=True.*",  # torchmetrics has added up the processes already
+        ".*treespec.*is deprecated.*",
+        ".*no `val_dataloader`.*",
+        ".*callbacks used to create the checkpoint.*",
+        ".*does not have many workers.*",
+        ".*is smaller than the logging interval.*",
+        ".*exists and is not empty.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)

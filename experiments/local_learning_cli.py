@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from typing_extensions import override
 
 import datamodules
+import losses
 import models
 from datamodules.base import ImageDataModule
 from datamodules.files import DataError
@@ -70,8 +71,8 @@ class LocalLearningCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str]) -> None:
         self.asked = args[0] if args else ""
-        for package in (models, datamodules, callbacks, distributed):
-            import_all(package)
+        for package in (models, losses, datamodules, callbacks, distributed):
+            Parser.known.update(import_all(package))
         super().__init__(
             Method,
             ImageDataModule,
@@ -249,10 +250,10 @@ class LocalLearningCLI(LightningCLI):
     before_test = before_predict = before_validate
 
 
-def import_all(package: ModuleType) -> None:
-    """Import every file of a package, so that its classes are known by their short names: ``--model NeuronGroups``."""
-    for file in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-        import_module(file.name)
+def import_all(package: ModuleType) -> set[str]:
+    """Import every file of a package, so that its classes are known by their names: ``--model NeuronGroups``; those."""
+    files = [import_module(file.name) for file in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
+    return {name for file in files for name, _ in inspect.getmembers(file, inspect.isclass)}
 
 
 def _build(class_type: Any, *args: Any, **kwargs: Any) -> Any:

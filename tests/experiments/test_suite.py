@@ -112,8 +112,8 @@ def started(monkeypatch):
 @pytest.mark.parametrize(
     ("entry", "named", "said"),
     [
-        ("grid: {model.optimizer.lrr: [0.1, 0.2]}", "digits-lrr0.1", "SGD has no option 'lrr'. Did you mean lr?"),
-        ("name: two, options: {trainer.max_epochs: many}", "two", "trainer.max_epochs\": Expected a <class 'int'>"),
+        ("grid: {model.optimizer.lrr: [0.1, 0.2]}", "digits-lrr0.1", "'lrr' is not accepted. Did you mean lr?"),
+        ("name: two, options: {trainer.max_epochs: many}", "two", "trainer.max_epochs: Expected a <class 'int'>"),
         ("name: two, probe: quick.yaml", "two", "--epohcs"),
         ("name: two, probe: nowhere.yaml", "two", "nowhere.yaml"),
     ],

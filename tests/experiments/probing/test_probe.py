@@ -297,7 +297,7 @@ def test_mistakes_are_told_in_one_sentence(copied, capsys, tmp_path):
     assert "k is 5000, but only 1437 images" in said("--k=5000")
     assert "no learning rate" in said("--learning_rates=[]")
     assert "epochs" in said("--epochs=0")
-    assert "Did you mean --temperature?" in said("--temprature=1")
+    assert "Did you mean temperature?" in said("--temprature=1")
     wide = said("--data=datamodules.FashionMNIST")
     assert "images of 1×8×8" in wide
     assert "1×28×28" in wide
