@@ -21,11 +21,15 @@ class Parser(LightningArgumentParser):
     known: ClassVar[set[str]] = set()
     """Classes, and options of parsers that refused something."""
 
+    refusals: ClassVar[dict[str, Exception | None]] = {}
+    """What the parsers of classes said, and why."""
+
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the fault and where help is; exit with code 2."""
         self.known.update(option.lstrip("-") for option in self._option_string_actions)
         if not self.exit_on_error:  # the parser of a class: what it raises is caught, and may be tried otherwise
+            self.refusals[message.partition("\n")[0]] = ex
             super().error(message, ex)
         print(f"error: {self._fault(message, ex)}", file=sys.stderr)
         command = self.prog.replace(" [options]", "")
@@ -33,7 +37,8 @@ class Parser(LightningArgumentParser):
         self.exit(2)
 
     def _fault(self, message: str, error: BaseException | None) -> str:
-        causes = [str(cause) for cause in _causes(error)]
+        within = [why for words, why in self.refusals.items() if words in message]  # not all is in the chain of causes
+        causes = [str(cause) for fault in (error, *within) for cause in _causes(fault)]
         place = dict.fromkeys(key for cause in causes for key in re.findall(r'"([\w.]+)"', cause.partition("\n")[0]))
         said = f"--{'.'.join(place)}: {causes[-1]}" if place else message
         said = " ".join(said.split()).rstrip(".")

@@ -73,7 +73,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             return checkpoint
         fault: object = "it holds no weights"
     except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        fault = str(error).splitlines()[0]
+        fault = str(error).splitlines()[0].partition(". ")[0]
     raise RunError(f"The checkpoint {path} is damaged or not one of ours ({fault}).{_offer_previous(path)}")
 
 

@@ -33,6 +33,7 @@ def fault(capsys, *args: str) -> str:
     assert stop.value.code == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
+    assert len(lines[0]) < 600, lines[0]
     return lines[0]
 
 

@@ -100,8 +100,8 @@ def test_losses_that_compare_images_are_refused(tmp_path, capsys):
     ("option", "said"),
     [
         (f"{HOOK}.init_args.c=0", "above 0, not 0"),
-        (f"{HOOK}.init_args.coder=Morse", "no class Morse"),
-        (f"{HOOK}=Pigeon", "no class Pigeon"),
+        (f"{HOOK}.init_args.coder=Morse", "Morse"),
+        (f"{HOOK}=Pigeon", "Pigeon"),
         (f"{HOOK}.init_args.mode=wrong", "'counting', 'true'"),
     ],
 )
