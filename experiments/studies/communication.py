@@ -57,8 +57,7 @@ class _Contender:
 
     def __init__(self, network: nn.Module, hook: CommunicationHook) -> None:
         self._model, self.hook = DistributedDataParallel(network), hook
-        self._elapsed: list[float] = []
-        self._cpu: list[float] = []
+        self._seconds: list[tuple[float, float]] = []
         hook.register(self._model)
         self._optimizer = SGD(self._model.parameters(), lr=0.05, momentum=0.9)
 
@@ -69,19 +68,17 @@ class _Contender:
         self._optimizer.zero_grad()
         cross_entropy(self._model(images), labels).backward()
         self._optimizer.step()
-        self._elapsed.append(time.perf_counter() - start)
-        self._cpu.append(time.process_time() - busy)
+        self._seconds.append((time.perf_counter() - start, time.process_time() - busy))
 
-    @property
-    def cpu(self) -> float:
-        """Seconds of the CPU in a step, median."""
-        return statistics.median(self._cpu)
+    def medians(self) -> list[float]:
+        """Seconds of a step: elapsed, and of the CPU."""
+        return [statistics.median(column) for column in zip(*self._seconds, strict=True)]
 
     def cells(self, base: float) -> Iterator[str]:
-        """What was sent, and medians over the steps; ``base`` is the CPU time of a step without a hook."""
-        sent = self.hook.summary()
+        """What was sent, and the time of a step; ``base`` is the CPU time of one without a hook."""
+        sent, (elapsed, cpu) = self.hook.summary(), self.medians()
         yield from (f"{sent['bits_per_parameter']:.2f}", f"{sent['bytes_per_step']:,.0f}", f"{sent['ratio']:.1f}")
-        yield from (f"{1e3 * statistics.median(self._elapsed):.1f}", f"{1e3 * self.cpu:.1f}", f"{self.cpu / base:.2f}")
+        yield from (f"{1e3 * elapsed:.1f}", f"{1e3 * cpu:.1f}", f"{cpu / base:.2f}")
 
 
 def batches(options: argparse.Namespace) -> Iterator[tuple[Tensor, Tensor]]:
@@ -113,8 +110,8 @@ def work(rank: int, options: argparse.Namespace, folder: str) -> None:
             contender.hook.calibrating = step < options.steps // 2
             contender.step(images, labels)
     if rank == 0:
-        rows = [[name, *contender.cells(contenders["none"].cpu)] for name, contender in contenders.items()]
-        print(tables.markdown(HEADINGS, rows))
+        _, base = contenders["none"].medians()
+        print(tables.markdown(HEADINGS, [[name, *contender.cells(base)] for name, contender in contenders.items()]))
     dist.destroy_process_group()
 
 
