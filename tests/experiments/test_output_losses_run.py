@@ -171,6 +171,7 @@ def runs(tmp_path):
     write_run(tmp_path, entropy, 0.1, 0, [0.5, 0.8, 0.7], 0.6)
     write_run(tmp_path, entropy, 0.1, 1, [0.5, 0.7, 0.9], 0.8)
     write_run(tmp_path, entropy, 0.3, 0, [0.9, 0.9, 0.6], 0.9)
+    write_run(tmp_path, entropy, 0.3, 1, [0.9, 0.9, 0.99], 0.9)
     write_run(tmp_path, boosted, 0.1, 0, [0.8, 0.9, 0.95], 0.9)
     write_run(tmp_path, boosted, 0.3, 0, [0.99])  # stopped
     write_run(tmp_path, {"class_path": "losses.Pow3GB", "init_args": {"alpha": 0.001}}, 0.1, 0, [])
