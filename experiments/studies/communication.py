@@ -11,12 +11,10 @@ measures.
 """
 
 import argparse
-import math
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -33,7 +31,6 @@ from experiments.distributed.entropy_coded import EntropyCoded
 from experiments.distributed.hooks import CommunicationHook, HalfPrecision, PowerSGD, Uncompressed
 from experiments.measure.allocator import keep_freed_memory
 from experiments.run import tables
-from experiments.studies.options import study_parser
 from models.networks.mlp import MLP
 
 HOOKS: dict[str, Callable[[], CommunicationHook]] = {
@@ -51,40 +48,46 @@ HOOKS: dict[str, Callable[[], CommunicationHook]] = {
 }
 
 
+PROCESSES = 2
+HEADINGS = ("hook", "bits/parameter", "bytes/step", "ratio", "ms/step", "CPU ms/step", "× none")
+
+
 class _Contender:
     """A replica that trains with one hook, and the clock of its steps."""
 
     def __init__(self, network: nn.Module, hook: CommunicationHook) -> None:
-        self.model, self.hook = DistributedDataParallel(network), hook
-        self.elapsed: list[float] = []
-        self.cpu: list[float] = []
-        hook.register(self.model)
-        self._optimizer = SGD(self.model.parameters(), lr=0.05, momentum=0.9)
+        self._model, self.hook = DistributedDataParallel(network), hook
+        self._seconds: list[tuple[float, float]] = []
+        hook.register(self._model)
+        self._optimizer = SGD(self._model.parameters(), lr=0.05, momentum=0.9)
 
     def step(self, images: Tensor, labels: Tensor) -> None:
         """One training step."""
         dist.barrier()
         start, busy = time.perf_counter(), time.process_time()
         self._optimizer.zero_grad()
-        cross_entropy(self.model(images), labels).backward()
+        cross_entropy(self._model(images), labels).backward()
         self._optimizer.step()
-        self.elapsed.append(time.perf_counter() - start)
-        self.cpu.append(time.process_time() - busy)
+        self._seconds.append((time.perf_counter() - start, time.process_time() - busy))
+
+    def medians(self) -> list[float]:
+        """Seconds of a step: elapsed, and of the CPU."""
+        return [statistics.median(column) for column in zip(*self._seconds, strict=True)]
 
     def cells(self, base: float) -> Iterator[str]:
-        """What was sent, and medians over the steps; ``base`` is the CPU time of a step without a hook."""
-        sent, cpu = self.hook.summary(), statistics.median(self.cpu)
+        """What was sent, and the time of a step; ``base`` is the CPU time of one without a hook."""
+        sent, (elapsed, cpu) = self.hook.summary(), self.medians()
         yield from (f"{sent['bits_per_parameter']:.2f}", f"{sent['bytes_per_step']:,.0f}", f"{sent['ratio']:.1f}")
-        yield from (f"{1e3 * statistics.median(self.elapsed):.1f}", f"{1e3 * cpu:.1f}", f"{cpu / base:.2f}")
+        yield from (f"{1e3 * elapsed:.1f}", f"{1e3 * cpu:.1f}", f"{cpu / base:.2f}")
 
 
 def batches(options: argparse.Namespace) -> Iterator[tuple[Tensor, Tensor]]:
-    """Normalised images and labels of this process, epoch after epoch."""
+    """Normalised images and labels of this process, 64 at a time, epoch after epoch."""
     data = getattr(datamodules, options.data)(root=options.root)
     data.setup("fit")
     images, generator = data.training_images, torch.Generator().manual_seed(dist.get_rank())
     while True:
-        for chosen in torch.randperm(len(images), generator=generator).split(options.batch)[:-1]:
+        for chosen in torch.randperm(len(images), generator=generator).split(64)[:-1]:
             batch = images.__getitems__(chosen)
             yield normalise(batch.images, data.mean, data.std), batch.labels
 
@@ -93,45 +96,33 @@ def work(rank: int, options: argparse.Namespace, folder: str) -> None:
     """One process: train all contenders side by side; the first prints the table."""
     torch.set_num_threads(1)
     keep_freed_memory()
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=options.processes)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=PROCESSES)
     source = batches(options)
-    images, labels = next(source)
-    channels, height, width = images.shape[1:]
+    channels, height, width = next(source)[0].shape[1:]
     contenders = {}
-    for name in options.hooks:
+    for name, make_hook in HOOKS.items():
         torch.manual_seed(0)
-        network = MLP((channels, height, width), 10, options.hidden, batch_norm=False)
-        contenders[name] = _Contender(network, HOOKS[name]())
+        network = MLP((channels, height, width), 10, [512, 256], batch_norm=False)
+        contenders[name] = _Contender(network, make_hook())
     for step in range(options.steps):
         images, labels = next(source)
         for contender in contenders.values():
             contender.hook.calibrating = step < options.steps // 2
             contender.step(images, labels)
     if rank == 0:
-        show(contenders)
+        _, base = contenders["none"].medians()
+        print(tables.markdown(HEADINGS, [[name, *contender.cells(base)] for name, contender in contenders.items()]))
     dist.destroy_process_group()
-
-
-def show(contenders: dict[str, _Contender]) -> None:
-    """Print the table."""
-    headings = ("hook", "bits/parameter", "bytes/step", "ratio", "ms/step", "CPU ms/step", "× none")
-    base = statistics.median(contenders["none"].cpu) if "none" in contenders else math.nan
-    print(tables.markdown(headings, [[name, *contender.cells(base)] for name, contender in contenders.items()]))
 
 
 def main() -> None:
     """Start the processes."""
-    parser = study_parser(__doc__)
-    parser.add_argument("--hooks", nargs="+", default=list(HOOKS), choices=HOOKS, metavar="NAME")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="Digits", help="data set, a class of datamodules")
     parser.add_argument("--root", default="data")
-    parser.add_argument("--hidden", nargs="+", type=int, default=[512, 256], help="widths of the perceptron")
-    parser.add_argument("--batch", type=int, default=64, help="images of one process")
     parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--processes", type=int, default=2)
-    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(work, (options, str(Path(folder))), nprocs=options.processes)
+        mp.spawn(work, (parser.parse_args(), folder), nprocs=PROCESSES)
 
 
 if __name__ == "__main__":

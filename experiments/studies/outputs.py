@@ -8,36 +8,26 @@ to the first whose validation accuracy is at least cross-entropy's final one (th
 ``--suite`` a suite of further seeds at the chosen rates is written.
 """
 
-import csv
+import argparse
 import inspect
 import json
+import pkgutil
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
+import pandas as pd
 import yaml
 
 from experiments.run import tables
 from experiments.run.files import CONFIG, METRICS, SUMMARY
-from experiments.studies.options import study_parser
+from experiments.run.tables import NOTHING
 from losses.outputs import CrossEntropy
 
 
-@dataclass(frozen=True)
-class Run:
-    """One run folder.
-
-    Attributes:
-        folder: where it is.
-        output: the output loss, and what is set of its parameters beside their defaults.
-        rate: learning rate.
-        seed: its seed.
-        curve: validation top-1 after each epoch.
-        test: test top-1 of the last epoch; None if the run did not get there.
-    """
+class Run(NamedTuple):
+    """A run: validation top-1 after each epoch, and test top-1 of the last one; None if it did not get there."""
 
     folder: Path
     output: str
@@ -52,22 +42,23 @@ class Run:
         config, summary, metrics = (folder / name for name in (CONFIG, SUMMARY, METRICS))
         settings = yaml.safe_load(config.read_text())
         model = settings["model"]["init_args"]
-        rows = csv.DictReader(metrics.read_text().splitlines()) if metrics.is_file() else ()
-        curve = [float(row["val/top1"]) for row in rows if row.get("val/top1")]
+        logged = pd.read_csv(metrics) if metrics.is_file() else pd.DataFrame()
+        curve = list(logged["val/top1"].dropna()) if "val/top1" in logged else []
         test = json.loads(summary.read_text())["metrics"]["test/top1"] if summary.is_file() else None
         rate = model["optimizer"]["init_args"]["lr"]
         return cls(folder, _title(model["output_loss"]), rate, settings["seed_everything"], curve, test)
 
-    def epochs_to(self, accuracy: float) -> int | None:
-        """Epochs up to the first with at least that validation accuracy; None if there is none."""
-        return next((epoch for epoch, top1 in enumerate(self.curve, start=1) if top1 >= accuracy), None)
+    def epochs_to(self, accuracy: float) -> str:
+        """Epochs up to the first with at least that validation accuracy."""
+        return next((str(epoch) for epoch, top1 in enumerate(self.curve, start=1) if top1 >= accuracy), NOTHING)
 
 
 def _title(output: dict[str, Any]) -> str:
-    module, _, name = output["class_path"].rpartition(".")
-    usual = inspect.signature(getattr(import_module(module), name)).parameters
-    options = {key: value for key, value in output.get("init_args", {}).items() if value != usual[key].default}
-    return name + (f"({', '.join(f'{key}={value}' for key, value in options.items())})" if options else "")
+    """The output loss, and what is set of its parameters beside their defaults."""
+    usual = inspect.signature(pkgutil.resolve_name(output["class_path"])).parameters
+    given = output.get("init_args", {}).items()
+    options = ", ".join(f"{name}={value}" for name, value in given if value != usual[name].default)
+    return output["class_path"].rpartition(".")[2] + (f"({options})" if options else "")
 
 
 def best_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -86,29 +77,24 @@ def table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
     reference = statistics.fmean(run.curve[-1] for run in best[CrossEntropy.__name__])
     tried = {(run.output, run.rate): run for run in runs if run.seed == first}
     rates = sorted({rate for _, rate in tried})
-    lines = []
-    for output, chosen in best.items():
-        by_rate = [_last(tried.get((output, rate))) for rate in rates]
-        accuracies = [
-            _percent([run.curve[-1] for run in chosen]),
-            _percent([run.test for run in chosen if run.test is not None]),
-        ]
-        reached = [run.epochs_to(reference) for run in chosen]
-        epochs = ", ".join("–" if count is None else str(count) for count in reached)
-        lines.append([output, *by_rate, f"{chosen[0].rate:g}" if chosen else "–", *accuracies, epochs or "–"])
+
+    def at(output: str, rate: float) -> str:
+        run = tried.get((output, rate))
+        return NOTHING if run is None else "unfinished" if run.test is None else _percent([run.curve[-1]])
+
+    def row(output: str, chosen: Sequence[Run]) -> list[str]:
+        if not chosen:
+            return [NOTHING] * 4
+        val, test = [run.curve[-1] for run in chosen], [run.test for run in chosen if run.test is not None]
+        epochs = ", ".join(run.epochs_to(reference) for run in chosen)
+        return [f"{chosen[0].rate:g}", _percent(val), _percent(test), epochs]
+
     headings = ["output", *(f"val % at {rate:g}" for rate in rates), "best rate", "val top-1 %", "test top-1 %"]
+    lines = [[output, *(at(output, rate) for rate in rates), *row(output, chosen)] for output, chosen in best.items()]
     return [*headings, f"epochs to {100 * reference:.2f} % val"], lines
 
 
-def _last(run: Run | None) -> str:
-    if run is None:
-        return "–"
-    return "unfinished" if run.test is None else _percent([run.curve[-1]])
-
-
 def _percent(values: Sequence[float]) -> str:
-    if not values:
-        return "–"
     spread = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return f"{100 * statistics.fmean(values):.2f}{spread}"
 
@@ -129,7 +115,7 @@ def further_seeds(chosen: Iterable[Run], seeds: Sequence[int]) -> dict[str, Any]
 
 def main(args: Sequence[str] | None = None) -> None:
     """Print the table; write the suite of further seeds."""
-    parser = study_parser(__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", help="folders of runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2], help="of the suite that is written")
     parser.add_argument("--suite", type=Path, help="file to write it to")

@@ -1,10 +1,10 @@
 """The published way to train neuron groups: a loop over heads, each with a copy of the features.
 
-Slow and simple: what the vectorised heads are compared with, in tests for equality and in
-``neuron_groups.py`` for speed.
+Slow and simple: what the vectorised heads are compared with, in tests for equality, in ``neuron_groups.py`` for speed.
 """
 
 from collections.abc import Sequence
+from itertools import permutations
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ def own_slice_live(features: Tensor, group: int, groups: int) -> Tensor:
 
 
 def diversity(group_logits: Sequence[Tensor], labels: Tensor, temperature: float) -> Tensor:
-    """Mean pairwise cosine of the non-target distributions, pair by pair."""
+    """Mean pairwise cosine of the non-target distributions of two or more groups, pair by pair."""
     rows = torch.arange(len(labels), device=labels.device)
     directions = []
     for logits in group_logits:
@@ -26,13 +26,8 @@ def diversity(group_logits: Sequence[Tensor], labels: Tensor, temperature: float
         p[rows, labels] = 0
         p = p / (p.sum(dim=1, keepdim=True) + 1e-8)
         directions.append(p / torch.sqrt((p * p).sum(dim=1, keepdim=True) + 1e-8))
-    total = torch.zeros((), dtype=directions[0].dtype, device=labels.device)
-    for g, one in enumerate(directions):
-        for h, other in enumerate(directions):
-            if g != h:
-                total = total + (one * other).sum()
-    groups = len(group_logits)
-    return total / (len(labels) * groups * (groups - 1)) if groups > 1 else total
+    cosines = [(one * other).sum() / len(labels) for one, other in permutations(directions, 2)]
+    return torch.stack(cosines).mean()
 
 
 class PublishedLoop(nn.Module):

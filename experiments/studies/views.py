@@ -2,14 +2,15 @@
 
     python -m experiments.studies.views --repetitions 7
 
-Random images, one thread, the settings published for CIFAR and the same with all that ImageNet's have.
+Random 32×32 images, one thread, the settings published for CIFAR and the same with all that ImageNet's have.
 "lightly": one PIL image after the other → float tensors, neither normalised nor stacked. "Batches of n": uint8
 batch → normalised channels-last batch, n images at a time (training takes the last column's n). All are timed
 in turns; medians.
 """
 
+import argparse
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -19,9 +20,9 @@ from torch import Tensor
 
 from datamodules.views.batched import CHUNK, BatchedView
 from datamodules.views.transforms import BarlowTwinsViews, SimCLRViews, VICRegViews
+from experiments.measure.allocator import keep_freed_memory
 from experiments.measure.turns import in_turns, median_ratio, seconds
 from experiments.run import tables
-from experiments.studies.options import set_allocator, timing_parser
 
 RECIPES: dict[str, Callable[[int], MultiViewTransform]] = {
     "SimCLR, CIFAR": partial(SimCLRViews, strength=0.5, blur=0.0),
@@ -33,59 +34,45 @@ RECIPES: dict[str, Callable[[int], MultiViewTransform]] = {
 }
 
 
-DEFAULT = f"batches of {CHUNK}"
-"""What training takes."""
-
-
-def per_sample(transform: MultiViewTransform, images: Tensor) -> Callable[[], None]:
+def per_sample(transform: MultiViewTransform, pictures: Sequence[Image.Image]) -> None:
     """Both views of every image, one image after the other."""
-    pictures = [Image.fromarray(image) for image in images.numpy()]
-
-    def run() -> None:
-        for picture in pictures:
-            transform(picture)
-
-    return run
+    for picture in pictures:
+        transform(picture)
 
 
-def batched(transform: MultiViewTransform, images: Tensor, chunk: int) -> Callable[[], None]:
+def batched(views: Sequence[BatchedView], images: Tensor, chunk: int) -> None:
     """Both views of the batch, a chunk at a time."""
-    views = [BatchedView(view, (0.5,) * 3, (0.25,) * 3) for view in transform.transforms]
-
-    def run() -> None:
-        for view in views:
-            view.render(images, view.draw(images), chunk=chunk)
-
-    return run
+    for view in views:
+        view.render(images, view.draw(images), chunk=chunk)
 
 
-def row(recipe: str, images: Tensor, chunks: dict[str, int], repetitions: int) -> list[str]:
+def row(recipe: str, images: Tensor, chunks: Sequence[int], repetitions: int) -> list[str]:
     """Image pairs/s of the contenders, each a median, and the default's over lightly's."""
     transform = RECIPES[recipe](images.shape[1])
-    contenders = {"lightly": per_sample(transform, images)}
-    contenders |= {name: batched(transform, images, chunk) for name, chunk in chunks.items()}
+    views = [BatchedView(view, (0.5,) * 3, (0.25,) * 3) for view in transform.transforms]
+    contenders = {"lightly": partial(per_sample, transform, [Image.fromarray(image) for image in images.numpy()])}
+    contenders |= {str(chunk): partial(batched, views, images, chunk) for chunk in chunks}
     for run in contenders.values():
         run()
     times = in_turns({name: partial(seconds, run) for name, run in contenders.items()}, repetitions)
     rates = [f"{len(images) / statistics.median(values):,.0f}" for values in times.values()]
-    return [recipe, *rates, f"{median_ratio(times['lightly'], times[DEFAULT]):.1f}"]
+    return [recipe, *rates, f"{median_ratio(times['lightly'], times[str(CHUNK)]):.1f}"]
 
 
 def main() -> None:
     """Measure the recipes and print one table row each."""
-    parser = timing_parser(__doc__, repetitions=7)
-    parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=RECIPES, metavar="NAME")
-    parser.add_argument("--side", type=int, default=32, help="of the images, in pixels")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--chunks", nargs="+", type=int, default=[32, 64, 128, 256, 512], metavar="N")
+    parser.add_argument("--repetitions", type=int, default=7)
     options = parser.parse_args()
-    set_allocator(options)
+    keep_freed_memory()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    images = torch.randint(256, (options.batch, options.side, options.side, 3), dtype=torch.uint8)
-    chunks = {f"batches of {chunk}": chunk for chunk in sorted({*options.chunks, CHUNK})}
-    rows = (row(recipe, images, chunks, options.repetitions) for recipe in options.recipes)
-    for line in tables.markdown_lines(["image pairs/s", "lightly", *chunks, f"{DEFAULT} / lightly"], rows):
+    images = torch.randint(256, (options.batch, 32, 32, 3), dtype=torch.uint8)
+    chunks = sorted({*options.chunks, CHUNK})
+    headings = ["image pairs/s", "lightly", *(f"batches of {n}" for n in chunks), f"batches of {CHUNK} / lightly"]
+    for line in tables.markdown_lines(headings, (row(name, images, chunks, options.repetitions) for name in RECIPES)):
         print(line, flush=True)
 
 

@@ -7,14 +7,14 @@ The head of a network of one block is grey; those of several blocks, which move 
 The runs need the callback ``experiments.callbacks.Entropy``. A folder of runs stands for all runs in it.
 """
 
-import csv
+import argparse
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
+import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -22,10 +22,9 @@ from matplotlib.ticker import MaxNLocator
 
 from experiments.run.errors import RunError
 from experiments.run.files import CONFIG, METRICS
-from experiments.studies.options import study_parser
 
-Curves = dict[str, dict[int, float]]
-"""Weight tensor → epochs of training → metric."""
+Curves = dict[str, pd.Series]
+"""Weight tensor → metric by epochs of training."""
 
 _TOTAL = "total"
 _LEGEND_ROWS = 32  # of the picture's height
@@ -37,35 +36,28 @@ def read_curves(run: Path, metric: str = "weight_h8") -> Curves:
     Raises:
         RunError: the run has no such metrics.
     """
-    curves: Curves = {}
-    with (run / METRICS).open(newline="") as file:
-        for row in csv.DictReader(file):
-            epoch = int(row["epoch"]) + 1 if row["epoch"] else 0
-            for name, value in row.items():
-                if value and (found := re.fullmatch(rf"entropy/(.+)/{metric}", name)):
-                    curves.setdefault(found[1], {})[epoch] = float(value)
+    rows = pd.read_csv(run / METRICS)
+    rows.index = rows["epoch"].fillna(-1).astype(int) + 1
+    logged = rows.filter(regex=rf"^entropy/.+/{metric}$")
+    curves = {str(name).split("/")[1]: logged[name].dropna() for name in logged}
     if not curves:
         raise RunError(f"{run} logged no entropy: train it with --trainer.callbacks+=Entropy.")
-    return dict(sorted(curves.items(), key=lambda item: _depth(item[0])))
+    return {name: curves[name] for name in sorted(curves, key=_depth)}
 
 
-def find_runs(folders: Sequence[Path]) -> list[Path]:
-    """The runs that are meant by run folders or folders of them.
+def find_runs(folder: Path) -> list[Path]:
+    """The run that a folder is, or all in it.
 
     Raises:
-        RunError: there is none in one of the folders.
+        RunError: there is none.
     """
-    runs = {
-        folder: [file.parent for file in sorted(folder.rglob(METRICS)) if file.with_name(CONFIG).is_file()]
-        for folder in folders
-    }
-    for folder, inside in runs.items():
-        if not inside:
-            raise RunError(f"{folder} is no run folder, nor are there runs in it.")
-    return [run for inside in runs.values() for run in inside]
+    runs = [file.parent for file in sorted(folder.rglob(METRICS)) if file.with_name(CONFIG).is_file()]
+    if not runs:
+        raise RunError(f"{folder} is no run folder, nor are there runs in it.")
+    return runs
 
 
-def draw(runs: list[Path], path: Path) -> None:
+def draw(runs: Sequence[Path], path: Path) -> None:
     """Entropy of the weights above, their RMS relative to its beginning below; one column per run.
 
     Args:
@@ -75,25 +67,20 @@ def draw(runs: list[Path], path: Path) -> None:
     figure = Figure(figsize=(3 + 4.5 * len(runs), 7), layout="constrained")
     axes = figure.subplots(2, len(runs), sharex=True, sharey="row", squeeze=False)
     entropy, rms = ([_drawn(read_curves(run, name)) for run in runs] for name in ("weight_h8", "weight_rms"))
-    styles = _styles({name for curves in entropy for name in curves})
-    for column, run, bits, sizes in zip(axes.T, runs, entropy, rms, strict=True):
-        column[0].set_title(_title(run))
-        _lines(column[0], bits, styles)
-        _lines(column[1], {name: {t: v / curve[0] for t, v in curve.items()} for name, curve in sizes.items()}, styles)
-        column[1].set_xlabel("epochs of training")
-        column[1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    styles = _styles(sorted({name for curves in entropy for name in curves}, key=_depth))
+    for (above, below), run, bits, sizes in zip(axes.T, runs, entropy, rms, strict=True):
+        above.set_title(run.name, fontsize=9)
+        _lines(above, bits, styles)
+        _lines(below, {name: curve / curve[0] for name, curve in sizes.items()}, styles)
+        below.set_xlabel("epochs of training")
+        below.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0, 0].set_ylabel("H8 of the weights, bits")
     axes[1, 0].set_ylabel("RMS of the weights, × initial")
     lines = {line.get_label(): line for one in axes[0] for line in one.lines}
-    labels = list(dict.fromkeys(_layer(name) for name in styles))
-    figure.legend(
-        [lines[label] for label in labels],
-        labels,
-        loc="outside right upper",
-        ncols=-(-len(labels) // _LEGEND_ROWS),
-        frameon=False,
-        fontsize=8,
-    )
+    labels = list(dict.fromkeys(map(_layer, styles)))
+    columns = -(-len(labels) // _LEGEND_ROWS)
+    place: dict[str, Any] = {"loc": "outside right upper", "ncols": columns, "frameon": False, "fontsize": 8}
+    figure.legend([lines[label] for label in labels], labels, **place)
     figure.savefig(path, dpi=150)
 
 
@@ -103,22 +90,19 @@ def _drawn(curves: Curves) -> Curves:
     return {name: curve for name, curve in curves.items() if not (several and name.startswith("heads."))}
 
 
-def _styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+def _styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """How each tensor's line looks: dark to light from the first layer to the last, a head pale behind them."""
-    names = sorted(names, key=_depth)
+    styles: dict[str, dict[str, Any]] = {name: {"color": "0.75", "linewidth": 0.8, "zorder": 1} for name in names}
     layers = [name for name in names if name.startswith("blocks.")]
     colours = colormaps["viridis"](np.linspace(0, 0.92, len(layers)))  # the end is too light on white
-    head = {"color": "0.75", "linewidth": 0.8, "zorder": 1}
-    styles = dict.fromkeys(names, head) | {
-        name: {"color": colour, "marker": "o", "markersize": 2, "linewidth": 1.2}
-        for name, colour in zip(layers, colours, strict=True)
-    }
+    for name, colour in zip(layers, colours, strict=True):
+        styles[name] = {"color": colour, "marker": "o", "markersize": 2, "linewidth": 1.2}
     return styles | {_TOTAL: {"color": "black", "linewidth": 2, "linestyle": "--", "zorder": 3}}
 
 
-def _lines(axes: Axes, curves: Curves, styles: Mapping[str, Mapping[str, Any]]) -> None:
+def _lines(axes: Axes, curves: Curves, styles: dict[str, dict[str, Any]]) -> None:
     for name, curve in curves.items():
-        axes.plot(list(curve), list(curve.values()), label=_layer(name), **styles[name])
+        axes.plot(curve, label=_layer(name), **styles[name])
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -135,23 +119,15 @@ def _layer(name: str) -> str:
     return "head" if kind == "heads" else ", ".join([f"block {int(number) + 1}", *units[:1]])
 
 
-def _title(run: Path) -> str:
-    """The initialisation that the run asked for, or its name."""
-    callbacks = yaml.safe_load((run / CONFIG).read_text())["trainer"]["callbacks"] or []
-    callbacks = [callbacks] if isinstance(callbacks, dict) else callbacks  # a single one may stand alone
-    drawn = [(one.get("init_args") or {}).get("distribution") for one in callbacks]
-    return next((f"{distribution} initialisation" for distribution in drawn if distribution), run.name)
-
-
 def main(args: Sequence[str] | None = None) -> None:
     """Draw the runs that are asked for."""
-    parser = study_parser(__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", help="run folders, or folders of them")
     parser.add_argument("--output", type=Path, help="PNG file (default: weight_entropy.png in the first folder)")
     options = parser.parse_args(args)
     path = options.output or options.runs[0] / "weight_entropy.png"
     try:
-        draw(find_runs(options.runs), path)
+        draw([run for folder in options.runs for run in find_runs(folder)], path)
     except RunError as fault:
         parser.exit(2, f"error: {fault}\n")
     print(f"Picture: {path}")

@@ -139,7 +139,7 @@ def test_gradient_entropy_is_that_of_the_last_step():
 def test_curves_of_a_run_are_drawn(run, tmp_path):
     curves = read_curves(run)
     metrics = summary(run)["metrics"]
-    assert all(list(curve) == [0, 1, 2] for curve in curves.values())
+    assert all(list(curve.index) == [0, 1, 2] for curve in curves.values())
     assert all(curve[2] == pytest.approx(metrics[f"entropy/{name}/weight_h8"]) for name, curve in curves.items())
     draw([run, run], tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
