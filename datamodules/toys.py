@@ -1,7 +1,6 @@
 """Toy tasks: points of a known rule, drawn anew for every seed. They need no files."""
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -37,7 +36,6 @@ class Toys(ImageDataModule):
     image_shape = (2, 1, 1)
     mean: Sequence[float] = (0.0, 0.0)
     std: Sequence[float] = (1.0, 1.0)
-    streams: ClassVar[dict[bool, int]] = {True: 0, False: 1}
 
     def __init__(
         self,
@@ -60,7 +58,7 @@ class Toys(ImageDataModule):
     @override
     def load(self, train: bool) -> MemoryImages:
         """Draw the training or test split."""
-        points, labels = self.draw(self.points[train], np.random.default_rng([self.seed, self.streams[train]]))
+        points, labels = self.draw(self.points[train], np.random.default_rng([self.seed, 0 if train else 1]))
         return MemoryImages(torch.from_numpy(points).float()[:, None, None, :], torch.from_numpy(labels).long())
 
     @override

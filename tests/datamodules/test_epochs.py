@@ -8,7 +8,7 @@ from fake_data import write_data_set
 
 from datamodules.batch import Selection
 from datamodules.digits import Digits
-from datamodules.epochs import count_batches
+from datamodules.epochs import Epochs
 from datamodules.files import DataError
 from datamodules.folders import ImageFolder
 
@@ -127,7 +127,7 @@ def test_refuses_sizes_and_epochs_that_are_none(sizes):
     [(101, 10, 1, 10), (102, 10, 1, 11), (1, 10, 1, 1), (5, 1, 1, 5), (1, 1, 1, 1), (102, 10, 5, 2), (110, 10, 5, 3)],
 )
 def test_a_last_batch_of_a_single_image_per_process_is_left_out(length, batch_size, processes, count):
-    assert count_batches(length, batch_size, False, processes) == count
+    assert Epochs(length, batch_size, process=(0, processes)).now().batches == count
 
 
 def test_the_place_in_an_epoch_is_that_of_all_processes(ready):

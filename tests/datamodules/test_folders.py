@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from datamodules.files import DataError
-from datamodules.folders import ImageFolder, ImageNet, StreamedImages, decode
+from datamodules.folders import ImageFolder, ImageNet, StreamedImages, read_image
 from datamodules.images import MemoryImages
 
 CLASSES = FOLDER_CLASSES["ImageFolder"]
