@@ -5,16 +5,19 @@ import hashlib
 import io
 import pickle
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scipy.io import savemat
+from torch import Tensor
 from torchvision import datasets
 
+from datamodules.batch import Batch
 from datamodules.folders import ImageNet
 from datamodules.imagenet32 import Imagenet32
 
@@ -57,6 +60,12 @@ def fake_images(name: str, train: bool) -> tuple[np.ndarray, np.ndarray]:
     count = classes * IMAGES_PER_CLASS[train]
     images = generator.integers(0, 256, (count, *SHAPES[name]), dtype=np.uint8)
     return images, generator.permutation(np.arange(count) % classes)
+
+
+def everything(loader: Iterable[Batch]) -> tuple[Tensor, Tensor]:
+    """All images and all labels that a loader gives."""
+    images, labels, *_ = zip(*loader, strict=True)
+    return torch.cat(images), torch.cat(labels)
 
 
 def _write_mnist(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
