@@ -138,13 +138,7 @@ class ImageDataModule(L.LightningDataModule):
         return self.training_loader(self.training_images, self.epochs, self.num_workers)
 
     def training_loader(self, images: Images, epochs: Epochs, num_workers: int) -> DataLoader[Batch]:
-        """Shuffled batches of any images, as in training.
-
-        Args:
-            images: what to load.
-            epochs: tells which of them, in batches of what size.
-            num_workers: processes that load batches.
-        """
+        """Shuffled batches of any images, as in training; ``epochs`` tells of which, and of what size."""
         if not self.views or self.views.batched:
             batches = EpochBatches(epochs, self.seed)
             return loader(TrainingImages(images, epochs.selection), batches, num_workers, batches.generator)

@@ -166,11 +166,7 @@ class ImageNet(ImageFolder):
 
     Args:
         root: folder with ``train`` and ``val``.
-        image_size: side of the square images, in pixels.
-        batch_size: images per batch.
         augment: random changes to training images besides the crop.
-        validation: share of the training images held out for validation.
-        num_workers: processes that load batches.
         common: what else every data set takes: see :class:`ImageDataModule`.
     """
 

@@ -42,9 +42,7 @@ class Images(Dataset[Batch], ABC):
     def hold_out(self, share: float, of_what: str) -> tuple["Images", "Images"]:
         """What is kept and what is held out, in the order of this split: stratified by class, always the same.
 
-        Args:
-            share: of the images that is held out, between 0 and 1.
-            of_what: what is split, for the message.
+        ``share`` is that of the images held out, between 0 and 1; ``of_what`` names them all in the message.
 
         Raises:
             DataError: a class would have no image on one of the sides.

@@ -66,14 +66,7 @@ def loader(
     num_workers: int = 0,
     generator: torch.Generator | None = None,
 ) -> DataLoader[Batch]:
-    """Batches of images.
-
-    Args:
-        images: gives a whole batch at once.
-        batches: what it is asked for: indices.
-        num_workers: processes that load batches.
-        generator: for the seeds of these.
-    """
+    """Batches of images that give a whole batch at once; the generator is for the seeds of the workers."""
     return DataLoader(
         images,
         batch_sampler=batches,
@@ -92,14 +85,7 @@ def _whole(batch: Any) -> Any:
 def in_order(
     images: Images, batch_size: int, num_workers: int = 0, process: tuple[int, int] = (0, 1)
 ) -> DataLoader[Batch]:
-    """Batches of a split, or of one process's share of it, in its order; the last one may be smaller.
-
-    Args:
-        images: the split.
-        batch_size: images per batch.
-        num_workers: processes that load batches.
-        process: (which, of how many) that share the split out among themselves.
-    """
+    """Batches of a split, or of the share of a process (which, of how many), in its order; the last may be smaller."""
     return loader(images, _Batches(shares(len(images), batch_size, process)), num_workers)
 
 

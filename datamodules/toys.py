@@ -21,11 +21,8 @@ class Toys(ImageDataModule):
     small study that the tasks come from (the suite's own; no published data).
 
     Args:
-        batch_size: points per batch.
         points: drawn for training and validation together, at least 2.
         test_points: drawn for the test split.
-        validation: share of ``points`` held out for validation, between 0 and 1.
-        validate_on_test: train on all ``points`` and validate on the test split.
         seed: seed of points and shuffling; the command line links it to ``seed_everything``.
 
     Raises:

@@ -195,7 +195,6 @@ class Blur(Sometimes):
     """Gaussian blur as Pillow does it: three box blurs each way, the border pixel repeated.
 
     Args:
-        probability: of blurring an image.
         sigmas: least and largest standard deviation, in pixels.
     """
 

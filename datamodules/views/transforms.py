@@ -63,13 +63,7 @@ class Views:
         return transform
 
     def require_for(self, images: Images, side: int, batch_size: int, name: str) -> None:
-        """Say before training, not in its middle, what views cannot be made of.
-
-        Args:
-            images: the training split.
-            side: of its images, in pixels.
-            batch_size: images per batch.
-            name: of the data set.
+        """Say before training, not in its middle, that these training images of that side cannot be shown so.
 
         Raises:
             DataError: there is no full batch, images are not in memory as ``batched`` wants them, or the transform is
@@ -121,7 +115,6 @@ class SimCLRViews(PlainViews):
     CIFAR: ``strength: 0.5, blur: 0`` (the paper and lightly's benchmark), or the defaults (solo-learn).
 
     Args:
-        input_size: side of the views, in pixels; the data module gives it.
         blur: probability of Gaussian blur.
         shared: what all views take: see :class:`PlainViews`.
     """
@@ -137,7 +130,6 @@ class BarlowTwinsViews(PlainViews):
     CIFAR: ``blur: [0, 0]`` (lightly's benchmark and solo-learn).
 
     Args:
-        input_size: side of the views, in pixels; the data module gives it.
         blur: probability of Gaussian blur of view a and view b.
         solarize: probability of solarization of view a and view b.
         shared: what all views take: see :class:`PlainViews`.
@@ -161,7 +153,6 @@ class VICRegViews(PlainViews):
     CIFAR: ``min_scale: 0.2, blur: 0`` (solo-learn).
 
     Args:
-        input_size: side of the views, in pixels; the data module gives it.
         blur: probability of Gaussian blur.
         solarize: probability of solarization.
         shared: what all views take: see :class:`PlainViews`.
