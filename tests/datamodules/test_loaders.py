@@ -55,13 +55,13 @@ def test_processes_share_every_batch(images, per_process):
     assert all(len(batch) == 10 for batch in first[:-1])
 
 
-def test_every_batch_has_a_seed_of_its_own():
-    def seeds(epoch, done=0):
-        return [seed for _, seed in SeededBatches(epochs_at(100, epoch=epoch, done=done), 5)]
+def test_every_batch_has_a_seed_of_its_own_in_every_process():
+    def seeds(epoch, rank=0, done=0):
+        epochs = epochs_at(100, batch_size=5, epoch=epoch, done=done, process=(rank, 2))
+        return [seed for _, seed in SeededBatches(epochs, 5)]
 
-    everything = [seed for epoch in range(4) for seed in seeds(epoch)]
-    assert len(set(everything)) == 40
-    assert seeds(2, done=3) == everything[23:30]
+    assert len({seed for epoch in range(4) for rank in range(2) for seed in seeds(epoch, rank)}) == 80
+    assert seeds(2, done=3) == seeds(2)[3:]
 
 
 # Evaluation
