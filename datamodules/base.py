@@ -18,8 +18,7 @@ from datamodules.epochs import Epochs
 from datamodules.files import DataError
 from datamodules.images import Images, TrainingImages
 from datamodules.loaders import EpochBatches, SeededBatches, in_order, loader, mix
-from datamodules.splits import hold_out
-from datamodules.views.pairs import BatchedPairs, PairedImages, normalised
+from datamodules.views.pairs import BatchedPairs, PairedImages
 from datamodules.views.transforms import Views
 
 
@@ -116,8 +115,8 @@ class ImageDataModule(L.LightningDataModule):
             if self.validate_on_test:
                 self._splits |= {"train": full, "val": self._splits["test"]}
             else:
-                train, val = hold_out(full.labels, self.validation, f"training images of {self.name}")
-                self._splits |= {"train": full.subset(train), "val": full.subset(val).for_evaluation()}
+                train, val = full.hold_out(self.validation, f"training images of {self.name}")
+                self._splits |= {"train": train, "val": val.for_evaluation()}
         if stage == "fit":
             self.epochs = self.epochs_of(self.training_images)
             if self.batch_sizes:
@@ -139,18 +138,13 @@ class ImageDataModule(L.LightningDataModule):
         return self.training_loader(self.training_images, self.epochs, self.num_workers)
 
     def training_loader(self, images: Images, epochs: Epochs, num_workers: int) -> DataLoader[Batch]:
-        """Shuffled batches of any images, as in training.
-
-        Args:
-            images: what to load.
-            epochs: tells which of them, in batches of what size.
-            num_workers: processes that load batches.
-        """
-        batches = EpochBatches(epochs, self.seed)
+        """Shuffled batches of any images, as in training; ``epochs`` tells of which, and of what size."""
         if not self.views or self.views.batched:
+            batches = EpochBatches(epochs, self.seed)
             return loader(TrainingImages(images, epochs.selection), batches, num_workers, batches.generator)
-        pairs = PairedImages(images, self.views.pair_transform(self.image_shape[1]))
-        return loader(pairs, SeededBatches(batches), num_workers, batches.generator)
+        batches = SeededBatches(epochs, self.seed)
+        pairs = PairedImages(images, self.views.pair_transform(self.image_shape[1]), self.mean, self.std)
+        return loader(pairs, batches, num_workers, batches.generator)
 
     def training_pass(self, number: int | None, device: torch.device) -> Iterator[Batch]:
         """All training images once, in order; torch is seeded for every batch.
@@ -247,10 +241,7 @@ class ImageDataModule(L.LightningDataModule):
         if not self.views:
             images = self.normalised(augment_batch(batch.images, self.augment))
             return batch._replace(images=cutout(images, self.augment.cutout))
-        if self.views.batched:
-            pairs = self._batched_pairs(batch.images)
-        else:
-            pairs = tuple(normalised(pair, self.mean, self.std) for pair in batch.views)
+        pairs = self._batched_pairs(batch.images) if self.views.batched else batch.views
         return batch._replace(images=pairs[-1].a, views=pairs)
 
     @cached_property

@@ -25,7 +25,7 @@ class Batch(NamedTuple):
     From a loader the images are uint8 ``(B, H, W, C)``; after the transfer to the device they are
     augmented, normalised float32 ``(B, C, H, W)`` in channels-last memory. Labels are int64 ``(B,)``.
     In training with views there is one pair per level, weakest first, and the images are the last
-    pair's first views; views that are made while loading leave the loader in 0 … 1, not normalised.
+    pair's first views.
 
     In training ``indices``, int64 ``(B,)``, are the images' places in the training split; ``weights``,
     float32 ``(B,)``, are those of their losses if an epoch has only some of the images (:class:`Selection`).

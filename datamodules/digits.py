@@ -5,8 +5,7 @@ import torch
 from typing_extensions import override
 
 from datamodules.base import ImageDataModule
-from datamodules.images import MemoryImages
-from datamodules.splits import hold_out
+from datamodules.images import Images, MemoryImages
 
 
 class Digits(ImageDataModule):
@@ -18,12 +17,12 @@ class Digits(ImageDataModule):
     std = (0.3761,)
 
     @override
-    def load(self, train: bool) -> MemoryImages:
+    def load(self, train: bool) -> Images:
         """The training or test split, grey levels 0 … 16 spread over 0 … 255."""
         from sklearn.datasets import load_digits  # takes half a second to import
 
         digits = load_digits()
         images = torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None])
         labels = torch.from_numpy(digits.target)
-        kept, held = hold_out(labels, 0.2, "digits")
-        return MemoryImages(images, labels).subset(kept if train else held)
+        kept, held = MemoryImages(images, labels).hold_out(0.2, "digits")
+        return kept if train else held

@@ -89,18 +89,12 @@ class Epochs:
         return self._batch_sizes[max(reached)] if reached else self._batch_size
 
     def _batches(self, number: int) -> int:
-        return count_batches(self._count_images(), self._size(number), self._drop_last, self.process[1])
+        processes = self.process[1]
+        full, rest = divmod(self._count_images(), self._size(number) * processes)
+        # BatchNorm has no statistics of a single image: a last batch of one per process is left out in any case.
+        smallest = 2 * processes if full else processes
+        return full if self._drop_last or rest < smallest else full + 1
 
     def _limited(self, number: int) -> int:
         batches, limit = self._batches(number), self._limit
         return max(min(batches, limit) if isinstance(limit, int) else int(batches * limit), 1)
-
-
-def count_batches(images: int, batch_size: int, drop_last: bool, processes: int = 1) -> int:
-    """Batches per epoch, with or without a last one that is not full.
-
-    A last batch of a single image per process is left out in any case: BatchNorm has no statistics of it.
-    """
-    full, rest = divmod(images, batch_size * processes)
-    smallest = 2 * processes if full else processes
-    return full if drop_last or rest < smallest else full + 1

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 from torchvision.transforms import v2
 from typing_extensions import override
@@ -40,8 +39,8 @@ class StreamedImages(Images):
         self.labels = torch.tensor([label for _, label in samples])
 
     def __getitems__(self, indices: Indices) -> Batch:
-        images = [decode(self._samples[int(index)][0], self._transform) for index in indices]
-        return Batch(torch.stack(images), self.labels[indices])
+        images = [np.array(read_image(self._samples[int(index)][0], self._transform)) for index in indices]
+        return Batch(torch.from_numpy(np.stack(images)), self.labels[indices])
 
     @override
     def picture(self, index: int) -> Image.Image:
@@ -73,15 +72,6 @@ def read_image(path: str, transform: Transform = lambda image: image) -> Image.I
             return transform(image.convert("RGB"))
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError, TypeError) as fault:
         raise DataError(f"The image file {path} is damaged ({fault}). Replace it or take it out.") from fault
-
-
-def decode(path: str, transform: Transform) -> Tensor:
-    """Read one image file as uint8 ``(H, W, 3)``.
-
-    Raises:
-        DataError: the file is no image, or truncated.
-    """
-    return torch.from_numpy(np.array(read_image(path, transform)))
 
 
 class ImageFolder(ImageDataModule):
@@ -120,11 +110,6 @@ class ImageFolder(ImageDataModule):
 
     @override
     def prepare_data(self) -> None:
-        """Say that there is nothing to fetch if ``download`` is set.
-
-        Raises:
-            DataError: ``download`` is set.
-        """
         if self.download:
             raise DataError(
                 f"The images of {self.root} cannot be fetched: put them there and leave --data.download false."
@@ -155,11 +140,6 @@ class ImageFolder(ImageDataModule):
     @override
     def load(self, train: bool) -> Images:
         """The images of the training or test folder."""
-        images = self._streamed(train)
-        gib = len(images) * np.prod(self.image_shape) / 2**30
-        return images.in_memory() if gib <= self.memory_gib else images
-
-    def _streamed(self, train: bool) -> StreamedImages:
         folder = require_folder(Path(self.root) / self.folders[0 if train else 1], "images, one folder per class")
         labels = {name: label for label, name in enumerate(self.classes)}
         found = {entry.name for entry in folder.iterdir() if entry.is_dir()}
@@ -172,7 +152,9 @@ class ImageFolder(ImageDataModule):
             samples = make_dataset(str(folder), labels, extensions=IMG_EXTENSIONS)
         except FileNotFoundError as fault:
             raise DataError(f"In {folder}: {fault}") from fault
-        return StreamedImages(samples, self.transform(train), self.transform(False))
+        images = StreamedImages(samples, self.transform(train), self.transform(False))
+        gib = len(images) * np.prod(self.image_shape) / 2**30
+        return images.in_memory() if gib <= self.memory_gib else images
 
 
 class ImageNet(ImageFolder):
@@ -184,11 +166,7 @@ class ImageNet(ImageFolder):
 
     Args:
         root: folder with ``train`` and ``val``.
-        image_size: side of the square images, in pixels.
-        batch_size: images per batch.
         augment: random changes to training images besides the crop.
-        validation: share of the training images held out for validation.
-        num_workers: processes that load batches.
         common: what else every data set takes: see :class:`ImageDataModule`.
     """
 
@@ -229,14 +207,10 @@ class ImageNet(ImageFolder):
 
     @override
     def load(self, train: bool) -> Images:
-        """The images, read from disk when asked for.
-
-        Raises:
-            DataError: there are not 1000 class folders.
-        """
+        """The images of the training or test folder, if there are 1000 classes."""
         if len(self.classes) != self.num_classes:
             raise DataError(
                 f"{self.root} holds {len(self.classes)} classes; ImageNet has {self.num_classes}. "
                 "For a part of it use datamodules.ImageFolder."
             )
-        return self._streamed(train)
+        return super().load(train)

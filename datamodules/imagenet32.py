@@ -36,11 +36,6 @@ class Imagenet32(ImageDataModule):
 
     @override
     def prepare_data(self) -> None:
-        """Say that there is nothing to fetch if ``download`` is set.
-
-        Raises:
-            DataError: ``download`` is set.
-        """
         if self.download:
             raise DataError(
                 "Imagenet32 cannot be fetched without a login: download 'Imagenet32_train' and 'Imagenet32_val' from "

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch.utils.data import Dataset
 from typing_extensions import override
 
 from datamodules.batch import Batch, Selection
+from datamodules.files import DataError
 
 Indices = Tensor | Sequence[int]
 
@@ -36,6 +38,26 @@ class Images(Dataset[Batch], ABC):
     @abstractmethod
     def subset(self, indices: Indices) -> "Images":
         """Only these images; nothing is copied."""
+
+    def hold_out(self, share: float, of_what: str) -> tuple["Images", "Images"]:
+        """What is kept and what is held out, in the order of this split: stratified by class, always the same.
+
+        ``share`` is that of the images held out, between 0 and 1; ``of_what`` names them all in the message.
+
+        Raises:
+            DataError: a class would have no image on one of the sides.
+        """
+        from sklearn.model_selection import train_test_split  # takes half a second to import
+
+        everything = np.arange(len(self))
+        try:
+            parts = train_test_split(everything, test_size=share, random_state=0, stratify=self.labels.numpy())
+        except ValueError as fault:
+            raise DataError(
+                f"Cannot hold {share:g} of the {len(self)} {of_what} out for validation: {fault}"
+            ) from fault
+        kept, held = (self.subset(torch.from_numpy(np.sort(part))) for part in parts)
+        return kept, held
 
     def for_evaluation(self) -> "Images":
         """The same images without the random changes that loading for training makes; by default it makes none."""

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+from typing_extensions import override
 
 from datamodules.batch import Batch
 from datamodules.epochs import Epochs
@@ -13,7 +14,7 @@ from datamodules.files import DataError
 from datamodules.images import Images
 
 
-class EpochBatches(Sampler[Tensor]):
+class EpochBatches(Sampler[Any]):
     """Batches of indices in an order that is a function of (seed, epoch) and nothing else.
 
     Resuming therefore meets the same batches in the same order, also in the middle of an epoch. Of several processes
@@ -36,38 +37,27 @@ class EpochBatches(Sampler[Tensor]):
     def __len__(self) -> int:
         return self._count
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Any]:
         epoch, (rank, processes) = self._epochs.now(), self._epochs.process
         self.generator.manual_seed(mix(self._seed, epoch.number))
         order = torch.randperm(epoch.images, generator=self.generator)
         batches = order[: epoch.images - epoch.images % processes].split(epoch.batch_size * processes)
         return (batch[rank::processes] for batch in batches[: epoch.batches][epoch.left])
 
-    def seeds(self) -> Iterator[int]:
-        """One of every batch: a function of (seed, epoch, place in the epoch, process)."""
-        epoch, (rank, processes) = self._epochs.now(), self._epochs.process
-        places = range(epoch.batches)[epoch.left]
-        return (mix(self._seed, (epoch.number * epoch.batches + i) * processes + rank) for i in places)
 
-
-class SeededBatches(Sampler[tuple[Tensor, int]]):
-    """The same batches, each with a seed of its own.
+class SeededBatches(EpochBatches):
+    """The same batches, each with a seed of its own: a function of (seed, epoch, place in the epoch, process).
 
     For data sets that draw random numbers while they load: what they draw then depends neither on
     the worker nor on where a run was resumed.
-
-    Args:
-        batches: the batches.
     """
 
-    def __init__(self, batches: EpochBatches) -> None:
-        self._batches = batches
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
+    @override
     def __iter__(self) -> Iterator[tuple[Tensor, int]]:
-        return zip(self._batches, self._batches.seeds(), strict=True)
+        epoch, (rank, processes) = self._epochs.now(), self._epochs.process
+        places = range(epoch.batches)[epoch.left]
+        seeds = (mix(self._seed, (epoch.number * epoch.batches + i) * processes + rank) for i in places)
+        return zip(super().__iter__(), seeds, strict=True)
 
 
 def loader(
@@ -76,14 +66,7 @@ def loader(
     num_workers: int = 0,
     generator: torch.Generator | None = None,
 ) -> DataLoader[Batch]:
-    """Batches of images.
-
-    Args:
-        images: gives a whole batch at once.
-        batches: what it is asked for: indices.
-        num_workers: processes that load batches.
-        generator: for the seeds of these.
-    """
+    """Batches of images that give a whole batch at once; the generator is for the seeds of the workers."""
     return DataLoader(
         images,
         batch_sampler=batches,
@@ -102,14 +85,7 @@ def _whole(batch: Any) -> Any:
 def in_order(
     images: Images, batch_size: int, num_workers: int = 0, process: tuple[int, int] = (0, 1)
 ) -> DataLoader[Batch]:
-    """Batches of a split, or of one process's share of it, in its order; the last one may be smaller.
-
-    Args:
-        images: the split.
-        batch_size: images per batch.
-        num_workers: processes that load batches.
-        process: (which, of how many) that share the split out among themselves.
-    """
+    """Batches of a split, or of the share of a process (which, of how many), in its order; the last may be smaller."""
     return loader(images, _Batches(shares(len(images), batch_size, process)), num_workers)
 
 

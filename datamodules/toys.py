@@ -1,7 +1,6 @@
 """Toy tasks: points of a known rule, drawn anew for every seed. They need no files."""
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -22,11 +21,8 @@ class Toys(ImageDataModule):
     small study that the tasks come from (the suite's own; no published data).
 
     Args:
-        batch_size: points per batch.
         points: drawn for training and validation together, at least 2.
         test_points: drawn for the test split.
-        validation: share of ``points`` held out for validation, between 0 and 1.
-        validate_on_test: train on all ``points`` and validate on the test split.
         seed: seed of points and shuffling; the command line links it to ``seed_everything``.
 
     Raises:
@@ -37,7 +33,6 @@ class Toys(ImageDataModule):
     image_shape = (2, 1, 1)
     mean: Sequence[float] = (0.0, 0.0)
     std: Sequence[float] = (1.0, 1.0)
-    streams: ClassVar[dict[bool, int]] = {True: 0, False: 1}
 
     def __init__(
         self,
@@ -60,7 +55,7 @@ class Toys(ImageDataModule):
     @override
     def load(self, train: bool) -> MemoryImages:
         """Draw the training or test split."""
-        points, labels = self.draw(self.points[train], np.random.default_rng([self.seed, self.streams[train]]))
+        points, labels = self.draw(self.points[train], np.random.default_rng([self.seed, 0 if train else 1]))
         return MemoryImages(torch.from_numpy(points).float()[:, None, None, :], torch.from_numpy(labels).long())
 
     @override

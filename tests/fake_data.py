@@ -5,17 +5,20 @@ import hashlib
 import io
 import pickle
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scipy.io import savemat
+from torch import Tensor
 from torchvision import datasets
 
-from datamodules.folders import ImageNet
+from datamodules.batch import Batch
+from datamodules.folders import ImageFolder, ImageNet
 from datamodules.imagenet32 import Imagenet32
 
 SHAPES = {
@@ -57,6 +60,12 @@ def fake_images(name: str, train: bool) -> tuple[np.ndarray, np.ndarray]:
     count = classes * IMAGES_PER_CLASS[train]
     images = generator.integers(0, 256, (count, *SHAPES[name]), dtype=np.uint8)
     return images, generator.permutation(np.arange(count) % classes)
+
+
+def everything(loader: Iterable[Batch]) -> tuple[Tensor, Tensor]:
+    """All images and all labels that a loader gives."""
+    images, labels, *_ = zip(*loader, strict=True)
+    return torch.cat(images), torch.cat(labels)
 
 
 def _write_mnist(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,25 +181,18 @@ def _write_imagenet32(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(Imagenet32, "test_counts", counts)
 
 
-def _write_image_folder(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _write_folders(name, root, {"train": True, "test": False}, ".jpg")
-
-
-def _write_imagenet(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _write_folders(name, root, {"train": True, "val": False}, ".JPEG")
-    monkeypatch.setattr(ImageNet, "num_classes", len(FOLDER_CLASSES[name]))
-
-
-def _write_folders(name: str, root: Path, folders: dict[str, bool], suffix: str) -> None:
+def _write_folders(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """JPEG files of noise; the classes differ in brightness."""
     generator, (width, height) = np.random.default_rng(0), FOLDER_SIZE[name]
-    for folder, train in folders.items():
+    module, suffix = {"ImageFolder": (ImageFolder, ".jpg"), "ImageNet": (ImageNet, ".JPEG")}[name]
+    for folder, train in zip(module.folders, (True, False), strict=True):
         for label, class_name in enumerate(FOLDER_CLASSES[name]):
             (root / folder / class_name).mkdir(parents=True)
             for number in range(FOLDER_IMAGES_PER_CLASS[name][train]):
                 noise = generator.integers(0, 60, (height, width, 3), dtype=np.uint8)
                 path = root / folder / class_name / f"{class_name}_{number:03}{suffix}"
                 Image.fromarray(noise + np.uint8(80 * label)).save(path, "JPEG", quality=90)
+    monkeypatch.setattr(ImageNet, "num_classes", len(FOLDER_CLASSES["ImageNet"]))
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -210,7 +212,7 @@ WRITERS: dict[str, Callable[[str, Path, pytest.MonkeyPatch], None]] = {
     "SVHN": _write_svhn,
     "STL10": _write_stl10,
     "Imagenet32": _write_imagenet32,
-    "ImageFolder": _write_image_folder,
-    "ImageNet": _write_imagenet,
+    "ImageFolder": _write_folders,
+    "ImageNet": _write_folders,
 }
 """Of the data sets that are read from files; all others need none."""

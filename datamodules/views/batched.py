@@ -6,7 +6,7 @@ lightly's images one by one 1,500.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from lightly.transforms.gaussian_blur import GaussianBlur
@@ -17,10 +17,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from datamodules.files import DataError
-from datamodules.views.colour import Blur, Gray, Jitter, JitterDraw, Solarize
+from datamodules.views.colour import Blur, Draw, Gray, Jitter, JitterDraw, Solarize, drawn_by
 from datamodules.views.crop import Crop
-
-Draw = TypeVar("Draw", bound=tuple[Tensor, ...])
 
 
 class Operation(Protocol[Draw]):
@@ -108,7 +106,7 @@ class BatchedView:
         """The chosen images after all operations, float32 ``(B, C, H, W)`` in 0 … 255."""
         x = images.index_select(0, chosen).permute(0, 3, 1, 2).float().contiguous()
         for operation, drawn in zip(self._operations, chain, strict=True):
-            x = operation.apply(x, type(drawn)(*(numbers.index_select(0, chosen) for numbers in drawn)), strength)
+            x = operation.apply(x, drawn_by(chosen, drawn), strength)
         return x
 
 

@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 Range = Sequence[float]
+Draw = TypeVar("Draw", bound=tuple[Tensor, ...])
 _RED, _GREEN, _BLUE = 0.299, 0.587, 0.114  # ITU-R 601-2, as Pillow's mode L
 
 
@@ -124,48 +126,61 @@ def shift_hue_(x: Tensor, turns: Tensor) -> None:
 
 
 class ChanceDraw(NamedTuple):
-    """A uniform number in 0 … 1 per image ``(B,)``: changed if below probability × strength."""
+    """A uniform number in 0 … 1 per image ``(B,)``."""
 
     chance: Tensor
 
 
 @dataclass(frozen=True)
-class Gray:
-    """Take the colour away, with a probability."""
+class Sometimes:
+    """A change of those images whose chance is below probability × strength.
+
+    Args:
+        probability: of changing an image.
+    """
 
     probability: float
 
-    def draw(self, count: int, height: int, width: int, device: torch.device) -> ChanceDraw:
+    def draw(self, count: int, height: int, width: int, device: torch.device) -> tuple[Tensor, ...]:
         """A chance per image."""
         return ChanceDraw(torch.rand(count, device=device))
 
-    def apply(self, x: Tensor, drawn: ChanceDraw, strength: float) -> Tensor:
-        """Gray images instead of those that drew it."""
-        chosen = _chosen(drawn.chance, self.probability * strength)
-        if len(chosen) and x.shape[1] == 3:
-            x[chosen] = gray_of(x[chosen]).expand(-1, 3, -1, -1)
+    def apply(self, x: Tensor, drawn: Any, strength: float) -> Tensor:
+        """Changed images instead of those that drew it."""
+        chosen = (drawn.chance < self.probability * strength).nonzero()[:, 0]
+        if len(chosen):
+            x[chosen] = self.changed(x[chosen], drawn_by(chosen, drawn))
         return x
+
+    def changed(self, x: Tensor, drawn: Any) -> Tensor:
+        """The images ``(B, C, H, W)``, all of them changed."""
+        raise NotImplementedError(f"{type(self).__name__} must implement changed(x, drawn).")
+
+
+def drawn_by(chosen: Tensor, drawn: Draw) -> Draw:
+    """What was drawn for the chosen images."""
+    return type(drawn)(*(numbers.index_select(0, chosen) for numbers in drawn))
 
 
 @dataclass(frozen=True)
-class Solarize:
-    """Invert all pixels from a threshold (of 256 levels) on, with a probability."""
+class Gray(Sometimes):
+    """Take the colour away."""
 
-    probability: float
+    @override
+    def changed(self, x: Tensor, drawn: ChanceDraw) -> Tensor:
+        return gray_of(x).expand_as(x)
+
+
+@dataclass(frozen=True)
+class Solarize(Sometimes):
+    """Invert all pixels from a threshold (of 256 levels) on."""
+
     threshold: int = 128
 
-    def draw(self, count: int, height: int, width: int, device: torch.device) -> ChanceDraw:
-        """A chance per image."""
-        return ChanceDraw(torch.rand(count, device=device))
-
-    def apply(self, x: Tensor, drawn: ChanceDraw, strength: float) -> Tensor:
-        """Solarized images instead of those that drew it."""
-        chosen = _chosen(drawn.chance, self.probability * strength)
-        if len(chosen):
-            old = x[chosen]
-            # Pillow compares whole grey levels: from half a level below the threshold up they round to it.
-            x[chosen] = torch.where(old < self.threshold - 0.5, old, 255 - old)
-        return x
+    @override
+    def changed(self, x: Tensor, drawn: ChanceDraw) -> Tensor:
+        # Pillow compares whole grey levels: from half a level below the threshold up they round to it.
+        return torch.where(x < self.threshold - 0.5, x, 255 - x)
 
 
 class BlurDraw(NamedTuple):
@@ -176,30 +191,25 @@ class BlurDraw(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Blur:
+class Blur(Sometimes):
     """Gaussian blur as Pillow does it: three box blurs each way, the border pixel repeated.
 
     Args:
-        probability: of blurring an image.
         sigmas: least and largest standard deviation, in pixels.
     """
 
-    probability: float
     sigmas: Range = (0.1, 2.0)
 
+    @override
     def draw(self, count: int, height: int, width: int, device: torch.device) -> BlurDraw:
         """A chance and a sigma per image."""
         return BlurDraw(torch.rand(count, device=device), torch.empty(count, device=device).uniform_(*self.sigmas))
 
-    def apply(self, x: Tensor, drawn: BlurDraw, strength: float) -> Tensor:
-        """Blurred images instead of those that drew it."""
-        chosen = _chosen(drawn.chance, self.probability * strength)
-        if not len(chosen):
-            return x
-        down, across = (self._kernel(drawn.sigma[chosen], side) for side in x.shape[2:])
-        rows = x[chosen].flatten(1, 2) @ across.transpose(1, 2)
-        x[chosen] = down.unsqueeze(1) @ rows.unflatten(1, x.shape[1:3])
-        return x
+    @override
+    def changed(self, x: Tensor, drawn: BlurDraw) -> Tensor:
+        down, across = (self._kernel(drawn.sigma, side) for side in x.shape[2:])
+        rows = x.flatten(1, 2) @ across.transpose(1, 2)
+        return down.unsqueeze(1) @ rows.unflatten(1, x.shape[1:3])
 
     def _kernel(self, sigma: Tensor, side: int) -> Tensor:
         """``(B, side, side)``: weight of each pixel of a row in each blurred pixel."""
@@ -218,8 +228,3 @@ def _box_radius(sigma: Tensor) -> Tensor:
     variance = sigma * sigma / 3
     whole = ((12 * variance + 1).sqrt() / 2 - 0.5).floor()
     return whole + (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) ** 2))
-
-
-def _chosen(chance: Tensor, probability: float) -> Tensor:
-    """Which images drew the change."""
-    return (chance < probability).nonzero()[:, 0]

@@ -1,6 +1,5 @@
 """The random crop of views, with their flips."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
 from typing import NamedTuple
@@ -9,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Range = Sequence[float]
+from datamodules.views.colour import Range
+
 _TRIES = 10  # of torchvision's RandomResizedCrop, before it falls back to the centre
 
 

@@ -9,6 +9,7 @@ from lightly.transforms.multi_view_transform import MultiViewTransform
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.transforms import v2
 
 from datamodules.batch import Batch, ViewPair
 from datamodules.images import Images
@@ -48,10 +49,14 @@ class PairedImages(Dataset[Batch]):
     Args:
         images: the split.
         transform: makes two views of a PIL image, float32 ``(C, H, W)`` in 0 … 1.
+        mean: mean of each channel for images in 0 … 1.
+        std: standard deviation of each channel.
     """
 
-    def __init__(self, images: Images, transform: MultiViewTransform) -> None:
-        self._images, self._transform = images, transform
+    def __init__(
+        self, images: Images, transform: MultiViewTransform, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        self._images, self._transform, self._mean, self._std = images, transform, mean, std
 
     def __len__(self) -> int:
         return len(self._images)
@@ -63,16 +68,7 @@ class PairedImages(Dataset[Batch]):
             torch.default_generator.manual_seed(seed)
             np.random.seed(seed % 2**32)  # lightly's blur and solarization
             random.seed(seed)
-            a, b = zip(*(self._transform(self._images.picture(int(index))) for index in indices), strict=True)
-        pair = ViewPair(1.0, torch.stack(a), torch.stack(b))
+            sides = zip(*(self._transform(self._images.picture(int(index))) for index in indices), strict=True)
+        scaled = (v2.functional.normalize(torch.stack(side), self._mean, self._std) for side in sides)
+        pair = ViewPair(1.0, *(side.contiguous(memory_format=torch.channels_last) for side in scaled))
         return Batch(pair.a, self._images.labels[indices], (pair,))
-
-
-def normalised(pair: ViewPair, mean: Sequence[float], std: Sequence[float]) -> ViewPair:
-    """A pair with images in 0 … 1 → the same normalised, in channels-last memory."""
-
-    def normalise(images: Tensor) -> Tensor:
-        mean_, std_ = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (mean, std))
-        return ((images - mean_) / std_).contiguous(memory_format=torch.channels_last)
-
-    return ViewPair(pair.strength, normalise(pair.a), normalise(pair.b))

@@ -1,12 +1,13 @@
 """Pairs of random views of every image, as self-supervised losses compare them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lightly.transforms import BYOLTransform, SimCLRTransform, VICRegTransform
-from lightly.transforms.byol_transform import BYOLView1Transform, BYOLView2Transform
+from lightly.transforms.byol_transform import BYOLView1Transform
 from lightly.transforms.multi_view_transform import MultiViewTransform
+from lightly.transforms.simclr_transform import SimCLRViewTransform
+from lightly.transforms.vicreg_transform import VICRegViewTransform
 from torchvision.transforms import v2
 
 from datamodules.files import DataError
@@ -62,13 +63,7 @@ class Views:
         return transform
 
     def require_for(self, images: Images, side: int, batch_size: int, name: str) -> None:
-        """Say before training, not in its middle, what views cannot be made of.
-
-        Args:
-            images: the training split.
-            side: of its images, in pixels.
-            batch_size: images per batch.
-            name: of the data set.
+        """Say before training, not in its middle, that these training images of that side cannot be shown so.
 
         Raises:
             DataError: there is no full batch, images are not in memory as ``batched`` wants them, or the transform is
@@ -86,116 +81,84 @@ class Views:
         self.pair_transform(side)
 
 
-class SimCLRViews(SimCLRTransform):
-    """The two views of SimCLR (Chen et al., 2020), not normalised; both are drawn alike.
-
-    The defaults are the paper's for ImageNet. CIFAR: ``strength: 0.5, blur: 0`` (the paper and lightly's
-    benchmark), or the defaults (solo-learn).
+class PlainViews(MultiViewTransform):
+    """Two views, not normalised, that lightly makes of an image.
 
     Args:
+        view: makes one of them.
+        sides: what view a and view b have of their own.
         input_size: side of the views, in pixels; the data module gives it.
         min_scale: smallest share of the image that a crop shows.
-        strength: factor of the jitter .8, .8, .8, .2 of brightness, contrast, saturation, hue.
-        blur: probability of Gaussian blur.
+        strength: factor of the jitter.
         gray: probability of taking the colour away.
         flip: probability of mirroring; 0 for digits and letters.
     """
 
     def __init__(
         self,
+        view: Callable[..., Any],
+        sides: Sequence[Mapping[str, Any]],
         input_size: int,
         min_scale: float = 0.08,
         strength: float = 1.0,
-        blur: float = 0.5,
         gray: float = 0.2,
         flip: float = 0.5,
     ) -> None:
-        super().__init__(
-            input_size,
-            cj_strength=strength,
-            min_scale=min_scale,
-            gaussian_blur=blur,
-            random_gray_scale=gray,
-            hf_prob=flip,
-            normalize=None,
-        )
+        shared = {"min_scale": min_scale, "cj_strength": strength, "random_gray_scale": gray, "hf_prob": flip}
+        super().__init__([view(input_size, **shared, **own, normalize=None) for own in sides])
 
 
-class BarlowTwinsViews(BYOLTransform):
-    """The two views of Barlow Twins (Zbontar et al., 2021) and BYOL, not normalised.
+class SimCLRViews(PlainViews):
+    """The two views of SimCLR (Chen et al., 2020); both are drawn alike.
+
+    Jitter .8, .8, .8, .2 of brightness, contrast, saturation, hue. The defaults are the paper's for ImageNet.
+    CIFAR: ``strength: 0.5, blur: 0`` (the paper and lightly's benchmark), or the defaults (solo-learn).
+
+    Args:
+        blur: probability of Gaussian blur.
+        shared: what all views take: see :class:`PlainViews`.
+    """
+
+    def __init__(self, input_size: int, blur: float = 0.5, **shared: Any) -> None:
+        super().__init__(SimCLRViewTransform, [{"gaussian_blur": blur}] * 2, input_size, **shared)
+
+
+class BarlowTwinsViews(PlainViews):
+    """The two views of Barlow Twins (Zbontar et al., 2021) and BYOL.
 
     Jitter .4, .4, .2, .1 of brightness, contrast, saturation, hue. The defaults are the papers' for ImageNet.
     CIFAR: ``blur: [0, 0]`` (lightly's benchmark and solo-learn).
 
     Args:
-        input_size: side of the views, in pixels; the data module gives it.
-        min_scale: smallest share of the image that a crop shows.
         blur: probability of Gaussian blur of view a and view b.
         solarize: probability of solarization of view a and view b.
-        strength: factor of the jitter.
-        gray: probability of taking the colour away.
-        flip: probability of mirroring; 0 for digits and letters.
+        shared: what all views take: see :class:`PlainViews`.
     """
 
     def __init__(
         self,
         input_size: int,
-        min_scale: float = 0.08,
         blur: tuple[float, float] = (1.0, 0.1),
         solarize: tuple[float, float] = (0.0, 0.2),
-        strength: float = 1.0,
-        gray: float = 0.2,
-        flip: float = 0.5,
+        **shared: Any,
     ) -> None:
-        def options(side: int) -> dict[str, Any]:
-            return {
-                "input_size": input_size,
-                "cj_strength": strength,
-                "min_scale": min_scale,
-                "gaussian_blur": blur[side],
-                "solarization_prob": solarize[side],
-                "random_gray_scale": gray,
-                "hf_prob": flip,
-                "normalize": None,
-            }
-
-        super().__init__(BYOLView1Transform(**options(0)), BYOLView2Transform(**options(1)))
+        sides = [{"gaussian_blur": b, "solarization_prob": s} for b, s in zip(blur, solarize, strict=True)]
+        super().__init__(BYOLView1Transform, sides, input_size, **shared)
 
 
-class VICRegViews(VICRegTransform):
-    """The two views of VICReg (Bardes et al., 2022), not normalised; solarization comes before blur.
+class VICRegViews(PlainViews):
+    """The two views of VICReg (Bardes et al., 2022); solarization comes before blur.
 
     Jitter .4, .4, .2, .1 of brightness, contrast, saturation, hue. The defaults are the paper's for ImageNet.
     CIFAR: ``min_scale: 0.2, blur: 0`` (solo-learn).
 
     Args:
-        input_size: side of the views, in pixels; the data module gives it.
-        min_scale: smallest share of the image that a crop shows.
         blur: probability of Gaussian blur.
         solarize: probability of solarization.
-        strength: factor of the jitter.
-        gray: probability of taking the colour away.
-        flip: probability of mirroring; 0 for digits and letters.
+        shared: what all views take: see :class:`PlainViews`.
     """
 
-    def __init__(
-        self,
-        input_size: int,
-        min_scale: float = 0.08,
-        blur: float = 0.5,
-        solarize: float = 0.1,
-        strength: float = 1.0,
-        gray: float = 0.2,
-        flip: float = 0.5,
-    ) -> None:
-        # lightly states the jitter as half of .8, .8, .4, .2.
-        super().__init__(
-            input_size,
-            cj_strength=strength / 2,
-            min_scale=min_scale,
-            gaussian_blur=blur,
-            solarize_prob=solarize,
-            random_gray_scale=gray,
-            hf_prob=flip,
-            normalize=None,
-        )
+    def __init__(self, input_size: int, blur: float = 0.5, solarize: float = 0.1, **shared: Any) -> None:
+        jitter = {"cj_bright": 0.4, "cj_contrast": 0.4, "cj_sat": 0.2, "cj_hue": 0.1}
+        own = {"gaussian_blur": blur, "sigmas": (0.1, 2), "solarize_prob": solarize}
+        super().__init__(VICRegViewTransform, [own | jitter] * 2, input_size, **shared)

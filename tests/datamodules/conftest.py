@@ -3,7 +3,10 @@
 from collections.abc import Callable
 from types import SimpleNamespace
 
+import lightning.pytorch as L
 import pytest
+import torch
+from training import train
 
 from datamodules.base import ImageDataModule
 
@@ -21,3 +24,37 @@ def ready() -> Callable[..., ImageDataModule]:
         return module
 
     return set_up
+
+
+class Watcher(L.LightningModule):
+    """Learns nothing; remembers its batches, those of training epoch by epoch."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.trained, self.validated = [], []
+
+    def on_train_epoch_start(self):
+        self.trained.append([])
+
+    def training_step(self, batch, batch_idx):
+        self.trained[-1].append(batch)
+        return self.weight * 1.0
+
+    def validation_step(self, batch, batch_idx):
+        self.validated.append(batch)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.fixture
+def watch(tmp_path) -> Callable[[ImageDataModule], Watcher]:
+    """What two whole epochs under a Trainer show of a data module."""
+
+    def fit(data):
+        watcher = Watcher()
+        train(watcher, tmp_path, data, limit_train_batches=1.0, limit_val_batches=1.0)
+        return watcher
+
+    return fit

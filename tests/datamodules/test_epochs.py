@@ -1,16 +1,11 @@
 """Where a run stands, in epochs that differ: selections of the images, sizes of batches, several processes."""
 
-import io
-
 import pytest
 import torch
-from fake_data import write_data_set
 
 from datamodules.batch import Selection
 from datamodules.digits import Digits
-from datamodules.epochs import count_batches
-from datamodules.files import DataError
-from datamodules.folders import ImageFolder
+from datamodules.epochs import Epochs
 
 
 def at_step(data, step):
@@ -28,10 +23,7 @@ def met(batches):
     return torch.cat([batch.indices for batch in batches]).sort().values
 
 
-@pytest.fixture
-def odd():
-    """Every other image, weight 2."""
-    return Selection(torch.arange(1, 1293, 2), torch.full((1293,), 2.0))
+ODD = Selection(torch.arange(1, 1293, 2), torch.arange(1293.0))
 
 
 def test_batches_say_which_images_they_hold(ready):
@@ -43,66 +35,37 @@ def test_batches_say_which_images_they_hold(ready):
         assert torch.equal(batch.images, images.images[batch.indices])
         assert torch.equal(batch.labels, images.labels[batch.indices])
         assert batch.weights is None
+    assert next(iter(data.val_dataloader())).indices is None
 
 
-def test_batches_of_files_do_too(ready, tmp_path, monkeypatch):
-    folder = write_data_set("ImageFolder", tmp_path / "insects", monkeypatch)
-    data = ready(ImageFolder(root=str(folder), memory_gib=0, batch_size=4, validation=0.3))
-    for batch in training(data):
-        assert torch.equal(batch.labels, data.training_images.labels[batch.indices])
-
-
-def test_evaluation_has_no_indices(ready):
-    assert next(iter(ready(Digits()).val_dataloader())).indices is None
-
-
-def test_an_epoch_has_only_what_is_selected_with_its_weights(ready, odd):
-    data = ready(Digits(batch_size=100))
-    data.select(odd)
-    batches = training(data)
-    assert torch.equal(met(batches), odd.indices)
-    assert len(batches) == 7
-    assert all((batch.weights == 2).all() for batch in batches)
-
-
-def test_epochs_of_different_lengths_follow_each_other(ready, odd):
+def test_epochs_of_different_lengths_follow_each_other_until_a_new_fit(ready):
     data = ready(Digits(batch_size=100))
     data.trainer.global_step = 13  # the end of the first epoch
-    data.select(odd)
+    data.select(ODD)
     assert at_step(data, 13) == (1, slice(0, 7))
     assert at_step(data, 16) == (1, slice(3, 7))
     data.trainer.global_step = 20
     data.select(None)
     assert at_step(data, 20) == (2, slice(0, 13))
-
-
-def test_a_selection_resumes_in_the_middle_of_its_epoch(ready, odd):
-    data = ready(Digits(batch_size=100))
-    data.trainer.global_step = 13
-    data.select(odd)
-    whole = training(data)
-    state = torch.load(_saved(data.state_dict()), weights_only=True)
-    resumed = ready(Digits(batch_size=100), step=17)
-    resumed.load_state_dict(state)
-    rest = training(resumed)
-    assert [batch.indices.tolist() for batch in rest] == [batch.indices.tolist() for batch in whole[4:]]
-
-
-def _saved(state):
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return file
-
-
-def test_a_new_fit_begins_anew(ready, odd):
-    data = ready(Digits(batch_size=100))
-    data.trainer.global_step = 13
-    data.select(odd)
+    data.select(ODD)
     data.trainer.global_step = 0
     data.setup("fit")
     assert at_step(data, 0) == (0, slice(0, 13))
     assert len(met(training(data))) == 1293
+
+
+def test_an_epoch_of_a_selection_with_its_weights_resumes_in_its_middle(ready, tmp_path):
+    data = ready(Digits(batch_size=100))
+    data.trainer.global_step = 13
+    data.select(ODD)
+    whole = training(data)
+    assert torch.equal(met(whole), ODD.indices)
+    assert all(torch.equal(batch.weights, batch.indices.float()) for batch in whole)
+    torch.save(data.state_dict(), tmp_path / "state")
+    resumed = ready(Digits(batch_size=100), step=17)
+    resumed.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
+    rest = training(resumed)
+    assert [batch.indices.tolist() for batch in rest] == [batch.indices.tolist() for batch in whole[4:]]
 
 
 def test_batches_grow_with_the_epoch(ready):
@@ -116,18 +79,12 @@ def test_batches_grow_with_the_epoch(ready):
     assert sizes == [(0, 13, 100), (1, 13, 100), (2, 7, 200), (3, 4, 400), (4, 4, 400), (5, 4, 400)]
 
 
-@pytest.mark.parametrize("sizes", [{0: 0}, {-1: 10}])
-def test_refuses_sizes_and_epochs_that_are_none(sizes):
-    with pytest.raises(DataError, match=r"batch_sizes"):
-        Digits(batch_sizes=sizes)
-
-
 @pytest.mark.parametrize(
     ("length", "batch_size", "processes", "count"),
     [(101, 10, 1, 10), (102, 10, 1, 11), (1, 10, 1, 1), (5, 1, 1, 5), (1, 1, 1, 1), (102, 10, 5, 2), (110, 10, 5, 3)],
 )
 def test_a_last_batch_of_a_single_image_per_process_is_left_out(length, batch_size, processes, count):
-    assert count_batches(length, batch_size, False, processes) == count
+    assert Epochs(length, batch_size, process=(0, processes)).now().batches == count
 
 
 def test_the_place_in_an_epoch_is_that_of_all_processes(ready):

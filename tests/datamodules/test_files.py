@@ -27,34 +27,23 @@ def fault(read, *arguments):
     return str(caught.value)
 
 
-def test_require_returns_the_path_of_an_unaltered_file(path):
-    path.write_bytes(b"content")
-    assert require(path) == path
-    assert require(path, "9a0364b9e99bb480dd25e1f0284c8555") == path
-
-
-def test_require_names_a_missing_file_and_says_what_to_do(path):
+def test_require_names_a_file_that_is_missing_or_altered(path):
     message = fault(require, path)
     assert f"{path} is missing" in message
     assert "--data.root" in message
     assert "--data.download true" in message
-
-
-def test_require_refuses_a_folder_in_place_of_a_file(tmp_path):
-    assert f"{tmp_path} is missing" in fault(require, tmp_path)
-
-
-def test_require_names_an_altered_file(path):
+    assert f"{path.parent} is missing" in fault(require, path.parent)  # a folder is no file
+    path.write_bytes(b"content")
+    assert require(path) == require(path, "9a0364b9e99bb480dd25e1f0284c8555") == path
     path.write_bytes(b"Content")
     message = fault(require, path, "9a0364b9e99bb480dd25e1f0284c8555")
     assert f"{path} is damaged" in message
     assert "9a0364b9e99bb480dd25e1f0284c8555" in message
 
 
-def test_require_folder_names_a_missing_folder_and_what_it_should_hold(tmp_path):
-    assert require_folder(tmp_path, "images") == tmp_path
-    message = fault(require_folder, tmp_path / "nowhere", "images")
-    assert f"{tmp_path / 'nowhere'} (images) is missing" in message
+def test_require_folder_names_a_missing_folder_and_what_it_should_hold(path):
+    assert require_folder(path.parent, "images") == path.parent
+    assert f"{path} (images) is missing" in fault(require_folder, path, "images")
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
@@ -75,6 +64,7 @@ DAMAGED_IDX = {
     "does not begin with zeros": b"\1" + CONTENT[1:],
     "not unsigned bytes": CONTENT[:2] + b"\x0d" + CONTENT[3:],
     "some text": b"<html>404 Not Found</html>",
+    "impossible size": struct.pack(">HBB4I", 0, 0x08, 4, 2**31, 2**31, 2**31, 2**31),
 }
 
 
@@ -86,30 +76,12 @@ def test_names_an_idx_file_that_is_damaged_inside(tmp_path, content, suffix):
     assert f"{path} is damaged" in fault(read_idx, path)
 
 
-def test_names_an_idx_file_of_impossible_size(path):
-    path.write_bytes(struct.pack(">HBB4I", 0, 0x08, 4, 2**31, 2**31, 2**31, 2**31))
-    assert f"{path} is damaged" in fault(read_idx, path)
-
-
-@pytest.mark.parametrize("cut", [1, 5, 12, -9, -4, -1])
-def test_names_a_gzip_file_that_was_cut_off(tmp_path, cut):
-    path = tmp_path / "values.gz"
-    path.write_bytes(gzip.compress(CONTENT)[:cut])
-    assert f"{path} is damaged" in fault(read_idx, path)
-
-
-@pytest.mark.parametrize("place", [0, 12, -5])
-def test_names_a_gzip_file_with_a_wrong_byte(tmp_path, place):
-    path, content = tmp_path / "values.gz", bytearray(gzip.compress(CONTENT))
-    content[place] ^= 0xFF
-    path.write_bytes(content)
-    assert f"{path} is damaged" in fault(read_idx, path)
-
-
-def test_names_a_file_that_is_only_called_gzip(tmp_path):
-    path = tmp_path / "values.gz"
-    path.write_bytes(CONTENT)
-    assert f"{path} is damaged" in fault(read_idx, path)
+def test_names_a_gzip_file_that_is_damaged(tmp_path):
+    path, packed = tmp_path / "values.gz", gzip.compress(CONTENT)
+    wrong_byte = [packed[:place] + bytes([packed[place] ^ 0xFF]) + packed[place + 1 :] for place in (0, 12, 30)]
+    for content in (CONTENT, *wrong_byte, *(packed[:end] for end in (1, 5, 12, -9, -4, -1))):
+        path.write_bytes(content)
+        assert f"{path} is damaged" in fault(read_idx, path)
 
 
 PICKLERS = {
@@ -140,17 +112,11 @@ def test_reads_arrays_that_are_stored_column_by_column_or_with_the_high_byte_fir
 
 
 @pytest.mark.parametrize("dump", PICKLERS.values(), ids=PICKLERS)
-def test_names_a_pickle_that_was_cut_off_anywhere(path, dump):
+def test_names_a_pickle_that_was_cut_off_anywhere_or_is_none(path, dump):
     content = dump(BATCH)
-    for length in range(len(content)):
-        path.write_bytes(content[:length])
+    for something in (*(content[:length] for length in range(0, len(content), 5)), bytes(100), b"<html>404 Not Found"):
+        path.write_bytes(something)
         assert f"{path} is damaged" in fault(read_pickle, path, KEYS)
-
-
-@pytest.mark.parametrize("content", [b"\0" * 100, b"<html>404 Not Found</html>", b"version https://git-lfs\n"])
-def test_names_a_file_that_is_no_pickle(path, content):
-    path.write_bytes(content)
-    assert f"{path} is damaged" in fault(read_pickle, path, KEYS)
 
 
 @pytest.mark.parametrize("batch", [{"data": 1}, {}, [1, 2], "data labels", None])
@@ -205,16 +171,6 @@ def test_refuses_all_but_arrays_and_plain_values(path, wanted, protocol):
     assert str(path) in message
 
 
-def test_refuses_a_method_of_something_allowed(path):
-    path.write_bytes(b"\x80\x04\x8c\x05numpy\x8c\x0endarray.tofile\x93.")
-    assert "numpy.ndarray.tofile" in fault(read_pickle, path, KEYS)
-
-
-def test_names_a_pickle_with_a_wrong_byte_in_the_name_of_an_encoding(path):
-    path.write_bytes(pickle.dumps(BATCH, protocol=2).replace(b"latin1", b"lotin1"))
-    assert f"{path} is damaged" in fault(read_pickle, path, KEYS)
-
-
 class ForgedDtype:
     """Unpickles as the dtype of Python objects, with the flags of one of plain bytes."""
 
@@ -230,6 +186,14 @@ class ForgedArray:
         return build, arguments, (1, (1,), ForgedDtype(), False, bytes(8))
 
 
-def test_takes_no_bytes_for_addresses_of_objects(path):
-    path.write_bytes(pickle.dumps(BATCH | {"data": ForgedArray()}, protocol=2))
+FORGED = {
+    "a method of something allowed": b"\x80\x04\x8c\x05numpy\x8c\x0endarray.tofile\x93.",
+    "wrong byte in the name of an encoding": pickle.dumps(BATCH, protocol=2).replace(b"latin1", b"lotin1"),
+    "bytes to be taken for the address of an object": pickle.dumps(BATCH | {"data": ForgedArray()}, protocol=2),
+}
+
+
+@pytest.mark.parametrize("content", FORGED.values(), ids=FORGED)
+def test_names_a_pickle_that_is_forged(path, content):
+    path.write_bytes(content)
     assert f"{path} is damaged" in fault(read_pickle, path, KEYS)

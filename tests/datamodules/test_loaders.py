@@ -32,42 +32,12 @@ def test_an_epoch_has_every_index_exactly_once(images, batch_size):
 
 
 def test_the_order_is_a_function_of_seed_and_epoch():
-    torch.manual_seed(1)
-    first = as_lists(epoch_batches(seed=3, epoch=5))
-    torch.manual_seed(2)
-    assert as_lists(epoch_batches(seed=3, epoch=5)) == first
-
-
-def test_the_order_differs_between_epochs_and_seeds():
-    orders = [as_lists(epoch_batches(seed=seed, epoch=epoch)) for seed in range(4) for epoch in range(4)]
+    runs = [(seed, epoch) for seed in range(4) for epoch in range(4)]
+    orders = [as_lists(epoch_batches(seed=seed, epoch=epoch)) for seed, epoch in runs]
     assert all(a != b for i, a in enumerate(orders) for b in orders[:i])
-    assert as_lists(epoch_batches())[0] != list(range(10))
-
-
-def test_iterating_again_meets_the_epoch_that_then_begins():
-    epochs = epochs_at()
-    batches = EpochBatches(epochs, 0)
-    first, again = as_lists(batches), as_lists(batches)
-    epochs.step += len(first)
-    assert first == again == as_lists(epoch_batches(epoch=0))
-    assert as_lists(batches) == as_lists(epoch_batches(epoch=1))
-
-
-@pytest.mark.parametrize(("done", "limit"), [(1, 1.0), (4, 11), (0, 4), (3, 5), (10, 11)])
-def test_only_the_batches_that_an_epoch_still_has_are_met(done, limit):
-    whole = as_lists(epoch_batches(epoch=2))
-    assert as_lists(epoch_batches(epoch=2, done=done, limit=limit)) == whole[done : int(limit) if limit > 1 else None]
-
-
-def test_the_generator_of_the_workers_seeds_follows_seed_and_epoch():
-    def next_number(seed, epoch):
-        batches = epoch_batches(seed, images=10, batch_size=2, epoch=epoch)
-        list(batches)
-        return int(torch.randint(2**40, (), generator=batches.generator))
-
-    drawn = [next_number(seed, epoch) for seed in range(3) for epoch in range(3)]
-    assert len(set(drawn)) == 9
-    assert drawn[4] == next_number(1, 1)
+    torch.manual_seed(2)
+    assert [as_lists(epoch_batches(seed=seed, epoch=epoch)) for seed, epoch in runs] == orders
+    assert orders[0][0] != list(range(10))
 
 
 @pytest.mark.parametrize(("images", "per_process"), [(103, 52), (104, 52), (101, 51), (81, 40), (80, 40)])
@@ -85,23 +55,13 @@ def test_processes_share_every_batch(images, per_process):
     assert all(len(batch) == 10 for batch in first[:-1])
 
 
-def test_no_image_is_always_left_out():
-    def seen(epoch):
-        batches = epoch_batches(images=11, batch_size=5, epoch=epoch)
-        assert [len(batch) for batch in batches] == [5, 5]
-        return {int(index) for batch in batches for index in batch}
+def test_every_batch_has_a_seed_of_its_own_in_every_process():
+    def seeds(epoch, rank=0, done=0):
+        epochs = epochs_at(100, batch_size=5, epoch=epoch, done=done, process=(rank, 2))
+        return [seed for _, seed in SeededBatches(epochs, 5)]
 
-    assert set.union(*map(seen, range(20))) == set(range(11))
-
-
-def test_every_batch_has_a_seed_of_its_own():
-    def seeds(epoch, done=0):
-        batches = SeededBatches(epoch_batches(5, images=100, epoch=epoch, done=done, drop_last=True))
-        return [seed for _, seed in batches]
-
-    everything = [seed for epoch in range(4) for seed in seeds(epoch)]
-    assert len(set(everything)) == 40
-    assert seeds(2, done=3) == everything[23:30]
+    assert len({seed for epoch in range(4) for rank in range(2) for seed in seeds(epoch, rank)}) == 80
+    assert seeds(2, done=3) == seeds(2)[3:]
 
 
 # Evaluation
@@ -109,7 +69,7 @@ def test_every_batch_has_a_seed_of_its_own():
 
 @pytest.mark.parametrize("processes", [1, 2, 7])
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
-@pytest.mark.parametrize("images", [7, 15, 16, 17, 33])
+@pytest.mark.parametrize("images", [7, 16, 17, 33])
 def test_processes_evaluate_each_image_once_and_in_order(images, batch_size, processes):
     parts = [as_lists(shares(images, batch_size, (rank, processes))) for rank in range(processes)]
     for rank, part in enumerate(parts):

@@ -6,16 +6,16 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
-from lightly.transforms import BYOLTransform, SimCLRTransform, VICRegTransform
+from lightly.transforms import BYOLTransform, SimCLRTransform
 from lightly.transforms.gaussian_blur import GaussianBlur
 from PIL import Image, ImageFilter, ImageOps
-from scipy.stats import ks_2samp, kstest
+from scipy.stats import chisquare, ks_2samp, kstest
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as tv
 
 from datamodules.files import DataError
 from datamodules.views.batched import BatchedView, translate
-from datamodules.views.colour import Blur, Gray, Jitter, JitterDraw, Solarize, gray_of, shift_hue_
+from datamodules.views.colour import Blur, Gray, Jitter, Solarize, drawn_by, shift_hue_
 from datamodules.views.crop import Crop
 from datamodules.views.transforms import BarlowTwinsViews, SimCLRViews, VICRegViews
 
@@ -82,21 +82,6 @@ def by_torchvision(image, operations, chain, i):
 # What is done to an image
 
 
-@pytest.mark.parametrize("side", [8, 28, 32])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_crop_equals_pillows(side, channels):
-    images, crop = noise(60, side, side, channels), Crop((side, side), vertical_flip=0.3)
-    drawn = draw(crop, 60, side)
-    got = crop.apply(planar(images), drawn, 1.0)
-    for i, image in enumerate(images):
-        top, left, height, width = drawn.box[i].int().tolist()
-        box = (left, top, left + width, top + height)
-        wanted = picture(image).crop(box).resize((side, side), Image.Resampling.BILINEAR)
-        wanted = ImageOps.mirror(wanted) if drawn.flip[i] else wanted
-        wanted = ImageOps.flip(wanted) if drawn.vertical_flip[i] else wanted
-        assert (got[i] - levels(wanted)).abs().max() < 1.1  # Pillow rounds twice to whole levels
-
-
 def test_hue_equals_torchvisions_to_rounding():
     x = torch.cat([noise(48, 3, 16, 16).float(), torch.rand(16, 3, 16, 16) * 255])
     x[:4] = x[:4, :1]  # grey
@@ -110,12 +95,6 @@ def test_hue_equals_torchvisions_to_rounding():
     assert (x / 255 - wanted).abs().max() < 1e-5
 
 
-def test_gray_has_pillows_weights():
-    images = noise(8, 16, 16, 3)
-    wanted = torch.stack([levels(picture(image).convert("L")) for image in images])
-    assert (gray_of(planar(images)) - wanted).abs().max() < 0.51
-
-
 @pytest.mark.parametrize("only", ["brightness", "contrast", "saturation", "hue", "all"])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("strength", [1.0, 0.4])
@@ -124,92 +103,62 @@ def test_jitter_equals_torchvisions_in_each_images_own_order(only, channels, str
     jitter = Jitter(*(v if only in (name, "all") else None for name, v in limits.items()), probability=0.8)
     images, drawn = smooth(120, 12, channels), draw(jitter, 120, 12)
     order = drawn.group().argsort()
-    got = jitter.apply(planar(images[order]), JitterDraw(*(numbers[order] for numbers in drawn)), strength)
+    got = jitter.apply(planar(images[order]), drawn_by(order, drawn), strength)
     for i, image in zip(order.tolist(), got, strict=True):
         wanted = jittered(planar(images)[i] / 255, drawn, i, strength)
         assert (image / 255 - wanted).abs().max() < (1e-5 if channels == 1 else GRAY_WEIGHTS)
 
 
-def test_jitter_is_within_rounding_of_pillows():
-    jitter = Jitter((0.6, 1.4), (0.6, 1.4), (0.6, 1.4), None)
-    images, drawn = smooth(60, 16), draw(jitter, 60, 16)
-    order = drawn.group().argsort()
-    got = jitter.apply(planar(images[order]), JitterDraw(*(numbers[order] for numbers in drawn)), 1.0)
-    for i, image in zip(order.tolist(), got, strict=True):
-        wanted = levels(jittered(picture(images[i]), drawn, i))
-        # Pillow cuts fractions off (1 level) and rounds gray or mean (0.5, times 0.4), and the next change, at a
-        # factor of 1.4, makes 1.8 of what was wrong before: 1.2, then 1.8 · 1.2 + 1.2, then 7.3 levels at most.
-        assert (image - wanted).abs().max() < 7.3
+def gray_by_pillow(image, drawn, i):
+    return image.convert("L").convert(image.mode)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_solarize_equals_pillows(channels):
-    images, solarize = noise(40, 8, 8, channels), Solarize(0.5, 100)
-    drawn = draw(solarize, 40, 8)
-    got = solarize.apply(planar(images), drawn, 1.0)
-    for i, image in enumerate(images):
-        wanted = ImageOps.solarize(picture(image), 100) if drawn.chance[i] < 0.5 else picture(image)
-        assert torch.equal(got[i], levels(wanted))
+def solarized_by_pillow(image, drawn, i):
+    return ImageOps.solarize(image, 100)
 
 
+def blurred_by_pillow(image, drawn, i):
+    return image.filter(ImageFilter.GaussianBlur(float(drawn.sigma[i])))
+
+
+@pytest.mark.parametrize(
+    ("operation", "by_pillow", "rounding"),
+    [
+        (Gray(0.6), gray_by_pillow, 0.51),
+        (Solarize(0.6, 100), solarized_by_pillow, 0),
+        (Blur(0.6, (0.1, 2.0)), blurred_by_pillow, 3),  # Pillow rounds six times to whole levels, 0.5 each
+    ],
+)
 @pytest.mark.parametrize("side", [8, 28, 32])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_blur_equals_pillows_up_to_and_at_the_border(side, channels):
-    images, blur = noise(60, side, side, channels), Blur(0.8, (0.1, 2.0))
-    drawn = draw(blur, 60, side)
-    got = blur.apply(planar(images), drawn, 1.0)
+def test_images_that_draw_a_change_are_changed_as_by_pillow(operation, by_pillow, rounding, side, channels):
+    images, drawn = noise(60, side, side, channels), draw(operation, 60, side)
+    got = operation.apply(planar(images), drawn, 1.0)
     for i, image in enumerate(images):
-        sigma = float(drawn.sigma[i])
-        blurred = picture(image).filter(ImageFilter.GaussianBlur(sigma))
-        wanted = levels(blurred if drawn.chance[i] < 0.8 else picture(image))
-        assert (got[i] - wanted).abs().max() <= 3  # Pillow rounds six times to whole levels, 0.5 each
-
-
-def test_gray_replaces_the_images_that_drew_it():
-    images, gray = noise(50, 8, 8, 3), Gray(0.3)
-    drawn = draw(gray, 50, 8)
-    got = gray.apply(planar(images), drawn, 1.0)
-    changed = drawn.chance < 0.3
-    assert torch.equal(got[~changed], planar(images)[~changed])
-    assert torch.equal(got[changed], gray_of(planar(images)[changed]).expand(-1, 3, -1, -1))
-    assert 0 < changed.sum() < 50
+        changed = drawn.chance[i] < 0.6
+        wanted = levels(by_pillow(picture(image), drawn, i) if changed else picture(image))
+        assert (got[i] - wanted).abs().max() <= (rounding if changed else 0)
 
 
 @pytest.mark.parametrize(("side", "channels"), [(8, 1), (28, 1), (8, 3), (32, 3)])
 def test_a_whole_view_equals_torchvisions_image_by_image(side, channels):
-    transform = SimCLRViews(side, blur=0).transforms[0]
+    transform = SimCLRTransform(side, gaussian_blur=0, vf_prob=0.3, normalize=None).transforms[0]
     view, images = BatchedView(transform), smooth(150, side, channels)
     torch.manual_seed(3)
     chain = view.draw(images)
+    assert chain[0].vertical_flip.any()
     got = view.render(images, chain)
     for i, image in enumerate(planar(images) / 255):
         wanted = by_torchvision(image, translate(transform), chain, i)
         assert (got[i] - wanted).abs().max() < 3 * GRAY_WEIGHTS  # grey is taken three times
 
 
-def test_normalises_into_channels_last_memory():
-    view, images = SimCLRViews(8, strength=0, blur=0, gray=0).transforms[0], noise(10, 8, 8, 3)
-    mean, std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
-    plain, scaled = BatchedView(view), BatchedView(view, mean, std)
-    chain = plain.draw(images)
-    got = scaled.render(images, chain)
-    assert got.dtype == torch.float32
-    assert got.is_contiguous(memory_format=torch.channels_last)
-    assert torch.allclose(got, tv.normalize(plain.render(images, chain), mean, std), atol=1e-5)
-
-
-def test_chunks_change_nothing():
+def test_chunks_change_nothing_nor_do_the_images_change():
     view, images = BatchedView(BarlowTwinsViews(16).transforms[1]), smooth(50, 16)
-    chain = view.draw(images)
+    before, chain = images.clone(), view.draw(images)
     whole = view.render(images, chain, chunk=50)
     for chunk in (1, 7, 49):
         assert torch.allclose(view.render(images, chain, chunk=chunk), whole, atol=1e-5)
-
-
-def test_the_images_are_left_as_they_are():
-    view, images = BatchedView(VICRegViews(16).transforms[0]), smooth(20, 16)
-    before = images.clone()
-    view.render(images, view.draw(images))
     assert torch.equal(images, before)
 
 
@@ -223,10 +172,7 @@ def test_boxes_are_drawn_as_torchvision_draws_them(side, scale):
     crop, image = v2.RandomResizedCrop(side, scale), torch.empty(3, side, side)
     wanted = torch.tensor([list(crop.make_params([image]).values()) for _ in range(3000)], dtype=torch.float)
     for measure in (lambda b: b[:, 0], lambda b: b[:, 1], lambda b: b[:, 2] * b[:, 3], lambda b: b[:, 3] / b[:, 2]):
-        ours, theirs = measure(boxes), measure(wanted)
-        values = torch.cat([ours, theirs]).unique()
-        distance = max(abs(float((ours <= v).float().mean() - (theirs <= v).float().mean())) for v in values)
-        assert distance < 1.95 * math.sqrt(1 / len(ours) + 1 / len(theirs))  # Kolmogorov and Smirnov, 0.1 %
+        assert ks_2samp(measure(boxes).numpy(), measure(wanted).numpy()).pvalue > 1e-3
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 8), (8, 32), (32, 30)])
@@ -238,91 +184,67 @@ def test_where_no_try_fits_the_box_is_torchvisions_central_one(height, width):
     assert boxes.tolist() == [wanted] * 5
 
 
-def test_jitter_is_drawn_uniformly():
-    drawn = draw(Jitter((0.6, 1.4), (0.2, 1.8), None, (-0.1, 0.1), 0.8), 20_000, 8)
-    for values, low, high in (
-        (drawn.factors[:, 0], 0.6, 1.4),
-        (drawn.factors[:, 1], 0.2, 1.8),
-        (drawn.hue, -0.1, 0.1),
-    ):
+def share(chosen):
+    return float(chosen.float().mean())
+
+
+def test_factors_orders_flips_and_sigmas_are_drawn_evenly():
+    drawn = draw(Jitter((0.6, 1.4), (0.2, 1.8), None, (-0.1, 0.1), 0.8), 24_000, 8)
+    sigmas = draw(Blur(0.5, (0.1, 2.0)), 20_000, 8).sigma
+    even = [(drawn.factors[:, 0], 0.6, 1.4), (drawn.factors[:, 1], 0.2, 1.8), (drawn.hue, -0.1, 0.1), (sigmas, 0.1, 2)]
+    for values, low, high in even:
         assert kstest(values.numpy(), "uniform", (low, high - low)).pvalue > 1e-3
     assert (drawn.factors[:, 2] == 1).all()
-    assert abs(drawn.applied.float().mean() - 0.8) < 5 * math.sqrt(0.16 / 20_000)
-
-
-def test_every_order_of_the_four_changes_is_drawn_equally_often():
-    slots = draw(Jitter((0.6, 1.4), None, None, None), 24_000, 8).slots
-    counts = [int((slots == torch.tensor(order)).all(1).sum()) for order in permutations(range(4))]
-    assert sum(counts) == 24_000
-    assert min(counts) > 1000 - 5 * 31
-    assert max(counts) < 1000 + 5 * 31
+    orders = torch.tensor(list(permutations(range(4))))
+    counts = (drawn.slots == orders.unsqueeze(1)).all(2).sum(1)
+    assert chisquare(counts.numpy()).pvalue > 1e-3
+    assert share(drawn.applied) == pytest.approx(0.8, abs=5 * math.sqrt(0.16 / 24_000))
+    crop = draw(Crop((8, 8), flip=0.3, vertical_flip=0.1), 20_000, 8)
+    assert share(crop.flip) == pytest.approx(0.3, abs=5 * math.sqrt(0.21 / 20_000))
+    assert share(crop.vertical_flip) == pytest.approx(0.1, abs=5 * math.sqrt(0.09 / 20_000))
 
 
 @pytest.mark.parametrize("operation", [Gray(0.2), Solarize(0.2), Blur(0.2)], ids=lambda o: type(o).__name__)
-@pytest.mark.parametrize("strength", [1.0, 0.5])
-def test_a_change_comes_as_often_as_its_probability_times_the_strength(operation, strength):
-    x = planar(noise(1, 8, 8, 3)).repeat(4000, 1, 1, 1)
-    drawn = draw(operation, 4000, 8)
-    changed = (operation.apply(x.clone(), drawn, strength) != x).flatten(1).any(1).float().mean()
-    share = 0.2 * strength
+def test_a_change_comes_as_often_as_its_probability_times_the_strength_and_first_to_the_same(operation):
+    x, drawn = planar(noise(1, 8, 8, 3)).repeat(4000, 1, 1, 1), draw(operation, 4000, 8)
     # A blur with a tiny sigma changes too, if by less than a level.
-    assert abs(changed - share) < 5 * math.sqrt(share * (1 - share) / 4000)
-
-
-def test_flips_and_sigmas_are_drawn_with_their_own_numbers():
-    drawn = draw(Crop((8, 8), flip=0.3, vertical_flip=0.1), 20_000, 8)
-    assert abs(drawn.flip.float().mean() - 0.3) < 5 * math.sqrt(0.21 / 20_000)
-    assert abs(drawn.vertical_flip.float().mean() - 0.1) < 5 * math.sqrt(0.09 / 20_000)
-    assert kstest(draw(Blur(0.5, (0.1, 2.0)), 20_000, 8).sigma.numpy(), "uniform", (0.1, 1.9)).pvalue > 1e-3
-
-
-@pytest.mark.parametrize("name", ["SimCLR", "BarlowTwins"])
-def test_every_image_draws_its_own(name):
-    views = {"SimCLR": SimCLRViews, "BarlowTwins": BarlowTwinsViews}[name](16)
-    images = smooth(1, 16).repeat(64, 1, 1, 1)
-    for transform in views.transforms:
-        view = BatchedView(transform)
-        shown = view.render(images, view.draw(images)).flatten(1)
-        apart = (shown.unsqueeze(0) - shown.unsqueeze(1)).abs().amax(2)
-        assert (apart < 1e-3).sum() == 64  # each equals itself only
+    weak, strong = ((operation.apply(x.clone(), drawn, s) != x).flatten(1).any(1) for s in (0.5, 1.0))
+    assert share(weak) == pytest.approx(0.1, abs=5 * math.sqrt(0.09 / 4000))
+    assert share(strong) == pytest.approx(0.2, abs=5 * math.sqrt(0.16 / 4000))
+    assert (weak <= strong).all()
 
 
 def metrics_of(views):
-    """Brightness, contrast, colourfulness and sharpness of each view ``(B, 3, H, W)`` in 0 … 1."""
-    return {
-        "brightness": views.mean((1, 2, 3)),
-        "contrast": views.std((1, 2, 3)),
-        "colour": (views.amax(1) - views.amin(1)).mean((1, 2)),
-        "warmth": (views[:, 0] - views[:, 2]).mean((1, 2)),
-        "sharpness": views.diff(dim=3).abs().mean((1, 2, 3)),
-        "slope": (views[..., 8:] - views[..., :8]).mean((1, 2, 3)),
-    }
+    """Brightness, contrast, colourfulness, warmth, sharpness and slope of each view ``(B, 3, H, W)`` in 0 … 1."""
+    return (
+        views.mean((1, 2, 3)),
+        views.std((1, 2, 3)),
+        (views.amax(1) - views.amin(1)).mean((1, 2)),
+        (views[:, 0] - views[:, 2]).mean((1, 2)),
+        views.diff(dim=3).abs().mean((1, 2, 3)),
+        (views[..., 8:] - views[..., :8]).mean((1, 2, 3)),
+    )
 
 
-@pytest.mark.parametrize(
-    ("recipe", "side"), [(SimCLRViews, 0), (BarlowTwinsViews, 0), (BarlowTwinsViews, 1), (VICRegViews, 1)]
-)
-def test_views_of_an_image_are_distributed_as_lightlys(recipe, side):
-    image, transform = smooth(1, 16), recipe(16).transforms[side]
+@pytest.mark.parametrize("recipe", [SimCLRViews, BarlowTwinsViews])
+def test_views_of_an_image_are_distributed_as_lightlys(recipe):
+    image, transform = smooth(1, 16), recipe(16).transforms[1]
     torch.manual_seed(5)
     np.random.seed(5)
-    theirs = metrics_of(torch.stack([transform(picture(image[0])) for _ in range(600)]))
+    theirs = torch.stack([transform(picture(image[0])) for _ in range(600)])
     view, images = BatchedView(transform), image.expand(6000, -1, -1, -1)
-    ours = metrics_of(view.render(images, view.draw(images)))
-    for name, values in ours.items():
-        assert ks_2samp(values.numpy(), theirs[name].numpy()).pvalue > 1e-3, name
+    ours = view.render(images, view.draw(images))
+    for values, wanted in zip(metrics_of(ours), metrics_of(theirs), strict=True):
+        assert ks_2samp(values.numpy(), wanted.numpy()).pvalue > 1e-3
 
 
 # Nested strengths
 
 
-@pytest.mark.parametrize(
-    "transform", [SimCLRViews(16), BarlowTwinsViews(16), VICRegViews(16)], ids=lambda t: type(t).__name__
-)
+@pytest.mark.parametrize("recipe", [BarlowTwinsViews, VICRegViews])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_at_strength_0_only_the_flip_is_left(transform, channels):
-    images = noise(40, 16, 16, channels)
-    view = BatchedView(transform.transforms[1])
+def test_at_strength_0_only_the_flip_is_left(recipe, channels):
+    images, view = noise(40, 16, 16, channels), BatchedView(recipe(16).transforms[1])
     chain = view.draw(images)
     flip = chain[0].flip.view(-1, 1, 1, 1)
     wanted = torch.where(flip, planar(images).flip(3), planar(images)) / 255
@@ -331,52 +253,28 @@ def test_at_strength_0_only_the_flip_is_left(transform, channels):
 
 def test_weaker_crops_contain_stronger_ones():
     columns = (torch.arange(32) * 8).to(torch.uint8).view(1, 1, 32, 1).expand(100, 32, 32, 1)
-    images = torch.cat([columns, columns.transpose(1, 2)], 3)
-    crop = Crop((32, 32))
+    images, crop = torch.cat([columns, columns.transpose(1, 2)], 3), Crop((32, 32))
     drawn = draw(crop, 100, 32)
-    outer = None
+    low, high = torch.tensor(0), torch.tensor(255)
     for strength in (0.0, 0.25, 0.5, 0.75, 1.0):
         shown = crop.apply(planar(images), drawn, strength).flatten(2)
+        assert (shown.amin(2) >= low - 1e-2).all()
+        assert (shown.amax(2) <= high + 1e-2).all()
         low, high = shown.amin(2), shown.amax(2)
-        if outer:
-            assert (low >= outer[0] - 1e-2).all()
-            assert (high <= outer[1] + 1e-2).all()
-        outer = (low, high)
     top, left, height, width = drawn.box.unbind(1)
-    assert torch.allclose(outer[0], 8 * torch.stack((left, top), 1), atol=1e-2)
-    assert torch.allclose(outer[1], 8 * torch.stack((left + width - 1, top + height - 1), 1), atol=1e-2)
-
-
-def test_what_changes_weakly_changes_strongly_too():
-    x = planar(noise(1, 8, 8, 3)).repeat(500, 1, 1, 1)
-    for operation in (Gray(0.5), Solarize(0.5), Blur(0.5)):
-        drawn = draw(operation, 500, 8)
-        weak, strong = ((operation.apply(x.clone(), drawn, s) != x).flatten(1).any(1) for s in (0.3, 1.0))
-        assert (weak <= strong).all()
-        assert weak.sum() < strong.sum()
+    assert torch.allclose(low, 8 * torch.stack((left, top), 1), atol=1e-2)
+    assert torch.allclose(high, 8 * torch.stack((left + width - 1, top + height - 1), 1), atol=1e-2)
 
 
 # Translation
 
 
-def test_parameters_come_from_lightlys_transforms():
-    transform = SimCLRTransform(
-        24, cj_prob=0.7, cj_strength=0.5, min_scale=0.3, random_gray_scale=0.15, vf_prob=0.25, normalize=None
-    )
-    crop, jitter, gray, blur = translate(transform.transforms[0])
-    assert crop == Crop((24, 24), (0.3, 1.0), crop.ratio, 0.5, 0.25)
-    assert crop.ratio == pytest.approx((3 / 4, 4 / 3))
-    assert [*jitter.brightness, *jitter.saturation, *jitter.hue] == pytest.approx([0.6, 1.4, 0.6, 1.4, -0.1, 0.1])
-    assert (jitter.probability, gray, blur) == (0.7, Gray(0.15), Blur(0.5, (0.1, 2)))
-
-
 @pytest.mark.parametrize(
     ("transform", "side", "kinds"),
     [
-        (SimCLRTransform(8, normalize=None), 0, [Crop, Jitter, Gray, Blur]),
-        (BarlowTwinsViews(8), 0, [Crop, Jitter, Gray, Blur]),
+        (SimCLRTransform(8, rr_prob=0, rr_degrees=9.0, normalize=None), 0, [Crop, Jitter, Gray, Blur]),
         (BarlowTwinsViews(8), 1, [Crop, Jitter, Gray, Blur, Solarize]),
-        (VICRegTransform(8, normalize=None), 1, [Crop, Jitter, Gray, Solarize, Blur]),
+        (VICRegViews(8), 1, [Crop, Jitter, Gray, Solarize, Blur]),
     ],
 )
 def test_operations_keep_their_order(transform, side, kinds):
@@ -401,10 +299,6 @@ CROP = v2.RandomResizedCrop(8)
 def test_refuses_what_has_no_batched_form(transform, complaint):
     with pytest.raises(DataError, match=rf"{complaint}.*: set views.batched to false\."):
         translate(transform)
-
-
-def test_an_idle_rotation_is_no_operation():
-    assert len(translate(SimCLRTransform(8, rr_prob=0, rr_degrees=9.0, normalize=None).transforms[0])) == 4
 
 
 def test_refuses_to_reduce_images():

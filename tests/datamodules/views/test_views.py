@@ -1,20 +1,17 @@
 """Views in the data modules: which pairs training gets, when, and what is refused."""
 
-import lightning.pytorch as L
 import pytest
 import torch
 from fake_data import write_data_set
-from jsonargparse import ArgumentParser
 from lightly.transforms import DINOTransform, SimCLRTransform
-from torch.utils.data import DataLoader
 
 from datamodules.augment import Augment, normalise
 from datamodules.base import ImageDataModule
-from datamodules.batch import Batch, ViewPair
-from datamodules.digits import Digits
 from datamodules.files import DataError
 from datamodules.folders import ImageNet
 from datamodules.images import MemoryImages
+from datamodules.views.batched import translate
+from datamodules.views.colour import Blur, Gray, Solarize
 from datamodules.views.pairs import BatchedPairs
 from datamodules.views.transforms import BarlowTwinsViews, SimCLRViews, VICRegViews, Views
 from experiments.measure.workbench import RandomImages
@@ -64,34 +61,27 @@ def epoch(data):
 
 
 def same(first, second):
-    return len(first) == len(second) and all(
-        torch.equal(a.labels, b.labels)
-        and all(
-            torch.equal(p.a, q.a) and torch.equal(p.b, q.b) and p.strength == q.strength
-            for p, q in zip(a.views, b.views, strict=True)
-        )
-        for a, b in zip(first, second, strict=True)
-    )
+    def views(batches):
+        return torch.stack([torch.stack([view for pair in batch.views for view in pair[1:]]) for batch in batches])
+
+    return torch.equal(views(first), views(second))
 
 
 # What training gets
 
 
-@WAYS
-def test_training_gets_normalised_pairs_in_channels_last_memory(ready, batched):
-    data = module(ready, batched)
-    for batch in epoch(data):
-        (pair,) = batch.views
-        assert isinstance(batch, Batch)
-        assert isinstance(pair, ViewPair)
-        assert pair.strength == 1.0
-        assert batch.images is pair.a
+@pytest.mark.parametrize(("batched", "levels"), [(True, (0.25, 1.0)), (False, (1.0,))], ids=["batched", "per sample"])
+def test_training_gets_pairs_in_channels_last_memory(ready, batched, levels):
+    for batch in epoch(module(ready, batched, levels=levels)):
+        assert tuple(pair.strength for pair in batch.views) == levels
+        assert batch.images is batch.views[-1].a
         assert batch.labels.shape == (10,)
-        for images in (pair.a, pair.b):
-            assert images.shape == (10, 3, 8, 8)
-            assert images.dtype == torch.float32
-            assert images.is_contiguous(memory_format=torch.channels_last)
-        assert not torch.equal(pair.a, pair.b)
+        for pair in batch.views:
+            for images in (pair.a, pair.b):
+                assert images.shape == (10, 3, 8, 8)
+                assert images.dtype == torch.float32
+                assert images.is_contiguous(memory_format=torch.channels_last)
+            assert not torch.equal(pair.a, pair.b)
 
 
 @WAYS
@@ -119,15 +109,7 @@ def test_levels_share_what_was_drawn_and_the_last_is_the_ordinary_pair():
     assert (weak.strength, strong.strength) == (0.25, 1)
     assert torch.equal(strong.a, ordinary.a)
     assert torch.equal(strong.b, ordinary.b)
-    plain = images.permute(0, 3, 1, 2) / 255
-    nearer = [min(float((pair.a - side).abs().mean()) for side in (plain, plain.flip(3))) for pair in (weak, strong)]
-    assert nearer[0] < nearer[1]
-
-
-def test_the_images_of_a_batch_are_the_strongest_first_views(ready):
-    for batch in epoch(module(ready, levels=(0.25, 0.5, 1.0))):
-        assert [pair.strength for pair in batch.views] == [0.25, 0.5, 1.0]
-        assert batch.images is batch.views[-1].a
+    assert not torch.equal(weak.a, strong.a)
 
 
 def test_the_two_sides_have_their_own_recipe():
@@ -140,17 +122,8 @@ def test_the_two_sides_have_their_own_recipe():
     assert abs(dark_green.float().mean() - 0.2) < 5 * 0.02
 
 
-@WAYS
-def test_grey_images_have_views_too(ready, batched):
-    data = ready(Digits(views=Views(full_colour, batched), batch_size=16))
-    batch = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
-    assert batch.views[0].a.shape == batch.views[0].b.shape == (16, 1, 8, 8)
-
-
-@WAYS
-def test_evaluation_is_as_without_views(ready, batched):
-    options = {"batch_size": 10}
-    data, plain = module(ready, batched), ready(Noise(**options))
+def test_evaluation_is_as_without_views(ready):
+    data, plain = module(ready), ready(Noise(batch_size=10))
     data.trainer.training = plain.trainer.training = False
     for with_views, without in zip(data.val_dataloader(), plain.val_dataloader(), strict=True):
         got = data.on_after_batch_transfer(with_views, 0)
@@ -166,7 +139,7 @@ def test_views_win_over_augmentation(ready):
 
 
 @WAYS
-@pytest.mark.parametrize(("batch_size", "batches"), [(10, 8), (83, 1), (80, 1), (41, 2)])
+@pytest.mark.parametrize(("batch_size", "batches"), [(10, 8), (83, 1), (41, 2)])
 def test_a_last_smaller_batch_is_left_out(ready, batched, batch_size, batches):
     data = module(ready, batched, flips_only, batch_size=batch_size)
     assert len(data.train_dataloader()) == batches
@@ -175,27 +148,21 @@ def test_a_last_smaller_batch_is_left_out(ready, batched, batch_size, batches):
 
 
 @WAYS
-@pytest.mark.parametrize(("limit", "length"), [(1.0, 8), (5, 5), (0.5, 4)])
-def test_a_resumed_run_meets_the_same_views(ready, batched, limit, length):
-    data = module(ready, batched, limit=limit)
+def test_a_resumed_run_meets_the_same_views(ready, batched):
+    data = module(ready, batched, limit=5)
     first, second = epoch(data), epoch(data)
-    assert len(first) == len(second) == length
+    assert len(first) == len(second) == 5
     assert not same(first, second)
-    for step in (0, 3, length, length + 2):
+    assert not same(first, epoch(module(ready, batched, limit=5, seed=1)))
+    for step in (3, 7):
         torch.rand(7)
-        resumed = epoch(module(ready, batched, limit=limit, step=step))
-        assert same(resumed, (first if step < length else second)[step % length :])
-
-
-@WAYS
-def test_views_differ_between_seeds(ready, batched):
-    assert not same(epoch(module(ready, batched)), epoch(module(ready, batched, seed=1)))
+        resumed = epoch(module(ready, batched, limit=5, step=step))
+        assert same(resumed, (first + second)[step : step // 5 * 5 + 5])
 
 
 def test_workers_make_the_same_views_as_none_also_resumed(ready):
-    for step in (0, 11):
-        alone, helped = (module(ready, False, num_workers=workers, step=step) for workers in (0, 2))
-        assert same(epoch(alone), epoch(helped))
+    alone, helped = (module(ready, False, num_workers=workers, step=11) for workers in (0, 2))
+    assert same(epoch(alone), epoch(helped))
 
 
 def test_loading_views_leaves_the_generators_as_they_were(ready):
@@ -209,42 +176,12 @@ def test_loading_views_leaves_the_generators_as_they_were(ready):
 # Through a trainer
 
 
-class Watcher(L.LightningModule):
-    """Learns nothing; remembers its batches."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(()))
-        self.trained, self.validated = [], []
-
-    def training_step(self, batch, batch_idx):
-        self.trained.append(batch)
-        return self.weight * 1.0
-
-    def validation_step(self, batch, batch_idx):
-        self.validated.append(batch)
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-def watch(tmp_path, data, **options):
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    trainer = L.Trainer(
-        default_root_dir=tmp_path, enable_checkpointing=False, num_sanity_val_steps=0, **quiet, **options
-    )
-    watcher = Watcher()
-    trainer.fit(watcher, data)
-    return watcher
-
-
 @WAYS
-def test_a_trainer_hands_the_pairs_to_the_training_step(tmp_path, ready, batched):
-    watcher = watch(tmp_path, Noise(batch_size=10, views=Views(full_colour, batched)), max_epochs=2)
-    assert len(watcher.trained) == 16
+def test_a_trainer_hands_the_pairs_to_the_training_step(watch, ready, batched):
+    watcher, data = watch(Noise(batch_size=10, views=Views(full_colour, batched))), module(ready, batched)
+    for trained in watcher.trained:
+        assert same(trained, epoch(data))
     assert all(batch.views == () for batch in watcher.validated)
-    data = module(ready, batched)
-    assert same(watcher.trained, epoch(data) + epoch(data))
 
 
 @WAYS
@@ -257,103 +194,97 @@ def test_the_bench_makes_the_same_kind_of_batches(batched):
 # Images read from disk
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_streamed_images_are_cropped_from_their_full_size(ready, tmp_path, monkeypatch, workers):
-    root = str(write_data_set("ImageNet", tmp_path / "imagenet", monkeypatch))
-    monkeypatch.setattr(ImageNet, "num_classes", 2)
+@pytest.fixture
+def imagenet(tmp_path, monkeypatch):
+    """Makes the data module of a tiny ImageNet."""
+    root = str(write_data_set("ImageNet", tmp_path, monkeypatch))
+
+    def make(views, workers=0):
+        return ImageNet(root, 16, batch_size=8, validation=0.2, num_workers=workers, views=views)
+
+    return make
+
+
+def test_streamed_images_are_cropped_from_their_full_size(ready, imagenet):
     views = Views(full_colour, batched=False)
-    data = ready(ImageNet(root, 16, batch_size=8, validation=0.2, num_workers=workers, views=views))
-    assert data._splits["train"].picture(0).size == (64, 48)
+    data, helped = ready(imagenet(views)), ready(imagenet(views, workers=2))
+    assert data.training_images.picture(0).size == (64, 48)
     first = epoch(data)
     assert {batch.views[0].a.shape for batch in first} == {(8, 3, 16, 16)}
-    again = ready(ImageNet(root, 16, batch_size=8, validation=0.2, views=views, num_workers=0))
-    assert same(first, epoch(again))
+    assert same(first, epoch(helped))
     assert next(iter(data.val_dataloader())).images.shape[1:] == (16, 16, 3)
 
 
-def test_streamed_images_have_no_batched_views(ready, tmp_path, monkeypatch):
-    root = str(write_data_set("ImageNet", tmp_path / "imagenet", monkeypatch))
-    data = ImageNet(root, 16, batch_size=8, validation=0.2, num_workers=0, views=Views(full_colour))
+def test_streamed_images_have_no_batched_views(ready, imagenet):
     with pytest.raises(DataError, match=r"images of ImageNet are read from disk.*: set views.batched to false\."):
-        ready(data)
+        ready(imagenet(Views(full_colour)))
 
 
-# What is refused, and configs
+# What is refused, and recipes
 
 
-@pytest.mark.parametrize("levels", [(), (0.5,), (1.0, 0.5), (0.5, 0.5, 1), (-0.1, 1), (0.5, 1.5)])
-def test_refuses_levels_that_do_not_rise_to_1(levels):
-    with pytest.raises(DataError, match=r"views.levels must rise from 0 or more to 1, unlike \("):
-        Views(full_colour, levels=levels)
+RISE = r"views.levels must rise from 0 or more to 1, unlike \("
 
 
-def test_refuses_levels_without_batches():
-    with pytest.raises(DataError, match=r"several levels are rendered in batches only: set views.batched to true"):
-        Views(full_colour, batched=False, levels=(0.5, 1))
-
-
-def test_refuses_views_in_batches_of_one():
-    with pytest.raises(DataError, match="batch_size must be at least 2 with views"):
-        Noise(batch_size=1, views=Views(full_colour))
-
-
-def test_refuses_fewer_images_than_one_batch(ready):
-    with pytest.raises(
-        DataError, match=r"Noise has 83 training images, fewer than one batch of 84; .*lower batch_size"
-    ):
-        module(ready, batch_size=84)
-
-
-@WAYS
 @pytest.mark.parametrize(
-    ("transform", "complaint"),
+    ("levels", "batched", "complaint"),
     [
-        (SimCLRTransform, "SimCLRTransform normalises its views, .* normalize: null"),
-        (lambda side: DINOTransform(), "Views come in pairs, but DINOTransform makes 8"),
+        *((levels, True, RISE) for levels in [(), (0.5,), (1.0, 0.5), (0.5, 0.5, 1), (-0.1, 1), (0.5, 1.5)]),
+        ((0.5, 1), False, "several levels are rendered in batches only: set views.batched to true"),
     ],
 )
-def test_refuses_transforms_that_are_no_plain_pair(ready, batched, transform, complaint):
+def test_refuses_levels_that_cannot_be(levels, batched, complaint):
     with pytest.raises(DataError, match=complaint):
-        module(ready, batched, transform)
+        Views(full_colour, batched, levels)
 
 
-def test_says_before_training_that_an_operation_has_no_batched_form(ready):
-    def rotating(side):
-        return SimCLRTransform(side, rr_prob=0.5, normalize=None)
-
-    with pytest.raises(DataError, match=r"RandomRotate has no batched form: set views.batched to false"):
-        module(ready, transform=rotating)
-    assert isinstance(module(ready, False, rotating).train_dataloader(), DataLoader)
+def rotating(side):
+    return SimCLRTransform(side, rr_prob=0.5, normalize=None)
 
 
-@pytest.mark.parametrize("views", [SimCLRViews, BarlowTwinsViews, VICRegViews])
-def test_recipes_are_named_in_configs(ready, views):
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Digits, "data")
-    settings = {"class_path": f"datamodules.{views.__name__}", "init_args": {"min_scale": 0.3}}
-    config = parser.parse_object({"data": {"views": {"transform": settings, "levels": [0.5, 1]}, "batch_size": 8}})
-    data = ready(parser.instantiate_classes(config).data)
-    assert data.views.levels == (0.5, 1.0)
-    made = data.views.transform(8)
-    assert isinstance(made, views)
-    assert made.transforms[0].transform.transforms[0].scale == (0.3, 1.0)
-    assert len(epoch(data)[0].views) == 2
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"batch_size": 84}, r"Noise has 83 training images, fewer than one batch of 84; .*lower batch_size"),
+        ({"transform": SimCLRTransform}, "SimCLRTransform normalises its views, .* normalize: null"),
+        ({"transform": lambda side: DINOTransform()}, "Views come in pairs, but DINOTransform makes 8"),
+        ({"transform": rotating}, "RandomRotate has no batched form: set views.batched to false"),
+    ],
+)
+def test_says_before_training_what_views_cannot_be_made_of(ready, options, complaint):
+    with pytest.raises(DataError, match=complaint):
+        module(ready, **options)
 
 
-def test_recipes_are_those_of_the_papers():
-    def jitter_blur_solarize(transform):
-        steps = transform.transform.transforms
-        named = {type(step).__name__: step for step in steps}
-        jitter = named["RandomApply"].transforms[0]
-        limits = (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
-        solarize = named.get("RandomSolarization")
-        widths = [round((high - low) / 2, 6) for low, high in limits[:3]] + [limits[3][1]]
-        return widths, named["GaussianBlur"].prob, solarize.prob if solarize else 0
+def test_images_one_by_one_may_have_operations_without_a_batched_form(ready):
+    assert len(epoch(module(ready, False, rotating))) == 8
 
-    a, b = SimCLRViews(32).transforms
-    assert jitter_blur_solarize(a) == jitter_blur_solarize(b) == ([0.8, 0.8, 0.8, 0.2], 0.5, 0)
-    a, b = BarlowTwinsViews(32).transforms
-    assert jitter_blur_solarize(a) == ([0.4, 0.4, 0.2, 0.1], 1.0, 0.0)
-    assert jitter_blur_solarize(b) == ([0.4, 0.4, 0.2, 0.1], 0.1, 0.2)
-    a, b = VICRegViews(32).transforms
-    assert jitter_blur_solarize(a) == jitter_blur_solarize(b) == ([0.4, 0.4, 0.2, 0.1], 0.5, 0.1)
+
+@pytest.mark.parametrize(
+    ("recipe", "jitter", "blurs", "solarizes"),
+    [
+        (SimCLRViews, (0.8, 0.8, 0.8, 0.2), (0.5, 0.5), (0, 0)),
+        (BarlowTwinsViews, (0.4, 0.4, 0.2, 0.1), (1.0, 0.1), (0, 0.2)),
+        (VICRegViews, (0.4, 0.4, 0.2, 0.1), (0.5, 0.5), (0.1, 0.1)),
+    ],
+)
+def test_recipes_are_those_of_the_papers(recipe, jitter, blurs, solarizes):
+    def named(**options):
+        for transform in recipe(32, **options).transforms:
+            yield {type(operation).__name__: operation for operation in translate(transform)}
+
+    def widths(operation):
+        ranges = (operation.brightness, operation.contrast, operation.saturation, operation.hue)
+        return [(high - low) / 2 for low, high in ranges]
+
+    for operations, blur, solarize in zip(named(), blurs, solarizes, strict=True):
+        assert widths(operations["Jitter"]) == pytest.approx(jitter)
+        assert operations["Jitter"].probability == 0.8
+        assert operations["Blur"] == Blur(blur, (0.1, 2))
+        assert operations.get("Solarize", Solarize(0)) == Solarize(solarize)
+        assert (operations["Crop"].scale, operations["Crop"].flip) == ((0.08, 1.0), 0.5)
+        assert operations["Gray"] == Gray(0.2)
+    for operations in named(strength=0.5, gray=0.1, flip=0.3, min_scale=0.6):
+        assert widths(operations["Jitter"]) == pytest.approx([width / 2 for width in jitter])
+        assert operations["Gray"] == Gray(0.1)
+        assert (operations["Crop"].scale, operations["Crop"].flip) == ((0.6, 1.0), 0.3)
