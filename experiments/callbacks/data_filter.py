@@ -56,6 +56,11 @@ class DataFilter(L.Callback, ABC):
         name = type(self).__name__
         if not isinstance(pl_module, LocalClassification):
             raise UsageError(f"{name} judges images by what is predicted of them: use a method with labels.")
+        if type(pl_module).local_loss is not LocalClassification.local_loss:
+            raise UsageError(
+                f"{name} leaves out images by the loss of their prediction, but {type(pl_module).__name__} has a "
+                f"local_loss of its own: leave {name} out, or choose another method, such as DecoupledGreedy."
+            )
         if trainer.world_size > 1:
             raise UsageError(f"{name} knows the images of its own process only: use --trainer.devices 1.")
         trainer.datamodule.reload_every_epoch()
@@ -64,11 +69,6 @@ class DataFilter(L.Callback, ABC):
     def on_train_batch_end(
         self, trainer: FitTrainer, pl_module: LocalClassification, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        if set(pl_module.logits_of) != set(pl_module.learners):
-            raise UsageError(
-                f"{type(self).__name__} leaves out images by their losses; {type(pl_module).__name__} blocks do not "
-                "learn from these alone."
-            )
         if not len(self._scores):
             self._scores = torch.zeros(len(trainer.datamodule.training_images), device=batch.labels.device)
         self._scores[batch.indices] = self.scores(pl_module, batch, self._scores[batch.indices])

@@ -68,11 +68,11 @@ class OnlineProbe(L.Callback):
     # -- training -----------------------------------------------------------------------------
 
     @override
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: LocalLearning, batch: LabelledImages, batch_idx: int
-    ) -> None:
-        """Forget what was heard outside training."""
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any) -> None:
+        """Forget what was heard between batches."""
         self._features = {}
+
+    on_validation_batch_start = on_train_batch_start
 
     @override
     def on_train_batch_end(
@@ -102,11 +102,6 @@ class OnlineProbe(L.Callback):
     @override
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: LocalLearning) -> None:
         self._evaluation = EvaluationMetrics(pl_module.num_classes, pl_module.device)
-
-    @override
-    def on_validation_batch_start(self, trainer: L.Trainer, pl_module: LocalLearning, *_: Any) -> None:
-        """Forget what was heard before."""
-        self._features = {}
 
     @override
     def on_validation_batch_end(

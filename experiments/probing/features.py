@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from datamodules.base import ImageDataModule
+from datamodules.batch import Batch
 from datamodules.images import Images
 from datamodules.loaders import in_order
 from models.method import Method
@@ -83,11 +84,7 @@ class Splits:
     def read(self, splits: Sequence[Images], device: torch.device, compute: Compute) -> Features:
         """What ``compute`` makes of the images of some of the splits; those follow each other in the result."""
         loaders = [in_order(split, self.data.batch_size, self.data.num_workers) for split in splits]
-        ready = (
-            (self.data.evaluation_batch(move_data_to_device(batch, device)).images, batch.labels)
-            for batch in chain(*loaders)
-        )
-        return read(ready, sum(map(len, splits)), compute)
+        return read(chain(*loaders), sum(map(len, splits)), self.data, device, compute)
 
 
 def images_of(loader: DataLoader) -> Images:
@@ -102,14 +99,18 @@ def draw(split: Images, count: int, seed: int) -> Images:
 
 
 @torch.no_grad()
-def read(batches: Iterable[tuple[Tensor, Tensor]], count: int, compute: Compute) -> Features:
-    """What ``compute`` makes of ``count`` images, which come in batches with their labels; kept in memory."""
+def read(
+    batches: Iterable[Batch], count: int, data: ImageDataModule, device: torch.device, compute: Compute
+) -> Features:
+    """What ``compute`` makes of ``count`` images, un-augmented, which come in batches from a loader; kept in memory."""
     kinds: dict[str, Tensor] = {}
     labels, done = torch.empty(count, dtype=torch.int64), 0
-    for images, classes in batches:
-        rows = slice(done, done := done + len(classes))
-        labels[rows] = classes
-        for kind, values in compute(images).items():
+    for batch in batches:
+        rows = slice(done, done := done + len(batch.labels))
+        labels[rows] = batch.labels
+        # Not by the data module's own hook: that augments while a Trainer is training.
+        ready = data.evaluation_batch(move_data_to_device(batch, device))
+        for kind, values in compute(ready.images).items():
             if kind not in kinds:
                 kinds[kind] = torch.empty(count, *values.shape[1:])
             kinds[kind][rows] = values
@@ -126,7 +127,7 @@ def extract(model: Method, data: Splits, splits: Sequence[Images], blocks: Seque
         model: the network; its weights and statistics are only read.
         data: gives the images.
         splits: some of its splits; their images follow each other in the result.
-        blocks: numbers of the blocks, from 1.
+        blocks: their numbers, from 1.
     """
     model.eval().requires_grad_(False)
     wanted = {f"block{k}" for k in blocks}

@@ -52,13 +52,10 @@ def table_of(findings: Findings) -> tuple[list[str], list[list[str]]]:
             cells.setdefault(row, {})[("random " if found["control"] else "") + judge] = text
     known = {heading for row in cells.values() for heading in row}
     columns = [c + judge for c in ("", "random ") for judge in _JUDGES.values() if c + judge in known]
-    rows = [[str(row[0]), row[2], *(cells[row].get(column, "–") for column in columns)] for row in sorted(cells)]
+    rows = [
+        [str(row[0]), row[2], *(cells[row].get(column, tables.NOTHING) for column in columns)] for row in sorted(cells)
+    ]
     return ["block", "features", *columns], rows
-
-
-def markdown(findings: Findings) -> str:
-    """The table for TensorBoard's text page."""
-    return tables.markdown(*table_of(findings))
 
 
 def show(findings: Findings, title: str) -> None:
@@ -91,6 +88,6 @@ def record(findings: Findings, checkpoint: Checkpoint, dataset: str) -> None:
     write_json(folder / SUMMARY, summary | {"metrics": dict(sorted((summary["metrics"] | findings.metrics).items()))})
     logger = RunTensorBoardLogger(folder)
     logger.log_metrics(findings.metrics, step)
-    logger.experiment.add_text("probe", markdown(findings), step)
+    logger.experiment.add_text("probe", tables.markdown(*table_of(findings)), step)
     logger.finalize("success")
     print(f"Written to {folder / SUMMARY}\nTo watch:   tensorboard --logdir {folder}")
