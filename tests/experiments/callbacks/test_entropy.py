@@ -3,15 +3,13 @@
 import csv
 import math
 
-import lightning.pytorch as L
 import pytest
 import torch
 from helpers import fit, summary
+from lightning.pytorch.demos.boring_classes import BoringModel
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from scipy import stats
-from torch import nn
-from torch.utils.data import DataLoader
 
 from experiments.callbacks.entropy import Entropy
 from experiments.distributed.entropy import h8, shannon
@@ -59,55 +57,32 @@ def run(tmp_path_factory):
     return fit(tmp_path_factory.mktemp("runs"), "--trainer.callbacks+=experiments.callbacks.Entropy")
 
 
-def column(folder, name):
-    with (folder / "metrics.csv").open() as file:
-        return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
-
-
-def test_entropies_are_logged_before_training_and_after_every_epoch(run):
-    names = [name.removeprefix("entropy/") for name in summary(run)["metrics"] if name.startswith("entropy/")]
-    weights = {name.rpartition("/")[0] for name in names} - {"total"}
+def test_entropies_are_logged_before_training_and_after_every_epoch_at_last_of_the_saved_weights(run):
     saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    assert weights == {name for name, tensor in saved.items() if tensor.dim() > 1}
-    for weight in [*weights, "total"]:
-        assert len(column(run, f"entropy/{weight}/weight_h8")) == 3
-        assert len(column(run, f"entropy/{weight}/update_h8")) == 2
-        assert all(0 < h <= 8 for h in column(run, f"entropy/{weight}/gradient_h8"))
-
-
-def test_logged_metrics_are_those_of_the_saved_weights(run):
-    saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    metrics = summary(run)["metrics"]
-    weights = {name: tensor for name, tensor in saved.items() if tensor.dim() > 1}
+    weights, metrics = {name: w for name, w in saved.items() if w.dim() > 1}, summary(run)["metrics"]
+    logged = {name.split("/")[1] for name in metrics if name.startswith("entropy/")}
+    assert logged == weights.keys() | {"total"}
+    with (run / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for name in logged:
+        counts = {key: sum(bool(row[f"entropy/{name}/{key}"]) for row in rows) for key in ("weight_h8", "update_h8")}
+        assert counts == {"weight_h8": 3, "update_h8": 2}
+        assert 0 < metrics[f"entropy/{name}/gradient_h8"] <= 8
     for name, weight in weights.items():
         assert metrics[f"entropy/{name}/weight_h8"] == pytest.approx(h8(weight), rel=1e-6)
         assert metrics[f"entropy/{name}/weight_rms"] == pytest.approx(float(weight.norm() / weight.numel() ** 0.5))
         kurtosis = stats.kurtosis(weight.flatten().double().numpy(), fisher=False)
         assert metrics[f"entropy/{name}/weight_kurtosis"] == pytest.approx(kurtosis)
-    bits = sum(weight.numel() * h8(weight) for weight in weights.values())
-    total = metrics["entropy/total/weight_h8"]
-    assert total == pytest.approx(bits / sum(weight.numel() for weight in weights.values()))
+    bits, count = sum(w.numel() * h8(w) for w in weights.values()), sum(w.numel() for w in weights.values())
+    assert metrics["entropy/total/weight_h8"] == pytest.approx(bits / count)
 
 
 def test_gradient_entropy_is_that_of_the_last_step():
-    class Tiny(L.LightningModule):
-        def __init__(self):
-            super().__init__()
-            self.map = nn.Linear(20, 20)
-
-        def training_step(self, batch, batch_idx):
-            return self.map(batch).square().mean()
-
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.parameters(), lr=0.1)
-
-        def train_dataloader(self):
-            return DataLoader(torch.randn(24, 20, generator=generator()), batch_size=8)
-
-    model, trainer = Tiny(), silent_trainer(accelerator="cpu", max_epochs=1, callbacks=[Entropy()])
+    model = BoringModel()
+    trainer = silent_trainer(accelerator="cpu", max_epochs=1, limit_train_batches=3, callbacks=[Entropy()])
     trainer.fit(model)
-    logged = trainer.callback_metrics["entropy/map.weight/gradient_h8"]
-    assert float(logged) == pytest.approx(h8(model.map.weight.grad), rel=1e-6)
+    logged = trainer.callback_metrics["entropy/layer.weight/gradient_h8"]
+    assert float(logged) == pytest.approx(h8(model.layer.weight.grad), rel=1e-6)
 
 
 # -- picture ----------------------------------------------------------------------------------------
