@@ -13,9 +13,6 @@ class CommunicationLog(L.Callback):
     """Logs ``train/communication/…`` in logged steps, and means over the run as ``communication/…`` every epoch.
 
     Metrics are of the first process. The command line adds this callback to runs with a hook.
-
-    Args:
-        hook: the hook.
     """
 
     def __init__(self, hook: CommunicationHook) -> None:

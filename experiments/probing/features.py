@@ -50,12 +50,7 @@ Compute = Callable[[Tensor], Mapping[str, Tensor]]
 
 @dataclass(frozen=True)
 class Splits:
-    """The images of a data set, un-augmented and in a fixed order.
-
-    Attributes:
-        data: the data module, which normalises.
-        train, val, test: the splits.
-    """
+    """The images of a data set, un-augmented and in a fixed order, and the data module, which normalises them."""
 
     data: ImageDataModule
     train: Images
@@ -121,13 +116,7 @@ def extract(model: Method, data: Splits, splits: Sequence[Images], blocks: Seque
     """Features of some blocks in evaluation mode and float32; blocks behind the last of them are not computed.
 
     They stay in memory: 4 bytes × images × Σ d, for ImageNet and all four blocks of a ResNet-50
-    (d = 256 + 512 + 1024 + 2048) 20 GB.
-
-    Args:
-        model: the network; its weights and statistics are only read.
-        data: gives the images.
-        splits: some of its splits; their images follow each other in the result.
-        blocks: their numbers, from 1.
+    (d = 256 + 512 + 1024 + 2048) 20 GB. Blocks are counted from 1. The model's weights and statistics are only read.
     """
     model.eval().requires_grad_(False)
     wanted = {f"block{k}" for k in blocks}

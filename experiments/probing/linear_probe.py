@@ -53,10 +53,7 @@ class LinearProbe:
     def fit(self, features: Features, epochs: int, batch_size: int) -> "LinearProbe":
         """Train: SGD, momentum 0.9, no weight decay, cosine schedule to 0 with one step per epoch.
 
-        Args:
-            features: what to learn from.
-            epochs: passes over them.
-            batch_size: images per step; a last, smaller batch is kept.
+        A last, smaller batch is kept.
         """
         optimizer = SGD([p for head in self.heads.values() for p in head.parameters()], lr=1.0, momentum=0.9)
         schedule = CosineAnnealingLR(optimizer, epochs)
@@ -102,7 +99,7 @@ def fit_linear(
         held_out: number of the latter. While a learning rate is chosen they are not learned from; after
             that they are.
         num_classes: number of classes.
-        protocol: learning rates, epochs, batch size.
+        protocol: learning rates, epochs, batch size, seed.
         device: where to train.
 
     Returns:

@@ -13,8 +13,8 @@ from experiments.probing.features import Features, Splits
 from experiments.probing.hidden_layers import Every, layer_metrics, reader, redundancy
 from experiments.probing.linear_probe import fit_linear
 from experiments.probing.observe_results import Observed, record, show
-from experiments.probing.observed_network import Network, load_reference, load_run
 from experiments.probing.protocol import Protocol
+from experiments.probing.saved_network import Network, load_reference, load_run
 from experiments.run.errors import RunError
 from losses import linear_cka
 from models.local_learning import LocalLearning

@@ -20,15 +20,7 @@ from experiments.run.files import METRICS, OBSERVATIONS_OVER_TIME
 
 @dataclass(frozen=True)
 class Panel:
-    """What one panel shows.
-
-    Attributes:
-        title: what is drawn.
-        metrics: metric → style of its line, or name of its colours.
-        percent: the metrics are shares, 0 … 1.
-        log: the axis is logarithmic.
-        from_zero: the axis begins at 0.
-    """
+    """What one panel shows: metrics with the style of their line, or the name of their colours; shares in percent."""
 
     title: str
     metrics: Mapping[str, str]
@@ -68,8 +60,8 @@ def draw_depth(networks: Networks, probe: str, title: str, path: Path) -> None:
     Args:
         networks: the run and, if there is one, its reference, whose layers are called the same.
         probe: name of the linear probe's protocol.
-        title: what is shown.
-        path: the PNG file.
+        title: of the picture.
+        path: its PNG file.
     """
     known = {name for _, *parts in networks for part in parts for found in part.values() for name in found}
     panels = [panel for panel in _panels(probe) if known & set(panel.metrics)]

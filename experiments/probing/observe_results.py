@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 from torchvision.io import decode_image
 
-from experiments.probing.checkpoint import Checkpoint
 from experiments.probing.hidden_layers import LayerMetrics, flat
 from experiments.probing.observe_pictures import draw_depth
+from experiments.probing.saved_network import Checkpoint
 from experiments.run import tables
 from experiments.run.files import OBSERVATIONS, OBSERVATIONS_PICTURE, SUMMARY
 from experiments.run.loggers import RunTensorBoardLogger
@@ -42,12 +42,7 @@ def _columns(probe: str) -> dict[str, tuple[str, str]]:
 
 
 def table_of(metrics: LayerMetrics, probe: str) -> tuple[list[str], list[list[str]]]:
-    """Headings, and one row per layer or head; only metrics that occur; shares in %.
-
-    Args:
-        metrics: of layers or heads.
-        probe: name of the linear probe's protocol.
-    """
+    """Headings, and one row per layer or head; only metrics that occur, among them the linear probe's; shares in %."""
     known = {metric for found in metrics.values() for metric in found}
     columns = {heading: column for heading, column in _columns(probe).items() if column[0] in known}
     rows = [
@@ -88,9 +83,7 @@ def _origin(checkpoint: Checkpoint) -> dict[str, Any]:
 def record(observed: Sequence[Observed], about: Mapping[str, Any]) -> None:
     """Write ``observations.json``, draw ``observations.png``, and put both on the run's TensorBoard page.
 
-    Args:
-        observed: the run and, if there is one, its reference, whose metrics are named ``reference/…``.
-        about: what was observed.
+    The run comes first. If there is a reference, its metrics are named ``reference/…``.
     """
     run, layers, heads = observed[0]
     folder, metrics = run.folder, flat(layers) | flat(heads)

@@ -15,12 +15,12 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from datamodules.base import ImageDataModule
 from experiments.measure.silent import silent_trainer
-from experiments.probing.checkpoint import checkpoint_of
 from experiments.probing.features import Splits, extract
 from experiments.probing.knn import knn_classes
 from experiments.probing.linear_probe import fit_linear
 from experiments.probing.probe_results import Findings, record, show
 from experiments.probing.protocol import Protocol
+from experiments.probing.saved_network import checkpoint_of
 from experiments.run.errors import RunError
 from losses import effective_rank
 from models.method import Method

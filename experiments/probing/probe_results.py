@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from experiments.probing.checkpoint import Checkpoint
+from experiments.probing.saved_network import Checkpoint
 from experiments.run import tables
 from experiments.run.files import PROBE, SUMMARY
 from experiments.run.loggers import RunTensorBoardLogger
@@ -72,11 +72,6 @@ def record(findings: Findings, checkpoint: Checkpoint, dataset: str) -> None:
 
     A summary speaks of the last weights and the run's own data set. Metrics of other weights or data, or
     of an unfinished run, which must have no summary, go to ``probe.json``.
-
-    Args:
-        findings: what was found.
-        checkpoint: what was probed.
-        dataset: name of the data set.
     """
     folder, step = checkpoint.folder, checkpoint.step
     summary = json.loads((folder / SUMMARY).read_text()) if (folder / SUMMARY).is_file() else {}

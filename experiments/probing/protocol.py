@@ -8,15 +8,9 @@ from experiments.run.errors import RunError
 
 @dataclass(frozen=True)
 class Protocol:
-    """How features are judged.
+    """By linear classifiers, of whose learning rates each takes the best on the validation images, and by k neighbours.
 
-    Attributes:
-        epochs: of a linear classifier.
-        learning_rates: of which the best on the validation images is taken, for each classifier.
-        batch_size: images per step.
-        k: number of neighbours.
-        temperature: of their votes.
-        seed: of first weights and shuffling.
+    The options are those of :meth:`experiments.trainer.Trainer.probe`; the seed is of first weights and shuffling.
 
     Raises:
         RunError: no learning rate.
