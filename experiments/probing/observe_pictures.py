@@ -175,15 +175,14 @@ def draw_over_time(folder: Path, places: Sequence[str]) -> Path | None:
         The picture; None if nothing was observed.
     """
     epochs = _epochs(folder / METRICS)
-    maps = [(panel, *_map(panel, epochs, places)) for panel in _OVER_TIME]
-    maps = [(panel, rows, values) for panel, rows, values in maps if rows]
+    maps = [(panel, rows) for panel in _OVER_TIME if (rows := _rows(panel, epochs, places))]
     if not maps:
         return None
-    height = 1.8 + 0.25 * max(8, *(len(rows) for _, rows, _ in maps))
+    height = 1.8 + 0.25 * max(8, *(len(rows) for _, rows in maps))
     figure = Figure(figsize=(3.6 * len(maps), height), layout="constrained")
     axes = figure.subplots(1, len(maps), squeeze=False)[0]
-    for ax, (panel, rows, values) in zip(axes, maps, strict=True):
-        _draw_map(ax, panel, rows, list(epochs), values)
+    for ax, (panel, rows) in zip(axes, maps, strict=True):
+        _draw_map(ax, panel, rows, list(epochs))
     axes[0].set_ylabel("depth →")
     figure.suptitle(f"Hidden layers while learning: {folder.name}")
     figure.savefig(folder / OBSERVATIONS_OVER_TIME, dpi=150)
@@ -200,20 +199,17 @@ def _epochs(metrics: Path) -> dict[int, dict[str, float]]:
     return epochs
 
 
-def _map(
-    panel: Panel, epochs: Mapping[int, Mapping[str, float]], places: Sequence[str]
-) -> tuple[list[str], np.ndarray]:
-    """The places that have the panel's metric, and its values ``(places, epochs)``."""
+def _rows(panel: Panel, epochs: Mapping[int, Mapping[str, float]], places: Sequence[str]) -> dict[str, list[float]]:
+    """Place → the panel's metric after every epoch, of the places that ever have it."""
     [metric] = panel.metrics
-    names = {place: f"observe/{place}/{metric}" for place in places}
-    rows = [place for place in names if any(names[place] in found for found in epochs.values())]
-    values = [[found.get(names[place], np.nan) for found in epochs.values()] for place in rows]
-    return rows, np.array(values) * (100 if panel.percent else 1)
+    rows = {place: [found.get(f"observe/{place}/{metric}", np.nan) for found in epochs.values()] for place in places}
+    return {place: values for place, values in rows.items() if not np.isnan(values).all()}
 
 
-def _draw_map(ax: Axes, panel: Panel, rows: Sequence[str], epochs: Sequence[int], values: np.ndarray) -> None:
+def _draw_map(ax: Axes, panel: Panel, rows: Mapping[str, Sequence[float]], epochs: Sequence[int]) -> None:
     [colours] = panel.metrics.values()
     norm = LogNorm() if panel.log else None
+    values = np.array([*rows.values()]) * (100 if panel.percent else 1)
     image = ax.imshow(values, cmap=colours, norm=norm, origin="lower", aspect="auto", interpolation="nearest")
     bar = ax.figure.colorbar(image, ax=ax, pad=0.02)
     _plain_numbers(bar.ax, panel.log)
@@ -224,5 +220,5 @@ def _draw_map(ax: Axes, panel: Panel, rows: Sequence[str], epochs: Sequence[int]
     ax.set_xticks(range(0, len(epochs), every_epoch), list(map(str, epochs[::every_epoch])), size=8)
     ax.set_title(panel.title, fontsize=10)
     ax.set_xlabel("epoch")
-    for border in _borders(rows):
+    for border in _borders(list(rows)):
         ax.axhline(border, color="white", linewidth=1.5)

@@ -89,9 +89,8 @@ def test_all_blocks_must_be_sure_and_visits_count_in_turn():
 
 def network(kind=DecoupledGreedy, seed=0, **options):
     torch.manual_seed(seed)
-    head = partial(AuxHead, convs=1, fcs=1)
-    plan = partial(VGG, plan=(8, "M", 8))
-    return kind(plan, (1, 8, 8), 10, num_blocks=2, head=head, optimizer=partial(SGD, lr=0.05), **options)
+    vgg, head = partial(VGG, plan=(8, "M", 8)), partial(AuxHead, convs=1, fcs=1)
+    return kind(vgg, (1, 8, 8), 10, num_blocks=2, head=head, optimizer=partial(SGD, lr=0.05), **options)
 
 
 class Counts(L.Callback):
@@ -156,15 +155,6 @@ def test_sure_images_are_left_out_seen_again_in_turn_and_passed_on_to_the_next_b
     assert [size == 1293 for size in sizes] == [True, False, False, True, False, False, False, True]
     assert set(counts.epochs[2]) < set(counts.epochs[1])  # what was left out cannot come back in between
     assert trainer.callback_metrics["train/saved"].item() == pytest.approx(1 - sum(sizes) / (8 * 1293))
-
-
-def test_one_loss_for_all_images_is_refused(tmp_path):
-    class Mean(DecoupledGreedy):
-        def sample_losses(self, logits, labels):
-            return torch.nn.functional.cross_entropy(logits, labels)
-
-    with pytest.raises(UsageError, match=r"sample_losses of Mean .* each of 256 samples, \(256,\), not .* \(\)"):
-        train(network(Mean), tmp_path, InfoBatch())
 
 
 @pytest.mark.parametrize(

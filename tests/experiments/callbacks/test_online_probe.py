@@ -15,17 +15,16 @@ from experiments.callbacks.epoch_lines import EpochLines
 from experiments.callbacks.online_probe import OnlineProbe
 from models.local_learning import pooled
 from models.methods.decoupled_greedy import DecoupledGreedy
-from models.methods.neuron_groups import NeuronGroups
 from models.networks.heads.classifiers import AuxHead
 from models.networks.vgg import VGG
 
 PROBE = '--trainer.callbacks=[{"class_path": "experiments.callbacks.OnlineProbe"}]'
 
 
-def network(method=DecoupledGreedy, **arguments):
+def network(**arguments):
     torch.manual_seed(0)
-    arguments = {"optimizer": partial(SGD, lr=0.05), "head": partial(AuxHead, hidden=16), **arguments}
-    return method(partial(VGG, plan=(8, 8, "M", 16, 16)), (1, 8, 8), 10, 2, **arguments)
+    vgg, head = partial(VGG, plan=(8, 8, "M", 16, 16)), partial(AuxHead, hidden=16)
+    return DecoupledGreedy(vgg, (1, 8, 8), 10, 2, head=head, optimizer=partial(SGD, lr=0.05), **arguments)
 
 
 def test_the_network_learns_as_if_there_were_no_probe(tmp_path):
@@ -83,12 +82,6 @@ def test_blocks_that_do_not_run_yet_have_no_figure(tmp_path):
     ).callback_metrics
     assert "probe_online/block1/gap/top1" in metrics
     assert "probe_online/block2/gap/top1" not in metrics
-
-
-def test_a_final_head_is_no_block(tmp_path):
-    probe = OnlineProbe()
-    train(network(NeuronGroups, num_groups=2), tmp_path, callbacks=[probe], max_epochs=1)
-    assert set(probe.heads) == {"block1", "block2"}
 
 
 def test_any_run_may_have_it_and_a_resumed_one_goes_on_with_it(tmp_path):

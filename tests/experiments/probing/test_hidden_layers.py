@@ -29,6 +29,8 @@ from models.parts.regularization import Regularization
 
 WATCH = "--trainer.callbacks+=experiments.callbacks.HiddenLayers"
 DISTURBED = Regularization(input_noise=0.3, overparameterize=2)
+BLOCKS = [f"block{k}" for k in range(1, 5)]
+UNITS = [f"block{k}/conv{k}" for k in range(1, 5)]
 
 
 def model(method=DecoupledGreedy, **arguments):
@@ -79,21 +81,15 @@ def test_the_metrics_are_those_of_unaugmented_images(tmp_path):
 
 
 def test_it_watches_a_run_and_its_continuation_from_the_command_line(tmp_path, monkeypatch):
-    shown, original = [], observe_pictures._draw_map
-
-    def noted(ax, panel, rows, epochs, values):
-        shown.append((rows, epochs, values.shape))
-        original(ax, panel, rows, epochs, values)
-
-    monkeypatch.setattr(observe_pictures, "_draw_map", noted)
+    shown, draw_map = [], observe_pictures._draw_map
+    monkeypatch.setattr(observe_pictures, "_draw_map", lambda *seen: shown.append(seen[2:]) or draw_map(*seen))
     fit(tmp_path, WATCH)
-    blocks = range(1, 5)
-    assert shown[0] == ([f"block{k}/conv{k}" for k in blocks], [1, 2], (4, 2))
-    shown.clear()
     more = ("--trainer.callbacks.every_n_epochs=2", "--trainer.max_epochs=5", "--ckpt_path=last")
     folder = fit(tmp_path, WATCH, *more)
-    assert shown[0] == ([f"block{k}/conv{k}" for k in blocks], [1, 2, 4], (4, 3))
-    assert shown[-1] == ([f"block{k}" for k in blocks], [1, 2, 4], (4, 3))
+    assert [epochs for _, epochs in shown] == [[1, 2]] * 5 + [[1, 2, 4]] * 5
+    for rows, epochs in shown:
+        assert all(len(values) == len(epochs) for values in rows.values())
+    assert [list(rows) for rows, _ in (shown[5], shown[-1])] == [UNITS, BLOCKS]
     assert (folder / "observations_over_time.png").stat().st_size > 10_000
     page = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
     assert page.Images("observe/over_time")
@@ -112,10 +108,10 @@ def test_without_labels_there_is_no_redundancy(tmp_path):
 
 def test_heads_that_training_drops_are_judged_while_they_are_there(tmp_path, monkeypatch):
     shown = []
-    monkeypatch.setattr(observe_pictures, "_draw_map", lambda ax, panel, rows, epochs, values: shown.append(values))
+    monkeypatch.setattr(observe_pictures, "_draw_map", lambda ax, panel, rows, epochs: shown.append(rows))
     small = ("--model.network.plan=[8,16]", "--model.epochs_per_block=1", "--trainer.limit_train_batches=4")
     fit(tmp_path, WATCH, *small, config=CONFIGS / "layerwise" / "digits.yaml")
-    assert np.array_equal(np.isfinite(shown[-1]), np.eye(2, dtype=bool))
+    assert np.array_equal(np.isfinite([*shown[-1].values()]), np.eye(2, dtype=bool))
 
 
 def test_a_method_without_units_is_refused():

@@ -131,15 +131,15 @@ def test_heads_are_drawn_at_the_ends_of_their_blocks_and_the_final_one_behind():
 def test_the_legend_says_what_every_mark_stands_for():
     layers = {"block1/conv1": {}, "block2/conv2": {}}
     both = _legend([("run", layers, {"block1": {}, "block2": {}}), ("whole (reference)", layers, {"final": {}})])
-    assert {line.get_label(): (line.get_color(), line.get_linestyle(), line.get_marker()) for line in both} == {
-        "run": ("tab:blue", "-", "None"),
-        "whole (reference)": ("tab:orange", "-", "None"),
-        "test images": ("black", "-", "None"),
-        "training images": ("black", "--", "None"),
-        "head of a block": ("black", "None", "o"),
-        "head of the whole network": ("black", "None", "D"),
-        "blocks of run, numbered on top": ("0.8", "-", "None"),
-    }
+    assert [(line.get_label(), line.get_color(), line.get_linestyle(), line.get_marker()) for line in both] == [
+        ("run", "tab:blue", "-", "None"),
+        ("whole (reference)", "tab:orange", "-", "None"),
+        ("test images", "black", "-", "None"),
+        ("training images", "black", "--", "None"),
+        ("head of a block", "black", "None", "o"),
+        ("head of the whole network", "black", "None", "D"),
+        ("blocks of run, numbered on top", "0.8", "-", "None"),
+    ]
     alone = _legend([("whole", {"block1/conv1": {}}, {})])
     assert [line.get_label() for line in alone] == ["whole", "test images", "training images"]
 
