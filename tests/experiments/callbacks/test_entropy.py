@@ -14,7 +14,7 @@ from scipy import stats
 from experiments.callbacks.entropy import Entropy
 from experiments.distributed.entropy import h8, shannon
 from experiments.measure.silent import silent_trainer
-from experiments.studies.weight_entropy import draw, main, read_curves
+from experiments.studies.weight_entropy import main, read_curves
 
 
 def generator():
@@ -88,12 +88,23 @@ def test_gradient_entropy_is_that_of_the_last_step():
 # -- picture ----------------------------------------------------------------------------------------
 
 
-def test_curves_of_a_run_are_drawn(run, tmp_path):
+def test_curves_of_a_run_are_drawn_coloured_by_depth_and_the_legend_beside_them(run, tmp_path, monkeypatch):
     curves, metrics = read_curves(run), summary(run)["metrics"]
     assert all(list(curve) == [0, 1, 2] for curve in curves.values())
     assert all(curve[2] == pytest.approx(metrics[f"entropy/{name}/weight_h8"]) for name, curve in curves.items())
-    draw([run, run], tmp_path / "picture.png")
+    saved, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *to, **how: saved.append(figure) or save(figure, *to, **how))
+    main([str(run), str(run), "--output", str(tmp_path / "picture.png")])
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+    [figure] = saved
+    [legend], axes = figure.legends, figure.axes[1]
+    layers = [f"block {k}, conv{k}" for k in range(1, 5)]
+    assert [text.get_text() for text in legend.get_texts()] == [*layers, "mean over all weights, heads too"]
+    assert legend.get_window_extent().x0 >= axes.get_window_extent().x1  # beside the curves, not on them
+    colours = {line.get_label(): line.get_color() for line in axes.lines}
+    assert set(colours) == {*layers, "mean over all weights, heads too"}  # no heads
+    lightness = [sum(to_rgb(colours[layer])) for layer in layers]
+    assert lightness == sorted(set(lightness))
 
 
 def test_a_folder_without_entropies_ends_with_a_sentence(run, finished, tmp_path, capsys):
@@ -106,27 +117,3 @@ def test_a_folder_without_entropies_ends_with_a_sentence(run, finished, tmp_path
             main([str(run), str(folder)])
         assert stop.value.code == 2
         assert capsys.readouterr().err == f"error: {folder} {sentence}\n"
-
-
-def test_a_picture_of_many_blocks_has_colours_by_depth_and_its_legend_beside_them(tmp_path, monkeypatch):
-    folder, blocks = tmp_path / "deep", range(24)
-    names = [f"{part}.{k}.conv.weight" for k in blocks for part in ("blocks", "heads")] + ["total"]
-    columns = [f"entropy/{name}/{figure}" for name in names for figure in ("weight_h8", "weight_rms")]
-    folder.mkdir()
-    (folder / "config.yaml").write_text("trainer: {callbacks: {class_path: experiments.callbacks.Entropy}}\n")
-    with (folder / "metrics.csv").open("w", newline="") as file:
-        rows = [["", *(5 if "heads" in column else 1 for column in columns)], ["0", *(2 for _ in columns)]]
-        csv.writer(file).writerows([["epoch", *columns], *rows])
-    saved, save = [], Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *to, **how: saved.append(figure) or save(figure, *to, **how))
-    main([str(folder), "--output", str(tmp_path / "deep.png")])
-    (figure,) = saved
-    legend, axes = figure.legends[0], figure.axes[0]
-    layers = [f"block {k + 1}, conv" for k in blocks]
-    assert [text.get_text() for text in legend.get_texts()] == [*layers, "mean over all weights, heads too"]
-    assert legend.get_window_extent().x0 >= axes.get_window_extent().x1  # beside the curves, not on them
-    colours = {line.get_label(): to_rgb(line.get_color()) for line in axes.lines}
-    assert len({colours[layer] for layer in layers}) == len(layers)
-    lightness = [sum(colours[layer]) for layer in (layers[0], layers[12], layers[-1])]
-    assert lightness == sorted(lightness)
-    assert axes.get_ylim()[1] < 5  # where heads begin

@@ -18,8 +18,6 @@ from models.methods.decoupled_greedy import DecoupledGreedy
 from models.networks.heads.classifiers import AuxHead
 from models.networks.vgg import VGG
 
-PROBE = '--trainer.callbacks=[{"class_path": "experiments.callbacks.OnlineProbe"}]'
-
 
 def network(**arguments):
     torch.manual_seed(0)
@@ -84,22 +82,10 @@ def test_blocks_that_do_not_run_yet_have_no_figure(tmp_path):
     assert "probe_online/block2/gap/top1" not in metrics
 
 
-def test_any_run_may_have_it_and_a_resumed_one_goes_on_with_it(tmp_path):
-    whole = fit(tmp_path, PROBE, name="whole")
-    fit(tmp_path, PROBE, "--trainer.max_epochs=1", name="broken")
-    broken = fit(tmp_path, PROBE, "--ckpt_path=last", name="broken")
-    ours, theirs = (
-        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]["OnlineProbe"]
-        for folder in (broken, whole)
-    )
-    for k in range(1, 5):
-        one, other = ours[f"block{k}"], theirs[f"block{k}"]
-        assert torch.equal(one["head"]["weight"], other["head"]["weight"])
-        momenta = (state["optimizer"]["state"][0]["momentum_buffer"] for state in (one, other))
-        assert torch.equal(*momenta)
-        name = f"probe_online/block{k}/gap/top1"
-        assert summary(broken)["metrics"][name] == summary(whole)["metrics"][name]
-    with (whole / "metrics.csv").open() as file:
+def test_any_run_may_have_it(tmp_path):
+    folder = fit(tmp_path, '--trainer.callbacks=[{"class_path": "experiments.callbacks.OnlineProbe"}]')
+    assert {f"probe_online/block{k}/gap/top1" for k in range(1, 5)} <= set(summary(folder)["metrics"])
+    with (folder / "metrics.csv").open() as file:
         logged = list(csv.DictReader(file))
     assert sum(bool(row["train/block3/probe_online/loss"]) for row in logged) == 4
 
