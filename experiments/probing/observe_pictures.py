@@ -57,11 +57,8 @@ Networks = Sequence[tuple[str, LayerMetrics, LayerMetrics]]
 def draw_depth(networks: Networks, probe: str, title: str, path: Path) -> None:
     """One panel per metric against depth: solid lines are test images, dashed ones training images.
 
-    Args:
-        networks: the run and, if there is one, its reference, whose layers are called the same.
-        probe: name of the linear probe's protocol.
-        title: of the picture.
-        path: its PNG file.
+    The layers of a run and of its reference, if there is one, are called the same; ``probe`` is what metrics call the
+    linear probe.
     """
     known = {name for _, *parts in networks for part in parts for found in part.values() for name in found}
     panels = [panel for panel in _panels(probe) if known & set(panel.metrics)]
@@ -167,12 +164,7 @@ _OVER_TIME = (
 def draw_over_time(folder: Path, places: Sequence[str]) -> Path | None:
     """Every metric against depth and time, from the ``metrics.csv`` of a run with the callback ``HiddenLayers``.
 
-    Args:
-        folder: the run folder; ``observations_over_time.png`` goes there.
-        places: names of the layers, in the order of the network, and of the heads.
-
-    Returns:
-        The picture; None if nothing was observed.
+    Places are the layers, in the order of the network, and the heads. Without observations there is no picture.
     """
     epochs = _epochs(folder / METRICS)
     maps = [(panel, rows) for panel in _OVER_TIME if (rows := _rows(panel, epochs, places))]

@@ -16,13 +16,7 @@ from experiments.run.summary import write_json
 
 @dataclass
 class Findings:
-    """What a probe found.
-
-    Attributes:
-        metrics: logged name → value.
-        seconds: part of the work → time that it took.
-        images: number of images that went through a frozen network.
-    """
+    """Metrics under their logged names, seconds of each part of the work, number of images through a frozen network."""
 
     metrics: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)

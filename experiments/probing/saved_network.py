@@ -32,14 +32,7 @@ from models.networks.chain import Chain
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a run has saved.
-
-    Attributes:
-        file: where.
-        epoch: after which epoch, from 1.
-        step: after which training step.
-        weights: parameters and buffers by name.
-    """
+    """What a run has saved in a file, after an epoch (from 1) and a training step: parameters and buffers by name."""
 
     file: Path
     epoch: int
@@ -79,14 +72,7 @@ def checkpoint_of(model: Method, path: Path) -> Checkpoint:
 
 
 class Network(NamedTuple):
-    """A trained network.
-
-    Attributes:
-        checkpoint: where its weights come from.
-        layers: its layers.
-        logits: images → head → logits, of the heads that classify, if any does.
-        sample_losses: logits and labels → what those heads were trained on, per sample.
-    """
+    """A trained network; of those of its heads that classify, the logits and what they were trained on."""
 
     checkpoint: Checkpoint
     layers: Layers
@@ -107,11 +93,7 @@ def load_run(path: Path, model: LocalLearning, every: Every) -> Network:
 def load_reference(path: Path, model: LocalLearning, data: ImageDataModule, layers: Layers) -> Network:
     """The same network, trained by any method and cut anywhere: its units are known by their names.
 
-    Args:
-        path: a run folder, or a checkpoint file in one.
-        model: of the run to compare with.
-        data: of that run.
-        layers: of that run; the reference's are named and put together alike.
+    Model, data and layers are those of the run to compare with; the reference's layers are put together alike.
 
     Raises:
         RunError: it is of another network or of other data.
