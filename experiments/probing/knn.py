@@ -14,15 +14,15 @@ _CHUNK = 2**26  # similarities at once: 256 MiB
 def knn_classes(bank: Tensor, labels: Tensor, queries: Tensor, k: int, temperature: float) -> Tensor:
     """Class of each query by the votes of its k nearest neighbours; the lower class wins a tie.
 
-    A neighbour at cosine similarity s votes for its class with weight exp(s / t). Of equally near
+    A neighbour at cosine similarity s votes for its class with weight exp(s / temperature). Of equally near
     images at the k-th place those of the lower class are taken, then those that come first.
 
     Args:
         bank: ``(N, d)``.
         labels: int64 ``(N,)``.
         queries: ``(M, d)``.
-        k: number of neighbours, at most N.
-        temperature: t.
+        k: at most N.
+        temperature: of the votes.
 
     Returns:
         int64 ``(M,)``.

@@ -8,9 +8,7 @@ from experiments.run.errors import RunError
 
 @dataclass(frozen=True)
 class Protocol:
-    """By linear classifiers, of whose learning rates each takes the best on the validation images, and by k neighbours.
-
-    The options are those of :meth:`experiments.trainer.Trainer.probe`; the seed is of first weights and shuffling.
+    """The options of :meth:`experiments.trainer.Trainer.probe`, and the seed of first weights and shuffling.
 
     Raises:
         RunError: no learning rate.

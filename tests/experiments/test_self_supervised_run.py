@@ -133,7 +133,3 @@ def test_a_mistake_is_told_in_one_sentence(options, message, tmp_path, capsys):
 def test_prediction_is_refused(command, plain, capsys):
     checkpoint = f"--ckpt_path={plain}/checkpoints/last.ckpt"
     assert "predicts no classes" in fault(capsys, command, "--config", str(plain / "config.yaml"), checkpoint)
-
-
-def test_a_training_config_is_no_protocol_of_a_probe(plain, capsys):
-    assert "trains a model" in fault(capsys, "probe", "--config", str(SSL), "--checkpoint", str(plain))

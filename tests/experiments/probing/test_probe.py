@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from helpers import fault, summary
+from helpers import DIGITS, fault, summary
 from reference.knn import slow_knn
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
@@ -192,6 +192,7 @@ def test_mistakes_are_told_in_one_sentence(copied, capsys, tmp_path):
     assert "k is 5000, but only 1437 images" in said("--k=5000")
     assert "no learning rate" in said("--learning_rates=[]")
     assert re.search("images of 1×8×8, .* 1×28×28", said("--data=datamodules.FashionMNIST"))
+    assert "trains a model" in said(f"--config={DIGITS}")
     assert "another network" in said("--model.network.plan=[16,8,M,16,16]")
     last = copied / "checkpoints" / "last.ckpt"
     last.write_bytes(last.read_bytes()[:-1000])
@@ -201,4 +202,4 @@ def test_mistakes_are_told_in_one_sentence(copied, capsys, tmp_path):
     (copied / "config.yaml").unlink()
     assert "no run folder" in said()
     assert "There is no run" in fault(capsys, "probe", f"--checkpoint={tmp_path / 'nowhere'}")
-    assert "give --checkpoint RUN" in fault(capsys, "probe")
+    assert "probe needs a finished run: give --checkpoint RUN" in fault(capsys, "probe")
