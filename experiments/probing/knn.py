@@ -14,7 +14,7 @@ _CHUNK = 2**26  # similarities at once: 256 MiB
 def knn_classes(bank: Tensor, labels: Tensor, queries: Tensor, k: int, temperature: float) -> Tensor:
     """Class of each query by the votes of its k nearest neighbours; the lower class wins a tie.
 
-    A neighbour at cosine similarity s votes for its class with weight exp(s / temperature). Of equally near
+    A neighbour at cosine similarity s votes for its class with weight exp(s / t). Of equally near
     images at the k-th place those of the lower class are taken, then those that come first.
 
     Args:
@@ -22,7 +22,7 @@ def knn_classes(bank: Tensor, labels: Tensor, queries: Tensor, k: int, temperatu
         labels: int64 ``(N,)``.
         queries: ``(M, d)``.
         k: at most N.
-        temperature: of the votes.
+        temperature: t.
 
     Returns:
         int64 ``(M,)``.

@@ -12,7 +12,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from experiments.cli import main
 
 SSL = CONFIGS / "blockwise_ssl" / "digits.yaml"
-LOCO = CONFIGS / "loco" / "digits.yaml"
 TINY = (
     "--model.network.plan=[8,8,M,16,16]",
     "--model.expand_dim=16",
@@ -102,7 +101,7 @@ def test_every_block_is_probed_and_observed(plain, tmp_path):
 
 
 def test_overlapping_blocks_run_and_are_probed(tmp_path):
-    folder = run(tmp_path, "--trainer.max_epochs=1", config=LOCO)
+    folder = run(tmp_path, "--trainer.max_epochs=1", config=CONFIGS / "loco" / "digits.yaml")
     main(["probe", f"--checkpoint={folder}", "--epochs=1", "--k=5", "--trainer.accelerator=cpu"])
     figures = summary(folder)["metrics"]
     assert "probe_lin1/block1/gap/top1" in figures

@@ -37,9 +37,8 @@ def test_a_share_of_the_images_below_the_mean_is_dropped_of_equal_ones_none():
     assert set(range(60, 80)) <= set(selection.indices.tolist())
     assert (selection.weights[:60] == 2).all()
     assert (selection.weights[60:] == 1).all()
-    selection = infobatch(torch.zeros(50))
-    assert torch.equal(selection.indices, torch.arange(50))
-    assert (selection.weights == 1).all()
+    indices, weights = infobatch(torch.zeros(50))
+    assert (len(indices), weights.unique().tolist()) == (50, [1])
 
 
 @pytest.mark.parametrize("ratio", [0.5, 0.3])
