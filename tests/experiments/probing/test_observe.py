@@ -150,6 +150,7 @@ def test_metrics_go_to_file_picture_tensorboard_and_screen(copied, whole, capsys
     theirs = {f"reference/observe/{unit}/{metric}" for unit in UNITS for metric in METRICS}
     theirs |= {f"reference/observe/final/{share}_train" for share in ("confident", "small_loss")}
     assert set(found["metrics"]) == ours | theirs
+    assert found["metrics"]["observe/block4/conv4/cka_test"] < 0.99  # beside another network, not itself
     assert {file.name: file.read_bytes() for file in (copied / "checkpoints").iterdir()} == before
     page = EventAccumulator(str(copied), size_guidance={"images": 0}).Reload()
     for name, value in found["metrics"].items():
