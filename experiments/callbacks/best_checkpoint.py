@@ -10,12 +10,7 @@ from experiments.run.files import BEST
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Writes ``checkpoints/best.ckpt`` whenever the monitored metric reaches a new best.
-
-    Args:
-        folder: the run folder.
-        monitor: logged metric, larger is better.
-    """
+    """Writes the run folder's ``checkpoints/best.ckpt`` whenever the monitored metric, larger is better, is best."""
 
     def __init__(self, folder: Path, monitor: str) -> None:
         path = folder / BEST

@@ -13,26 +13,19 @@ class CommunicationLog(L.Callback):
     """Logs ``train/communication/…`` in logged steps, and means over the run as ``communication/…`` every epoch.
 
     Metrics are of the first process. The command line adds this callback to runs with a hook.
-
-    Args:
-        hook: the hook.
     """
 
     def __init__(self, hook: CommunicationHook) -> None:
         self.hook = hook
 
     @override
-    def on_train_batch_start(
-        self, trainer: FitTrainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: FitTrainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Tell the hook where the run stands."""
         self.hook.calibrating = trainer.current_epoch == 0
         self.hook.measuring = (trainer.global_step + 1) % max(trainer.log_every_n_steps, 1) == 0
 
     @override
-    def on_train_batch_end(
-        self, trainer: FitTrainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: FitTrainer, pl_module: L.LightningModule, *_: Any) -> None:
         if self.hook.measuring:
             metrics = {f"train/communication/{name}": value for name, value in self.hook.metrics.items()}
             for logger in trainer.loggers:

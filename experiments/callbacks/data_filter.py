@@ -65,9 +65,10 @@ class DataFilter(L.Callback, ABC):
         self, trainer: FitTrainer, pl_module: LocalClassification, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         if set(pl_module.logits_of) != set(pl_module.learners):
+            name = type(self).__name__
             raise UsageError(
-                f"{type(self).__name__} leaves out images by their losses; {type(pl_module).__name__} blocks do not "
-                "learn from these alone."
+                f"{name} leaves out images by the loss of their prediction, but {type(pl_module).__name__} has a "
+                f"local_loss of its own: leave {name} out, or choose another method, such as DecoupledGreedy."
             )
         if not len(self._scores):
             self._scores = torch.zeros(len(trainer.datamodule.training_images), device=batch.labels.device)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import lightning.pytorch as L
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 from torch import Tensor
 from typing_extensions import override
@@ -13,6 +12,7 @@ from typing_extensions import override
 from datamodules.base import ImageDataModule
 from datamodules.loaders import in_order
 from experiments.callbacks.fit_trainer import FitTrainer
+from experiments.callbacks.tensorboard import tensorboard_page
 from experiments.probing.decision_regions import draw_regions
 from experiments.run.errors import RunError
 from experiments.run.files import REGIONS
@@ -44,9 +44,8 @@ class DecisionBoundary(L.Callback):
             return
         figure = _draw(pl_module.eval(), trainer.datamodule)
         figure.savefig(Path(trainer.default_root_dir) / REGIONS, dpi=120)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_figure("decision_regions", figure, trainer.global_step)
+        if page := tensorboard_page(trainer):
+            page.add_figure("decision_regions", figure, trainer.global_step)
 
 
 @torch.no_grad()

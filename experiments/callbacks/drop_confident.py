@@ -47,18 +47,9 @@ class DropConfident(DataFilter):
     @override
     def choose(self, scores: Tensor, done: int, epochs: int, generator: torch.Generator) -> Selection | None:
         """Those that are not sure yet, or all."""
-        return None if done and done % self.rescore_every == 0 else not_sure(scores, self.patience, self.least)
-
-
-def not_sure(visits: Tensor, patience: int, least: int) -> Selection:
-    """The images that were sure at fewer than ``patience`` visits in turn, but at least ``least`` images.
-
-    Args:
-        visits: in turn, at which each image was sure, ``(N,)``.
-        patience: at so many an image is left out.
-        least: if fewer are left, so many of the smallest counts.
-    """
-    keep = (visits < patience).nonzero().squeeze(1)
-    if len(keep) < least:
-        keep = visits.argsort(stable=True)[:least].sort().values
-    return Selection(keep, torch.ones(len(visits)))
+        if done and done % self.rescore_every == 0:
+            return None
+        keep = (scores < self.patience).nonzero().squeeze(1)
+        if len(keep) < self.least:
+            keep = scores.argsort(stable=True)[: self.least].sort().values
+        return Selection(keep, torch.ones(len(scores)))

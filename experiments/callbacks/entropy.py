@@ -21,10 +21,8 @@ class Entropy(L.Callback):
     - ``weight_rms``, and ``weight_kurtosis``: fourth moment over squared variance: 1.8 uniform, 3 normal.
 
     Of tensors with at least two dimensions; biases and BatchNorm are left out. "The entropy of the weights falls during
-    training" (A. Øland, CMU-CS-24-147, whose estimator was not available) depends on estimator, initialisation and
-    learning rate: this one falls from uniform weights, because the range outgrows the bulk; from normal ones of He's
-    std (callback ``Initialisation``) it hardly moves at a low rate; from small weights at a high rate it falls from
-    both. The RMS grows all the while, so that an entropy at a fixed step would rise.
+    training" (A. Øland, CMU-CS-24-147, whose estimator was not available) depends on estimator, learning rate and
+    initialisation (callback ``Initialisation``): docs/benchmarks/communication.md.
     """
 
     def __init__(self) -> None:

@@ -3,10 +3,9 @@
 from pathlib import Path
 
 import lightning.pytorch as L
-import numpy as np
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch.utilities.seed import isolate_rng
-from PIL import Image
+from torchvision.io import decode_image
 from typing_extensions import override
 
 from datamodules.base import ImageDataModule
@@ -70,8 +69,7 @@ class HiddenLayers(L.Callback):
                 logger.save()
                 picture = draw_over_time(Path(logger.save_dir), list(places))
                 if picture and (page := tensorboard_page(trainer)):
-                    image = np.asarray(Image.open(picture).convert("RGB"))
-                    page.add_image("observe/over_time", image, trainer.global_step, dataformats="HWC")
+                    page.add_image("observe/over_time", decode_image(str(picture), "RGB"), trainer.global_step)
 
     def _observe(self, model: LocalLearning, data: ImageDataModule) -> LayerMetrics:
         if not self._images:
@@ -89,6 +87,4 @@ class HiddenLayers(L.Callback):
 
     def _read(self, split: str, model: LocalLearning, data: ImageDataModule, compute: Compute) -> Features:
         batches = self._images[split]
-        # Not by the data module's own hook: that augments while the Trainer is training.
-        ready = ((data.evaluation_batch(batch).images.to(model.device), batch.labels) for batch in batches)
-        return read(ready, sum(len(batch.labels) for batch in batches), compute)
+        return read(batches, sum(len(batch.labels) for batch in batches), data, model.device, compute)

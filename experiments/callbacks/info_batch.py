@@ -51,24 +51,16 @@ class InfoBatch(DataFilter):
 
     @override
     def choose(self, scores: Tensor, done: int, epochs: int, generator: torch.Generator) -> Selection | None:
-        """A random choice of those below the mean, but for the first and the last epochs."""
-        return infobatch(scores, self.ratio, generator) if 0 < done < self.until * epochs else None
+        """Drop a random share of the images whose loss is below the mean; weigh what is kept of them up.
 
-
-def infobatch(losses: Tensor, ratio: float, generator: torch.Generator) -> Selection:
-    """Drop a random share of the images whose loss is below the mean; weigh what is kept of them up.
-
-    The weighted losses of an epoch then sum, in expectation, to those of all images, and so do the gradients.
-
-    Args:
-        losses: last loss of every image, float ``(N,)``.
-        ratio: share r of the images below the mean that is dropped.
-        generator: draws which.
-    """
-    below = (losses < losses.mean()).nonzero().squeeze(1)
-    dropped = below[torch.randperm(len(below), generator=generator)[: int(ratio * len(below))]]
-    keep, weights = torch.ones(len(losses), dtype=torch.bool), torch.ones(len(losses))
-    keep[dropped] = False
-    if len(dropped):
-        weights[below] = len(below) / (len(below) - len(dropped))  # not 1 / (1 − r): exact after rounding too
-    return Selection(keep.nonzero().squeeze(1), weights)
+        The weighted losses of an epoch then sum, in expectation, to those of all images, and so do the gradients.
+        """
+        if not 0 < done < self.until * epochs:
+            return None
+        below = (scores < scores.mean()).nonzero().squeeze(1)
+        dropped = below[torch.randperm(len(below), generator=generator)[: int(self.ratio * len(below))]]
+        keep, weights = torch.ones(len(scores), dtype=torch.bool), torch.ones(len(scores))
+        keep[dropped] = False
+        if len(dropped):
+            weights[below] = len(below) / (len(below) - len(dropped))  # not 1 / (1 − r): exact after rounding too
+        return Selection(keep.nonzero().squeeze(1), weights)

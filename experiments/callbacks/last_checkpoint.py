@@ -19,9 +19,6 @@ class LastCheckpoint(Checkpoint):
 
     Lightning writes to a temporary file and renames it, so that a run killed at any moment leaves a
     whole ``last.ckpt``.
-
-    Args:
-        folder: the run folder.
     """
 
     def __init__(self, folder: Path) -> None:

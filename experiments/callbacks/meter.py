@@ -48,9 +48,7 @@ class Meter(L.Callback):
         self._images, self._start = 0, None
 
     @override
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """In the first step that is measured: begin to count bytes."""
         if self.peak_activation_bytes is not None or trainer.global_step == 0:
             return  # the first step of all also makes the optimizers' buffers

@@ -65,14 +65,12 @@ class OnlineProbe(L.Callback):
         taken, self._features = self._features, {}
         return {name: features[: len(batch.labels)].float() for name, features in taken.items()}
 
-    # -- training -----------------------------------------------------------------------------
-
     @override
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: LocalLearning, batch: LabelledImages, batch_idx: int
-    ) -> None:
-        """Forget what was heard outside training."""
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any) -> None:
+        """Forget what was heard between batches."""
         self._features = {}
+
+    on_validation_batch_start = on_train_batch_start
 
     @override
     def on_train_batch_end(
@@ -97,16 +95,9 @@ class OnlineProbe(L.Callback):
         self.heads[name] = linear_head(width, pl_module.num_classes, generator, pl_module.device)
         self._optimizers[name] = SGD(self.heads[name].parameters(), lr=self.learning_rate, momentum=0.9)
 
-    # -- validation ---------------------------------------------------------------------------
-
     @override
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: LocalLearning) -> None:
         self._evaluation = EvaluationMetrics(pl_module.num_classes, pl_module.device)
-
-    @override
-    def on_validation_batch_start(self, trainer: L.Trainer, pl_module: LocalLearning, *_: Any) -> None:
-        """Forget what was heard before."""
-        self._features = {}
 
     @override
     def on_validation_batch_end(
@@ -119,8 +110,6 @@ class OnlineProbe(L.Callback):
     @override
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: LocalLearning) -> None:
         pl_module.log_dict({f"probe_online/{name}": share for name, share in self._evaluation.compute().items()})
-
-    # -- checkpoints --------------------------------------------------------------------------
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from typing import Any
 
 import lightning.pytorch as L
 from torch import Tensor
-from torch.optim import Optimizer
 from typing_extensions import override
 
 from losses.errors import UsageError
@@ -45,9 +44,7 @@ class OutputSignal(L.Callback):
             raise UsageError(f"confidence is a probability, from 0 to below 1, not {self.confidence}.")
 
     @override
-    def on_before_optimizer_step(
-        self, trainer: L.Trainer, pl_module: LocalClassification, optimizer: Optimizer
-    ) -> None:
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: LocalClassification, *_: Any) -> None:
         """Note the first weight's gradient of the block that is being updated: no other block holds gradients now."""
         for k in pl_module.learners if pl_module.logs_this_step else ():
             weight = next(p for p in pl_module.block_parameters(k) if p.dim() > 1)

@@ -16,11 +16,8 @@ from experiments.run.errors import RunError
 class PredictionsFile(BasePredictionWriter):
     """Writes one line per test image: its place in the test split, the predicted class, its probability.
 
-    Args:
-        path: the file.
-
     Raises:
-        RunError: it cannot be written.
+        RunError: the file cannot be written.
     """
 
     def __init__(self, path: Path) -> None:

@@ -25,15 +25,9 @@ class BlockProgressBar(TQDMProgressBar):
 
 
 def accuracies(metrics: Mapping[str, Any], blocks: Sequence[str], kinds: Sequence[str]) -> dict[str, str]:
-    """Each block's accuracy in %; of many blocks every other one, until at most eight remain, the last always.
+    """``<kind> top-1 %`` → each block's accuracy, of those kinds (``train``, ``val``, ``probe``) that there are.
 
-    Args:
-        metrics: the latest, under their logged names.
-        blocks: names of the blocks, in order.
-        kinds: of accuracy: ``train``, ``val``, ``probe``.
-
-    Returns:
-        ``<kind> top-1 %`` → accuracies, of those kinds that there are.
+    Of many blocks every other one is shown, until at most eight remain, the last always.
     """
     shown = {}
     for kind in kinds:

@@ -15,14 +15,9 @@ _MARGIN = 0.1
 def draw_regions(
     axes: Axes, classify: Callable[[Tensor], Tensor], points: Tensor, labels: Tensor, size: float = 12
 ) -> None:
-    """Colour the plane by the predicted class, and put points with their true one on it.
+    """Colour the plane by the predicted class, and put points ``(N, 2)`` with their true one, ``(N,)``, on it.
 
-    Args:
-        axes: where to draw.
-        classify: points ``(N, 2)`` → logits ``(N, classes)``.
-        points: ``(N, 2)``.
-        labels: ``(N,)``.
-        size: area of a point, in square points of print.
+    ``classify`` gives the logits of any points; ``size`` is the area of a point, in square points of print.
     """
     low, high = points.amin(dim=0), points.amax(dim=0)
     low, high = low - _MARGIN * (high - low), high + _MARGIN * (high - low)

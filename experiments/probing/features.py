@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from datamodules.base import ImageDataModule
+from datamodules.batch import Batch
 from datamodules.images import Images
 from datamodules.loaders import in_order
 from models.method import Method
@@ -49,12 +50,7 @@ Compute = Callable[[Tensor], Mapping[str, Tensor]]
 
 @dataclass(frozen=True)
 class Splits:
-    """The images of a data set, un-augmented and in a fixed order.
-
-    Attributes:
-        data: the data module, which normalises.
-        train, val, test: the splits.
-    """
+    """The images of a data set, un-augmented and in a fixed order, and the data module, which normalises them."""
 
     data: ImageDataModule
     train: Images
@@ -83,11 +79,7 @@ class Splits:
     def read(self, splits: Sequence[Images], device: torch.device, compute: Compute) -> Features:
         """What ``compute`` makes of the images of some of the splits; those follow each other in the result."""
         loaders = [in_order(split, self.data.batch_size, self.data.num_workers) for split in splits]
-        ready = (
-            (self.data.evaluation_batch(move_data_to_device(batch, device)).images, batch.labels)
-            for batch in chain(*loaders)
-        )
-        return read(ready, sum(map(len, splits)), compute)
+        return read(chain(*loaders), sum(map(len, splits)), self.data, device, compute)
 
 
 def images_of(loader: DataLoader) -> Images:
@@ -102,14 +94,18 @@ def draw(split: Images, count: int, seed: int) -> Images:
 
 
 @torch.no_grad()
-def read(batches: Iterable[tuple[Tensor, Tensor]], count: int, compute: Compute) -> Features:
-    """What ``compute`` makes of ``count`` images, which come in batches with their labels; kept in memory."""
+def read(
+    batches: Iterable[Batch], count: int, data: ImageDataModule, device: torch.device, compute: Compute
+) -> Features:
+    """What ``compute`` makes of ``count`` images, un-augmented, which come in batches from a loader; kept in memory."""
     kinds: dict[str, Tensor] = {}
     labels, done = torch.empty(count, dtype=torch.int64), 0
-    for images, classes in batches:
-        rows = slice(done, done := done + len(classes))
-        labels[rows] = classes
-        for kind, values in compute(images).items():
+    for batch in batches:
+        rows = slice(done, done := done + len(batch.labels))
+        labels[rows] = batch.labels
+        # Not by the data module's own hook: that augments while a Trainer is training.
+        ready = data.evaluation_batch(move_data_to_device(batch, device))
+        for kind, values in compute(ready.images).items():
             if kind not in kinds:
                 kinds[kind] = torch.empty(count, *values.shape[1:])
             kinds[kind][rows] = values
@@ -120,13 +116,7 @@ def extract(model: Method, data: Splits, splits: Sequence[Images], blocks: Seque
     """Features of some blocks in evaluation mode and float32; blocks behind the last of them are not computed.
 
     They stay in memory: 4 bytes × images × Σ d, for ImageNet and all four blocks of a ResNet-50
-    (d = 256 + 512 + 1024 + 2048) 20 GB.
-
-    Args:
-        model: the network; its weights and statistics are only read.
-        data: gives the images.
-        splits: some of its splits; their images follow each other in the result.
-        blocks: numbers of the blocks, from 1.
+    (d = 256 + 512 + 1024 + 2048) 20 GB. Blocks are counted from 1. The model's weights and statistics are only read.
     """
     model.eval().requires_grad_(False)
     wanted = {f"block{k}" for k in blocks}

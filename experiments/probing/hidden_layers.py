@@ -55,12 +55,7 @@ def pooled_2x2(features: Tensor) -> Tensor:
 
 
 def layer_metrics(train: Features, judged: Features, split: str) -> LayerMetrics:
-    """Accuracy of the nearest class mean, separation fuzziness and effective rank of every layer.
-
-    Args:
-        train: features of training images; the class means are theirs.
-        judged: of other images.
-        split: name of those, such as ``val``.
+    """Accuracy of the nearest class mean of training images, separation fuzziness and effective rank of every layer.
 
     Returns:
         Layer → ``ncm_train``, ``ncm_<split>`` (shares, 0 … 1), ``ncm_gap`` (their difference), ``fuzziness_train``,

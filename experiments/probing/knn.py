@@ -8,25 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from experiments.probing.features import Features
-
 _CHUNK = 2**26  # similarities at once: 256 MiB
-
-
-def knn_top1(bank: Features, queries: Features, kind: str, k: int, temperature: float, device: torch.device) -> float:
-    """Share of queries, 0 … 1, whose class the vote of their neighbours in the bank finds.
-
-    Args:
-        bank: features with known labels.
-        queries: features to classify.
-        kind: which of their features.
-        k: number of neighbours, at most the size of the bank.
-        temperature: t of the votes' weights.
-        device: where to compute.
-    """
-    vectors, labels, some = (x.to(device) for x in (bank.kinds[kind], bank.labels, queries.kinds[kind]))
-    found = knn_classes(vectors, labels, some, k, temperature)
-    return (found == queries.labels.to(device)).float().mean().item()
 
 
 def knn_classes(bank: Tensor, labels: Tensor, queries: Tensor, k: int, temperature: float) -> Tensor:
@@ -39,7 +21,7 @@ def knn_classes(bank: Tensor, labels: Tensor, queries: Tensor, k: int, temperatu
         bank: ``(N, d)``.
         labels: int64 ``(N,)``.
         queries: ``(M, d)``.
-        k: number of neighbours, at most N.
+        k: at most N.
         temperature: t.
 
     Returns:

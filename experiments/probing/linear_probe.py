@@ -29,10 +29,10 @@ class LinearProbe:
 
     Args:
         widths: kind → d.
-        rates: kind → learning rates.
+        rates: kind → learning rates, which share their first weights.
         num_classes: number of classes.
         device: where to train.
-        seed: of the first weights, which all learning rates of a kind share, and of the shuffling.
+        seed: of the first weights and of the shuffling.
     """
 
     def __init__(
@@ -53,10 +53,7 @@ class LinearProbe:
     def fit(self, features: Features, epochs: int, batch_size: int) -> "LinearProbe":
         """Train: SGD, momentum 0.9, no weight decay, cosine schedule to 0 with one step per epoch.
 
-        Args:
-            features: what to learn from.
-            epochs: passes over them.
-            batch_size: images per step; a last, smaller batch is kept.
+        A last, smaller batch is kept.
         """
         optimizer = SGD([p for head in self.heads.values() for p in head.parameters()], lr=1.0, momentum=0.9)
         schedule = CosineAnnealingLR(optimizer, epochs)
@@ -97,13 +94,8 @@ def fit_linear(
 ) -> tuple[LinearProbe, dict[str, float]]:
     """Choose a learning rate per kind of features, train with it.
 
-    Args:
-        known: what is learned from: training images, then those held out for validation.
-        held_out: number of the latter. While a learning rate is chosen they are not learned from; after
-            that they are.
-        num_classes: number of classes.
-        protocol: learning rates, epochs, batch size.
-        device: where to train.
+    The last ``held_out`` of the known images are those for validation: while a learning rate is chosen they are not
+    learned from; after that they are.
 
     Returns:
         The classifiers after their last epoch, and kind → the chosen learning rate.

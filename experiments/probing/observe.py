@@ -4,19 +4,17 @@ Of every layer, on training and test images: a linear probe, the nearest class m
 rank, and the alignment with the same layer of a reference run; of every head, the share of redundant training images.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as L
 
 from datamodules.base import ImageDataModule
 from experiments.probing.features import Features, Splits
-from experiments.probing.hidden_layers import Every, LayerMetrics, layer_metrics, reader, redundancy
+from experiments.probing.hidden_layers import Every, layer_metrics, reader, redundancy
 from experiments.probing.linear_probe import fit_linear
 from experiments.probing.observe_results import Observed, record, show
-from experiments.probing.observed_network import Network, load_reference, load_run
 from experiments.probing.protocol import Protocol
+from experiments.probing.saved_network import Network, load_reference, load_run
 from experiments.run.errors import RunError
 from losses import linear_cka
 from models.local_learning import LocalLearning
@@ -32,17 +30,7 @@ def observe_run(
     images: int,
     protocol: Protocol,
 ) -> None:
-    """Observe the layers of a checkpoint; write down, draw and show what is found.
-
-    Args:
-        model: a fresh model of the run's configuration.
-        data: the data set.
-        trainer: gives the device.
-        checkpoint: a run folder or a checkpoint file in one.
-        reference: the same of a run of the same network on the same data, cut in any way or not at all.
-        every: what counts as a layer.
-        images: at most so many of each split.
-        protocol: of the linear probe.
+    """Observe the layers of a checkpoint; write down, draw and show it: :meth:`experiments.trainer.Trainer.observe`.
 
     Raises:
         RunError: a checkpoint does not fit model or images, the reference is of another network or of other data,
@@ -55,11 +43,17 @@ def observe_run(
     if reference:
         networks.append(load_reference(reference, model, data, networks[0].layers))
     observed, features = zip(*(_observe(network, splits, model, protocol) for network in networks), strict=True)
-    if reference:
-        _align(observed[0].layers, *features)
-    counts = {"train": len(splits.train), "val": len(splits.val), "test": len(splits.test)}
-    about: dict[str, Any] = {"network": model.network_name, "dataset": data.name, "every": every}
-    about |= {"probe": protocol.linear, "images": counts, "seed": data.seed}
+    for split, ours in features[0].items() if reference else ():
+        for layer, values in ours.kinds.items():
+            observed[0].layers[layer][f"cka_{split}"] = linear_cka(values, features[1][split].kinds[layer])
+    about = {
+        "network": model.network_name,
+        "dataset": data.name,
+        "every": every,
+        "probe": protocol.linear,
+        "images": {"train": len(splits.train), "val": len(splits.val), "test": len(splits.test)},
+        "seed": data.seed,
+    }
     show(observed, about)
     record(observed, about)
 
@@ -81,12 +75,4 @@ def _observe(
     heads = {}
     if network.logits:
         heads = redundancy(splits.read([splits.train], device, network.logits), network.sample_losses)
-    origin = network.checkpoint
-    return Observed(origin.file, origin.epoch, origin.step, layers, heads), features
-
-
-def _align(metrics: LayerMetrics, ours: Mapping[str, Features], theirs: Mapping[str, Features]) -> None:
-    """Add the alignment of each layer with the reference's."""
-    for split in ours:
-        for layer, values in ours[split].kinds.items():
-            metrics[layer][f"cka_{split}"] = linear_cka(values, theirs[split].kinds[layer])
+    return Observed(network.checkpoint, layers, heads), features

@@ -20,15 +20,7 @@ from experiments.run.files import METRICS, OBSERVATIONS_OVER_TIME
 
 @dataclass(frozen=True)
 class Panel:
-    """What one panel shows.
-
-    Attributes:
-        title: what is drawn.
-        metrics: metric → style of its line, or name of its colours.
-        percent: the metrics are shares, 0 … 1.
-        log: the axis is logarithmic.
-        from_zero: the axis begins at 0.
-    """
+    """What one panel shows: metrics with the style of their line, or the name of their colours; shares in percent."""
 
     title: str
     metrics: Mapping[str, str]
@@ -65,11 +57,8 @@ Networks = Sequence[tuple[str, LayerMetrics, LayerMetrics]]
 def draw_depth(networks: Networks, probe: str, title: str, path: Path) -> None:
     """One panel per metric against depth: solid lines are test images, dashed ones training images.
 
-    Args:
-        networks: the run and, if there is one, its reference, whose layers are called the same.
-        probe: name of the linear probe's protocol.
-        title: what is shown.
-        path: the PNG file.
+    The layers of a run and of its reference, if there is one, are called the same; ``probe`` is what metrics call the
+    linear probe.
     """
     known = {name for _, *parts in networks for part in parts for found in part.values() for name in found}
     panels = [panel for panel in _panels(probe) if known & set(panel.metrics)]
@@ -175,23 +164,17 @@ _OVER_TIME = (
 def draw_over_time(folder: Path, places: Sequence[str]) -> Path | None:
     """Every metric against depth and time, from the ``metrics.csv`` of a run with the callback ``HiddenLayers``.
 
-    Args:
-        folder: the run folder; ``observations_over_time.png`` goes there.
-        places: names of the layers, in the order of the network, and of the heads.
-
-    Returns:
-        The picture; None if nothing was observed.
+    Places are the layers, in the order of the network, and the heads. Without observations there is no picture.
     """
     epochs = _epochs(folder / METRICS)
-    maps = [(panel, *_map(panel, epochs, places)) for panel in _OVER_TIME]
-    maps = [(panel, rows, values) for panel, rows, values in maps if rows]
+    maps = [(panel, rows) for panel in _OVER_TIME if (rows := _rows(panel, epochs, places))]
     if not maps:
         return None
-    height = 1.8 + 0.25 * max(8, *(len(rows) for _, rows, _ in maps))
+    height = 1.8 + 0.25 * max(8, *(len(rows) for _, rows in maps))
     figure = Figure(figsize=(3.6 * len(maps), height), layout="constrained")
     axes = figure.subplots(1, len(maps), squeeze=False)[0]
-    for ax, (panel, rows, values) in zip(axes, maps, strict=True):
-        _draw_map(ax, panel, rows, list(epochs), values)
+    for ax, (panel, rows) in zip(axes, maps, strict=True):
+        _draw_map(ax, panel, rows, list(epochs))
     axes[0].set_ylabel("depth →")
     figure.suptitle(f"Hidden layers while learning: {folder.name}")
     figure.savefig(folder / OBSERVATIONS_OVER_TIME, dpi=150)
@@ -208,20 +191,17 @@ def _epochs(metrics: Path) -> dict[int, dict[str, float]]:
     return epochs
 
 
-def _map(
-    panel: Panel, epochs: Mapping[int, Mapping[str, float]], places: Sequence[str]
-) -> tuple[list[str], np.ndarray]:
-    """The places that have the panel's metric, and its values ``(places, epochs)``."""
+def _rows(panel: Panel, epochs: Mapping[int, Mapping[str, float]], places: Sequence[str]) -> dict[str, list[float]]:
+    """Place → the panel's metric after every epoch, of the places that ever have it."""
     [metric] = panel.metrics
-    names = {place: f"observe/{place}/{metric}" for place in places}
-    rows = [place for place in names if any(names[place] in found for found in epochs.values())]
-    values = [[found.get(names[place], np.nan) for found in epochs.values()] for place in rows]
-    return rows, np.array(values) * (100 if panel.percent else 1)
+    rows = {place: [found.get(f"observe/{place}/{metric}", np.nan) for found in epochs.values()] for place in places}
+    return {place: values for place, values in rows.items() if not np.isnan(values).all()}
 
 
-def _draw_map(ax: Axes, panel: Panel, rows: Sequence[str], epochs: Sequence[int], values: np.ndarray) -> None:
+def _draw_map(ax: Axes, panel: Panel, rows: Mapping[str, Sequence[float]], epochs: Sequence[int]) -> None:
     [colours] = panel.metrics.values()
     norm = LogNorm() if panel.log else None
+    values = np.array([*rows.values()]) * (100 if panel.percent else 1)
     image = ax.imshow(values, cmap=colours, norm=norm, origin="lower", aspect="auto", interpolation="nearest")
     bar = ax.figure.colorbar(image, ax=ax, pad=0.02)
     _plain_numbers(bar.ax, panel.log)
@@ -232,5 +212,5 @@ def _draw_map(ax: Axes, panel: Panel, rows: Sequence[str], epochs: Sequence[int]
     ax.set_xticks(range(0, len(epochs), every_epoch), list(map(str, epochs[::every_epoch])), size=8)
     ax.set_title(panel.title, fontsize=10)
     ax.set_xlabel("epoch")
-    for border in _borders(rows):
+    for border in _borders(list(rows)):
         ax.axhline(border, color="white", linewidth=1.5)

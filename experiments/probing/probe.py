@@ -15,12 +15,12 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from datamodules.base import ImageDataModule
 from experiments.measure.silent import silent_trainer
-from experiments.probing.checkpoint import checkpoint_of
-from experiments.probing.features import Features, Splits, extract
-from experiments.probing.knn import knn_top1
+from experiments.probing.features import Splits, extract
+from experiments.probing.knn import knn_classes
 from experiments.probing.linear_probe import fit_linear
 from experiments.probing.probe_results import Findings, record, show
 from experiments.probing.protocol import Protocol
+from experiments.probing.saved_network import checkpoint_of
 from experiments.run.errors import RunError
 from losses import effective_rank
 from models.method import Method
@@ -44,56 +44,32 @@ def chosen_blocks(model: Method, asked: Sequence[int] | None) -> list[int]:
 def probe_network(
     model: Method, splits: Splits, blocks: Sequence[int], protocol: Protocol, findings: Findings, prefix: str = ""
 ) -> None:
-    """Probe some blocks of one network; nothing in it changes.
-
-    Args:
-        model: the network, on the device to compute on.
-        splits: the images.
-        blocks: numbers of the blocks, from 1.
-        protocol: how to judge.
-        findings: what is found is added here.
-        prefix: put before the metrics' names.
-    """
+    """Probe some blocks, counted from 1, of a network, in which nothing changes, and add to the findings."""
+    device = model.device
     with findings.timed("extraction"):
-        known = extract(model, splits, [splits.train, splits.val], blocks).near(model.device)
-        test = extract(model, splits, [splits.test], blocks).near(model.device)
+        known = extract(model, splits, [splits.train, splits.val], blocks).near(device)
+        test = extract(model, splits, [splits.test], blocks).near(device)
     findings.images += len(known) + len(test)
     with findings.timed("ranks"):
         findings.metrics |= {f"{prefix}effective_rank/{kind}": effective_rank(z) for kind, z in test.kinds.items()}
     with findings.timed("kNN"):
-        for kind in test.kinds:
-            name = f"{prefix}{protocol.knn}/{kind}/top1"
-            findings.metrics[name] = knn_top1(known, test, kind, protocol.k, protocol.temperature, model.device)
+        for kind, queries in test.kinds.items():
+            bank, labels = known.kinds[kind].to(device), known.labels.to(device)
+            voted = knn_classes(bank, labels, queries.to(device), protocol.k, protocol.temperature).cpu()
+            findings.metrics[f"{prefix}{protocol.knn}/{kind}/top1"] = (voted == test.labels.cpu()).float().mean().item()
     with findings.timed("linear probes"):
-        found = linear_probes(known, len(splits.val), test, model.num_classes, protocol, model.device)
-        findings.metrics |= {f"{prefix}{protocol.linear}/{name}": value for name, value in found.items()}
-
-
-def linear_probes(
-    known: Features, held_out: int, test: Features, num_classes: int, protocol: Protocol, device: torch.device
-) -> dict[str, float]:
-    """Test accuracies of the linear classifiers that :func:`~experiments.probing.linear_probe.fit_linear` trains.
-
-    Returns:
-        ``<kind>/top1`` → share of test images, 0 … 1; ``<kind>/lr`` → the chosen learning rate.
-    """
-    final, rates = fit_linear(known, held_out, num_classes, protocol, device)
-    top1 = {f"{kind}/top1": found[0] for kind, found in final.top1(test).items()}
-    return top1 | {f"{kind}/lr": rate for kind, rate in rates.items()}
+        linear, rates = fit_linear(known, len(splits.val), model.num_classes, protocol, device)
+        for kind, [top1] in linear.top1(test).items():
+            name = f"{prefix}{protocol.linear}/{kind}"
+            findings.metrics |= {f"{name}/top1": top1, f"{name}/lr": rates[kind]}
 
 
 def supervised_top1(model: Method, data: ImageDataModule, trainer: L.Trainer, epochs: int, seed: int) -> float:
     """Test top-1, 0 … 1, of the same network trained from scratch with labels, end to end.
 
     The recipe for labels of blockwise self-supervised studies: SGD, momentum 0.9, Nesterov, learning
-    rate 0.1 · batch / 128, weight decay 5e-4, cosine; the data module's own augmentation, one view.
-
-    Args:
-        model: gives the network.
-        data: the data set.
-        trainer: gives device and precision.
-        epochs: of training.
-        seed: of the first weights.
+    rate 0.1 · batch / 128, weight decay 5e-4, cosine; the data module's own augmentation, one view. The trainer gives
+    device and precision.
     """
     torch.manual_seed(seed)
     sgd = partial(SGD, lr=0.1 * data.batch_size / 128, momentum=0.9, nesterov=True, weight_decay=5e-4)
@@ -111,21 +87,11 @@ def probe_run(
     trainer: L.Trainer,
     checkpoint: Path,
     protocol: Protocol,
-    blocks: Sequence[int] | None = None,
-    random: bool = False,
-    supervised_epochs: int = 0,
+    blocks: Sequence[int] | None,
+    random: bool,
+    supervised_epochs: int,
 ) -> None:
-    """Probe a checkpoint; write down and show what is found.
-
-    Args:
-        model: a fresh model of the run's configuration.
-        data: the data set.
-        trainer: gives device and precision.
-        checkpoint: a run folder or a checkpoint file in one.
-        protocol: how to judge.
-        blocks: numbers of the blocks to probe, from 1; all by default.
-        random: probe the fresh network too.
-        supervised_epochs: train the same network with labels for so many epochs too; 0 does not.
+    """Probe a checkpoint; write down and show what is found: :meth:`experiments.trainer.Trainer.probe`.
 
     Raises:
         RunError: the checkpoint does not fit model or images, or the protocol does not fit the run.

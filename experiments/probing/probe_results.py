@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from experiments.probing.checkpoint import Checkpoint
+from experiments.probing.saved_network import Checkpoint
 from experiments.run import tables
 from experiments.run.files import PROBE, SUMMARY
 from experiments.run.loggers import RunTensorBoardLogger
@@ -16,13 +16,7 @@ from experiments.run.summary import write_json
 
 @dataclass
 class Findings:
-    """What a probe found.
-
-    Attributes:
-        metrics: logged name → value.
-        seconds: part of the work → time that it took.
-        images: number of images that went through a frozen network.
-    """
+    """Metrics under their logged names, seconds of each part of the work, number of images through a frozen network."""
 
     metrics: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -52,13 +46,10 @@ def table_of(findings: Findings) -> tuple[list[str], list[list[str]]]:
             cells.setdefault(row, {})[("random " if found["control"] else "") + judge] = text
     known = {heading for row in cells.values() for heading in row}
     columns = [c + judge for c in ("", "random ") for judge in _JUDGES.values() if c + judge in known]
-    rows = [[str(row[0]), row[2], *(cells[row].get(column, "–") for column in columns)] for row in sorted(cells)]
+    rows = [
+        [str(row[0]), row[2], *(cells[row].get(column, tables.NOTHING) for column in columns)] for row in sorted(cells)
+    ]
     return ["block", "features", *columns], rows
-
-
-def markdown(findings: Findings) -> str:
-    """The table for TensorBoard's text page."""
-    return tables.markdown(*table_of(findings))
 
 
 def show(findings: Findings, title: str) -> None:
@@ -75,11 +66,6 @@ def record(findings: Findings, checkpoint: Checkpoint, dataset: str) -> None:
 
     A summary speaks of the last weights and the run's own data set. Metrics of other weights or data, or
     of an unfinished run, which must have no summary, go to ``probe.json``.
-
-    Args:
-        findings: what was found.
-        checkpoint: what was probed.
-        dataset: name of the data set.
     """
     folder, step = checkpoint.folder, checkpoint.step
     summary = json.loads((folder / SUMMARY).read_text()) if (folder / SUMMARY).is_file() else {}
@@ -91,6 +77,6 @@ def record(findings: Findings, checkpoint: Checkpoint, dataset: str) -> None:
     write_json(folder / SUMMARY, summary | {"metrics": dict(sorted((summary["metrics"] | findings.metrics).items()))})
     logger = RunTensorBoardLogger(folder)
     logger.log_metrics(findings.metrics, step)
-    logger.experiment.add_text("probe", markdown(findings), step)
+    logger.experiment.add_text("probe", tables.markdown(*table_of(findings)), step)
     logger.finalize("success")
     print(f"Written to {folder / SUMMARY}\nTo watch:   tensorboard --logdir {folder}")

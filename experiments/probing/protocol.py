@@ -8,15 +8,7 @@ from experiments.run.errors import RunError
 
 @dataclass(frozen=True)
 class Protocol:
-    """How features are judged.
-
-    Attributes:
-        epochs: of a linear classifier.
-        learning_rates: of which the best on the validation images is taken, for each classifier.
-        batch_size: images per step.
-        k: number of neighbours.
-        temperature: of their votes.
-        seed: of first weights and shuffling.
+    """The options of :meth:`experiments.trainer.Trainer.probe`, and the seed of first weights and shuffling.
 
     Raises:
         RunError: no learning rate.

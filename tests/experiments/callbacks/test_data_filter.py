@@ -7,15 +7,17 @@ import lightning.pytorch as L
 import pytest
 import torch
 import training
-from helpers import DIGITS, fault, fit, summary
+from helpers import fit, summary
 from torch.optim import SGD
 
 from datamodules.digits import Digits
-from experiments.callbacks.drop_confident import DropConfident, not_sure
-from experiments.callbacks.info_batch import InfoBatch, infobatch
+from experiments.callbacks.drop_confident import DropConfident
+from experiments.callbacks.info_batch import InfoBatch
 from losses.errors import UsageError
+from models.methods.blockwise_ssl import BlockwiseSSL
 from models.methods.decoupled_greedy import DecoupledGreedy
 from models.methods.layerwise import Layerwise
+from models.methods.predsim import PredSim
 from models.networks.heads.classifiers import AuxHead
 from models.networks.vgg import VGG
 
@@ -24,19 +26,19 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def test_equal_losses_drop_nothing():
-    selection = infobatch(torch.zeros(50), 0.5, generator())
-    assert torch.equal(selection.indices, torch.arange(50))
-    assert (selection.weights == 1).all()
+def infobatch(losses, ratio=0.5, seed=0):
+    return InfoBatch(ratio).choose(losses, 1, 8, generator(seed))
 
 
-def test_a_share_of_the_images_below_the_mean_is_dropped():
+def test_a_share_of_the_images_below_the_mean_is_dropped_of_equal_ones_none():
     losses = torch.cat([torch.linspace(0, 1, 60), torch.full((20,), 10.0)])  # mean 2.9: 60 are below
-    selection = infobatch(losses, 0.5, generator())
+    selection = infobatch(losses)
     assert len(selection.indices) == 50
     assert set(range(60, 80)) <= set(selection.indices.tolist())
     assert (selection.weights[:60] == 2).all()
     assert (selection.weights[60:] == 1).all()
+    indices, weights = infobatch(torch.zeros(50))
+    assert (len(indices), weights.unique().tolist()) == (50, [1])
 
 
 @pytest.mark.parametrize("ratio", [0.5, 0.3])
@@ -45,7 +47,7 @@ def test_weighted_gradients_are_in_expectation_those_of_all_images(ratio):
     gradients = torch.randn(41, 7, generator=generator(2), dtype=torch.float64)
     draws = []
     for seed in range(4000):
-        kept, weights = infobatch(losses, ratio, generator(seed))
+        kept, weights = infobatch(losses, ratio, seed)
         draws.append((weights[kept, None] * gradients[kept]).sum(0))
     draws = torch.stack(draws)
     error = (draws.mean(0) - gradients.sum(0)).abs()
@@ -58,15 +60,14 @@ def test_refuses_shares_that_are_none(ratio, until):
         InfoBatch(ratio, until)
 
 
-def test_images_that_were_sure_often_enough_are_left_out():
-    selection = not_sure(torch.tensor([0.0, 3, 2, 4, 1, 3]), patience=3, least=2)
-    assert selection.indices.tolist() == [0, 2, 4]
+@pytest.mark.parametrize(
+    ("visits", "least", "kept"),
+    [([0, 3, 2, 4, 1, 3], 2, [0, 2, 4]), ([5, 3, 4, 3, 9], 3, [1, 2, 3]), ([5, 3], 3, [0, 1])],
+)
+def test_images_that_were_sure_often_enough_are_left_out_but_the_least_sure_stay(visits, least, kept):
+    selection = DropConfident(patience=3, least=least).choose(torch.tensor(visits), 1, 8, generator())
+    assert selection.indices.tolist() == kept
     assert (selection.weights == 1).all()
-
-
-def test_at_least_so_many_of_the_least_sure_images_stay():
-    assert not_sure(torch.tensor([5.0, 3, 4, 3, 9]), patience=3, least=3).indices.tolist() == [1, 2, 3]
-    assert not_sure(torch.tensor([5.0, 3]), patience=3, least=3).indices.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("wrong", [{"threshold": 1.0}, {"patience": 0}, {"rescore_every": 0}, {"least": 0}])
@@ -87,16 +88,15 @@ def test_all_blocks_must_be_sure_and_visits_count_in_turn():
 
 def network(kind=DecoupledGreedy, seed=0, **options):
     torch.manual_seed(seed)
-    head = partial(AuxHead, convs=1, fcs=1)
-    plan = partial(VGG, plan=(8, "M", 8))
-    return kind(plan, (1, 8, 8), 10, num_blocks=2, head=head, optimizer=partial(SGD, lr=0.05), **options)
+    vgg, head = partial(VGG, plan=(8, "M", 8)), partial(AuxHead, convs=1, fcs=1)
+    return kind(vgg, (1, 8, 8), 10, num_blocks=2, head=head, optimizer=partial(SGD, lr=0.05), **options)
 
 
 class Counts(L.Callback):
-    """Which images every epoch had, with the data module's weights; saves a checkpoint after some epoch."""
+    """Which images every epoch had, and how many validations there were; saves a checkpoint after some epoch."""
 
     def __init__(self, save_after=None, path=None):
-        self.epochs, self.save_after, self.path = [], save_after, path
+        self.epochs, self.validations, self.save_after, self.path = [], 0, save_after, path
 
     def on_train_epoch_start(self, *_):
         self.epochs.append([])
@@ -104,17 +104,20 @@ class Counts(L.Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         self.epochs[-1] += batch.indices.tolist()
 
+    def on_validation_epoch_end(self, *_):
+        self.validations += 1
+
     def on_train_epoch_end(self, trainer, pl_module):
         if trainer.current_epoch + 1 == self.save_after:
             trainer.save_checkpoint(self.path)
 
 
 def train(model, tmp_path, *callbacks, resume=None):
-    data, limit = Digits(batch_size=256), {"limit_train_batches": 1.0}
-    return training.train(model, tmp_path, data, callbacks, resume, max_epochs=8, **limit)
+    data = Digits(batch_size=256)
+    return training.train(model, tmp_path, data, callbacks, resume, max_epochs=8, limit_train_batches=1.0)
 
 
-def test_first_and_last_epochs_have_all_images_the_others_fewer(tmp_path):
+def test_first_and_last_epochs_have_all_images_the_others_fewer_and_validation_follows_each(tmp_path):
     counts = Counts()
     trainer = train(network(), tmp_path, InfoBatch(until=0.75), counts)
     sizes = [len(set(epoch)) for epoch in counts.epochs]
@@ -123,31 +126,18 @@ def test_first_and_last_epochs_have_all_images_the_others_fewer(tmp_path):
     saved = 1 - sum(sizes) / (8 * 1293)
     assert trainer.callback_metrics["train/saved"].item() == pytest.approx(saved)
     assert 0.1 < saved < 0.5 * 0.75
+    assert counts.validations == 8
 
 
 @pytest.mark.parametrize(("until", "epochs", "least"), [(0.875, 1, 2), (1.0, 1, 2), (0.5, 2, 3), (0.3, 3, 4)], ids=str)
 def test_so_few_epochs_that_nothing_can_be_dropped_are_refused(until, epochs, least, tmp_path):
-    message = f"epochs_per_block of at least {least}, not {epochs}: the first epoch sees all images"
-    with pytest.raises(UsageError, match=message):
-        training.train(
-            network(Layerwise, epochs_per_block=epochs), tmp_path, None, [InfoBatch(until=until)], max_epochs=2 * epochs
-        )
+    refused = [InfoBatch(until=until)]
+    with pytest.raises(UsageError, match=f"epochs_per_block of at least {least}, not {epochs}: the first epoch sees"):
+        training.train(network(Layerwise, epochs_per_block=epochs), tmp_path, None, refused, max_epochs=2 * epochs)
     with pytest.raises(UsageError, match=f"trainer.max_epochs of at least {least}, not {epochs}"):
-        training.train(network(), tmp_path, None, [InfoBatch(until=until)], max_epochs=epochs)
+        training.train(network(), tmp_path, None, refused, max_epochs=epochs)
     chosen = [InfoBatch(0.5, until).choose(torch.arange(9.0), done, least, generator()) for done in range(least)]
     assert any(selection is not None for selection in chosen)  # one more is enough
-
-
-def test_validation_follows_every_epoch_although_they_differ_in_length(tmp_path):
-    class Validations(L.Callback):
-        count = 0
-
-        def on_validation_epoch_end(self, trainer, pl_module):
-            self.count += not trainer.sanity_checking
-
-    watch = Validations()
-    train(network(), tmp_path, InfoBatch(), watch)
-    assert watch.count == 8
 
 
 def test_blocks_that_learn_one_by_one_each_begin_with_all_images(tmp_path):
@@ -166,29 +156,17 @@ def test_sure_images_are_left_out_seen_again_in_turn_and_passed_on_to_the_next_b
     assert trainer.callback_metrics["train/saved"].item() == pytest.approx(1 - sum(sizes) / (8 * 1293))
 
 
-def test_one_loss_for_all_images_is_refused(tmp_path):
-    class Mean(DecoupledGreedy):
-        def sample_losses(self, logits, labels):
-            return torch.nn.functional.cross_entropy(logits, labels)
-
-    with pytest.raises(UsageError, match=r"sample_losses of Mean .* each of 256 samples, \(256,\), not .* \(\)"):
-        train(network(Mean), tmp_path, InfoBatch())
-
-
-FILTERS = [InfoBatch, partial(DropConfident, threshold=0.11, patience=1)]
-
-
-@pytest.mark.parametrize("make_filter", FILTERS, ids=["InfoBatch", "DropConfident"])
-@pytest.mark.parametrize("epochs", [2, 5])
-def test_resumes_exactly(epochs, make_filter, tmp_path):
+@pytest.mark.parametrize(
+    ("make_filter", "epochs"), [(InfoBatch, 5), (partial(DropConfident, threshold=0.11, patience=1), 2)]
+)
+def test_resumes_exactly(make_filter, epochs, tmp_path):
     whole, resumed = network(), network(seed=4)
     path = tmp_path / "half.ckpt"
     first, second = Counts(epochs, path), Counts()
     train(whole, tmp_path, make_filter(), first)
     train(resumed, tmp_path, make_filter(), second, resume=path)
     assert second.epochs == first.epochs[epochs:]
-    for name, tensor in whole.state_dict().items():
-        assert torch.equal(resumed.state_dict()[name], tensor), name
+    training.assert_equal_weights(resumed, whole)
 
 
 def test_from_the_command_line(tmp_path, capsys):
@@ -199,14 +177,10 @@ def test_from_the_command_line(tmp_path, capsys):
     assert f"Left out:   {share} of the training images' visits\n" in capsys.readouterr().out
 
 
-def test_is_refused_without_labels(capsys, tmp_path):
-    config = DIGITS.parents[1] / "blockwise_ssl" / "digits.yaml"
-    options = ["--trainer.callbacks+=InfoBatch", "--trainer.fast_dev_run=true", f"--runs={tmp_path}"]
-    assert "use a method with labels" in fault(capsys, "fit", "--config", str(config), *options)
-
-
-@pytest.mark.parametrize("method", ["predsim", "infopro"])
-def test_is_refused_where_a_block_learns_from_more_than_losses_of_images(method, capsys, tmp_path):
-    config = DIGITS.parents[1] / method / "digits.yaml"
-    options = ["--trainer.callbacks+=InfoBatch", "--trainer.fast_dev_run=true", f"--runs={tmp_path}"]
-    assert "do not learn from these alone" in fault(capsys, "fit", "--config", str(config), *options)
+def test_is_refused_where_blocks_learn_from_something_else_than_losses_of_predictions(tmp_path):
+    for method, sentence in (
+        (BlockwiseSSL, "DropConfident judges images by what is predicted of them: use a method with labels"),
+        (PredSim, "DropConfident leaves out images .* PredSim has a local_loss of its own: leave DropConfident out"),
+    ):
+        with pytest.raises(UsageError, match=sentence):
+            train(method(partial(VGG, plan=(8, "M", 8)), (1, 8, 8), 10, num_blocks=2), tmp_path, DropConfident())

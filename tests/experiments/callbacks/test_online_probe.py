@@ -4,57 +4,32 @@ import csv
 from functools import partial
 
 import lightning.pytorch as L
-import pytest
 import torch
-from helpers import DIGITS, SMALL, fit, summary
+from helpers import fit, summary
 from torch.nn import functional as F
 from torch.optim import SGD
+from training import assert_equal_weights, train
 
-from datamodules.digits import Digits
+from datamodules.batch import Batch
 from experiments.callbacks.epoch_lines import EpochLines
 from experiments.callbacks.online_probe import OnlineProbe
-from experiments.cli import main
 from models.local_learning import pooled
 from models.methods.decoupled_greedy import DecoupledGreedy
-from models.methods.neuron_groups import NeuronGroups
 from models.networks.heads.classifiers import AuxHead
 from models.networks.vgg import VGG
 
-small_vgg = partial(VGG, plan=(8, 8, "M", 16, 16))
-PROBE = '--trainer.callbacks=[{"class_path": "experiments.callbacks.OnlineProbe"}]'
 
-
-def network(method=DecoupledGreedy, **arguments):
+def network(**arguments):
     torch.manual_seed(0)
-    arguments = {"optimizer": partial(SGD, lr=0.05), "head": partial(AuxHead, hidden=16), **arguments}
-    return method(small_vgg, (1, 8, 8), 10, 2, **arguments)
+    vgg, head = partial(VGG, plan=(8, 8, "M", 16, 16)), partial(AuxHead, hidden=16)
+    return DecoupledGreedy(vgg, (1, 8, 8), 10, 2, head=head, optimizer=partial(SGD, lr=0.05), **arguments)
 
 
-def train(model, *callbacks, **options):
-    trainer = L.Trainer(
-        **{
-            "accelerator": "cpu",
-            "max_epochs": 2,
-            "limit_train_batches": 4,
-            "logger": False,
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "callbacks": list(callbacks),
-            **options,
-        }
-    )
-    trainer.fit(model, datamodule=Digits(batch_size=32))
-    return trainer
-
-
-def test_the_network_learns_as_if_there_were_no_probe():
-    alone, watched = network(), network()
-    train(alone)
-    probe = OnlineProbe()
-    trainer = train(watched, probe)
-    for name, tensor in alone.state_dict().items():
-        assert torch.equal(tensor, watched.state_dict()[name]), name
+def test_the_network_learns_as_if_there_were_no_probe(tmp_path):
+    alone, watched, probe = network(), network(), OnlineProbe()
+    train(alone, tmp_path)
+    trainer = train(watched, tmp_path, callbacks=[probe])
+    assert_equal_weights(alone, watched)
     assert set(probe.heads) == {"block1", "block2"}
     assert not any(block._forward_hooks for block in watched.blocks)
     for k in (1, 2):
@@ -73,10 +48,10 @@ class Keeper(L.Callback):
             self.batches.append((pooled(pl_module.blocks[0](batch.images)), batch.labels))
 
 
-def test_a_classifier_takes_the_steps_of_plain_sgd():
+def test_a_classifier_takes_the_steps_of_plain_sgd(tmp_path):
     """Also: what the block computes outside a batch is not learned from."""
     probe, keeper = OnlineProbe(learning_rate=0.3), Keeper()
-    train(network(), keeper, probe, max_epochs=1)
+    train(network(), tmp_path, callbacks=[keeper, probe], max_epochs=1)
     head = torch.nn.Linear(8, 10)
     torch.nn.init.normal_(head.weight, std=0.01, generator=torch.Generator().manual_seed(0))
     torch.nn.init.zeros_(head.bias)
@@ -88,77 +63,35 @@ def test_a_classifier_takes_the_steps_of_plain_sgd():
     assert torch.allclose(probe.heads["block1"].weight, head.weight, atol=1e-6)
 
 
-class TwoViews(DecoupledGreedy):
-    """Computes every batch once more without gradient, or both views one above the other."""
-
-    stacked = False
-
-    def block_output(self, k, x):
-        if self.stacked and self.training:
-            return super().block_output(k, torch.cat([x, x.flip(0)]))[: len(x)]
-        features = super().block_output(k, x)
-        with torch.no_grad():
-            super().block_output(k, x.flip(0))
-        return features
+def test_of_several_passes_the_first_rows_of_the_first_are_taken():
+    """Of two views one above the other those are the first one's."""
+    probe, model, views = OnlineProbe(), network().eval(), torch.randn(12, 1, 8, 8)
+    probe.setup(None, model, "fit")
+    features = model.blocks[0](views)
+    model.blocks[0](views.flip(0))
+    taken = probe._taken(Batch(views[:6], torch.zeros(6)))["block1"]
+    assert torch.equal(taken, pooled(features)[:6])
+    assert not taken.requires_grad
 
 
-@pytest.mark.parametrize("stacked", [False, True])
-def test_of_several_passes_the_first_rows_are_taken(stacked, monkeypatch):
-    monkeypatch.setattr(TwoViews, "stacked", stacked)
-    seen, original = [], OnlineProbe._taken
-
-    def noted(self, batch):
-        taken = original(self, batch)
-        seen.append((taken["block1"].shape[0], len(batch.labels), taken["block1"].requires_grad))
-        return taken
-
-    monkeypatch.setattr(OnlineProbe, "_taken", noted)
-    train(network(TwoViews), OnlineProbe(), max_epochs=1)
-    assert seen
-    assert all(rows == labels and not gradient for rows, labels, gradient in seen)
+def test_blocks_that_do_not_run_yet_have_no_figure(tmp_path):
+    metrics = train(
+        network(epochs_per_block=2), tmp_path, callbacks=[OnlineProbe()], max_epochs=4, max_steps=4
+    ).callback_metrics
+    assert "probe_online/block1/gap/top1" in metrics
+    assert "probe_online/block2/gap/top1" not in metrics
 
 
-def test_blocks_that_do_not_run_yet_have_no_figure():
-    probe = OnlineProbe()
-    trainer = train(network(epochs_per_block=1), probe, max_epochs=2, limit_train_batches=2)
-    assert set(probe.heads) == {"block1", "block2"}
-    first = OnlineProbe()
-    trainer = train(network(epochs_per_block=2), first, max_epochs=4, max_steps=4)
-    assert "probe_online/block1/gap/top1" in trainer.callback_metrics
-    assert "probe_online/block2/gap/top1" not in trainer.callback_metrics
-
-
-def test_a_final_head_is_no_block():
-    probe = OnlineProbe()
-    train(network(NeuronGroups, num_groups=2), probe, max_epochs=1)
-    assert set(probe.heads) == {"block1", "block2"}
-
-
-def test_any_run_may_have_it_and_a_resumed_one_goes_on_with_it(tmp_path):
-    whole = fit(tmp_path, PROBE, "--trainer.max_epochs=3", name="whole")
-    fit(tmp_path, PROBE, name="broken")
-    (tmp_path / "broken" / "summary.json").unlink()
-    resume = [f"--runs={tmp_path}", "--name=broken", "--trainer.max_epochs=3", "--ckpt_path=last"]
-    main(["fit", "--config", str(DIGITS), *SMALL, PROBE, *resume])
-    ours, theirs = (
-        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]["OnlineProbe"]
-        for name in ("broken", "whole")
-    )
-    for block in ("block1", "block2", "block3", "block4"):
-        assert torch.equal(ours[block]["head"]["weight"], theirs[block]["head"]["weight"])
-        one, other = (state[block]["optimizer"]["state"][0]["momentum_buffer"] for state in (ours, theirs))
-        assert torch.equal(one, other)
-    names = [f"probe_online/block{k}/gap/top1" for k in range(1, 5)]
-    assert {n: summary(whole)["metrics"][n] for n in names} == {
-        n: summary(tmp_path / "broken")["metrics"][n] for n in names
-    }
-    with (whole / "metrics.csv").open() as file:
+def test_any_run_may_have_it(tmp_path):
+    folder = fit(tmp_path, '--trainer.callbacks=[{"class_path": "experiments.callbacks.OnlineProbe"}]')
+    assert {f"probe_online/block{k}/gap/top1" for k in range(1, 5)} <= set(summary(folder)["metrics"])
+    with (folder / "metrics.csv").open() as file:
         logged = list(csv.DictReader(file))
-    assert sum(bool(row["train/block3/probe_online/loss"]) for row in logged) == 6
+    assert sum(bool(row["train/block3/probe_online/loss"]) for row in logged) == 4
 
 
-def test_epoch_lines_show_it(capsys):
-    train(network(), OnlineProbe(), EpochLines())
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch 2")]
-    assert "val top-1 %" in lines[0]
-    assert "probe top-1 %" in lines[0]
+def test_epoch_lines_show_it(tmp_path, capsys):
+    train(network(), tmp_path, callbacks=[OnlineProbe(), EpochLines()])
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch 2")]
+    assert "val top-1 %" in line
+    assert "probe top-1 %" in line

@@ -10,8 +10,8 @@ import torch
 from helpers import CONFIGS, fit, summary
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.optim import SGD
+from training import assert_equal_weights, train
 
-from datamodules.augment import Augment
 from datamodules.digits import Digits
 from datamodules.views.transforms import SimCLRViews, Views
 from experiments.callbacks.hidden_layers import HiddenLayers
@@ -28,28 +28,14 @@ from models.networks.vgg import VGG
 from models.parts.regularization import Regularization
 
 WATCH = "--trainer.callbacks+=experiments.callbacks.HiddenLayers"
-
-
 DISTURBED = Regularization(input_noise=0.3, overparameterize=2)
 
 
-def train(*callbacks, method=DecoupledGreedy, views=None, **arguments):
-    """Two epochs with all that could be disturbed: BatchNorm, dropout, augmentation, momentum."""
+def model(method=DecoupledGreedy, **arguments):
+    """With all that could be disturbed: BatchNorm, dropout, momentum."""
     L.seed_everything(0)
     network, optimizer = partial(VGG, plan=(8, 8, "M", 16, 16), dropout=0.2), partial(SGD, lr=0.05, momentum=0.9)
-    trainer = L.Trainer(
-        accelerator="cpu",
-        max_epochs=2,
-        limit_train_batches=4,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=list(callbacks),
-    )
-    data = Digits(batch_size=32, augment=Augment(pad=1), views=views)
-    trainer.fit(method(network, (1, 8, 8), 10, num_blocks=2, optimizer=optimizer, **arguments), datamodule=data)
-    return trainer
+    return method(network, (1, 8, 8), 10, num_blocks=2, optimizer=optimizer, **arguments)
 
 
 class Keeper(L.Callback):
@@ -68,49 +54,38 @@ class Keeper(L.Callback):
     [{}, {"epochs_per_block": 1}, {"method": Layerwise, "epochs_per_block": 1, "regularization": DISTURBED}],
     ids=["together", "one by one", "layer-wise"],
 )
-def test_training_is_bit_identical_with_and_without_it(arguments):
+def test_training_is_bit_identical_with_and_without_it(arguments, tmp_path):
     found = []
     for callbacks in ([], [HiddenLayers(images=200)]):
         keeper = Keeper()
-        trainer = train(*callbacks, keeper, **arguments)
-        momenta = [s["momentum_buffer"] for o in trainer.optimizers for s in o.state.values()]
-        found.append((keeper.states, trainer.model.state_dict(), momenta))
-    (states, weights, momenta), (watched_states, watched, watched_momenta) = found
+        trainer = train(model(**arguments), tmp_path, callbacks=[*callbacks, keeper])
+        found.append((keeper.states, trainer.model))
+    (states, alone), (watched_states, watched) = found
     assert states == watched_states
-    assert any("running_mean" in name for name in weights)
-    assert all(torch.equal(weights[name], watched[name]) for name in weights)
-    assert all(torch.equal(a, b) for a, b in zip(momenta, watched_momenta, strict=True))
+    assert_equal_weights(alone, watched)
 
 
-def test_the_metrics_are_those_of_unaugmented_images():
-    trainer = train(HiddenLayers(images=10_000, every="block"))
-    logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("observe/")}
-    model = trainer.model.eval()
-    splits = Splits.of(Digits())
-    compute = reader(layers_of(model, "block"))
-    read = [splits.read([split], model.device, compute) for split in (splits.train, splits.val)]
+def test_the_metrics_are_those_of_unaugmented_images(tmp_path):
+    watched = model()
+    logged = train(watched, tmp_path, callbacks=[HiddenLayers(images=10_000, every="block")]).callback_metrics
+    compute, splits = reader(layers_of(watched.eval(), "block")), Splits.of(Digits())
+    read = [splits.read([split], watched.device, compute) for split in (splits.train, splits.val)]
     for layer, metrics in layer_metrics(*read, "val").items():
         for metric, value in metrics.items():
-            assert logged[f"observe/{layer}/{metric}"] == pytest.approx(value, rel=1e-4, abs=1e-6)
+            assert logged[f"observe/{layer}/{metric}"].item() == pytest.approx(value, rel=1e-4, abs=1e-6)
     assert 0 <= logged["observe/block1/confident_train"] <= 1
 
 
 def test_it_watches_a_run_and_its_continuation_from_the_command_line(tmp_path, monkeypatch):
-    shown, original = [], observe_pictures._draw_map
-
-    def noted(ax, panel, rows, epochs, values):
-        shown.append((rows, epochs, values.shape))
-        original(ax, panel, rows, epochs, values)
-
-    monkeypatch.setattr(observe_pictures, "_draw_map", noted)
-    fit(tmp_path, WATCH)
-    blocks = range(1, 5)
-    assert shown[0] == ([f"block{k}/conv{k}" for k in blocks], [1, 2], (4, 2))
-    shown.clear()
-    more = ("--trainer.callbacks.every_n_epochs=2", "--trainer.max_epochs=5", "--ckpt_path=last")
-    folder = fit(tmp_path, WATCH, *more)
-    assert shown[0] == ([f"block{k}/conv{k}" for k in blocks], [1, 2, 4], (4, 3))
-    assert shown[-1] == ([f"block{k}" for k in blocks], [1, 2, 4], (4, 3))
+    shown, draw_map = [], observe_pictures._draw_map
+    monkeypatch.setattr(observe_pictures, "_draw_map", lambda *seen: shown.append(seen[2:]) or draw_map(*seen))
+    fit(tmp_path, WATCH, "--trainer.max_epochs=1")
+    folder = fit(tmp_path, WATCH, "--trainer.callbacks.every_n_epochs=2", "--trainer.max_epochs=5", "--ckpt_path=last")
+    assert [epochs for _, epochs in shown] == [[1]] * 5 + [[1, 2, 4]] * 5
+    for rows, epochs in shown:
+        assert all(len(values) == len(epochs) for values in rows.values())
+    assert list(shown[5][0]) == ["block1/conv1", "block2/conv2", "block3/conv3", "block4/conv4"]
+    assert list(shown[-1][0]) == ["block1", "block2", "block3", "block4"]
     assert (folder / "observations_over_time.png").stat().st_size > 10_000
     page = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
     assert page.Images("observe/over_time")
@@ -118,23 +93,21 @@ def test_it_watches_a_run_and_its_continuation_from_the_command_line(tmp_path, m
     assert "observe/block4/conv4/rank_val" in summary(folder)["metrics"]
 
 
-def test_without_labels_there_is_no_redundancy():
+def test_without_labels_there_is_no_redundancy(tmp_path):
     """The images are not views, either."""
-    small = {"expand_dim": 16, "projector": partial(BiasFreeProjector, widths=(16, 16)), "views": Views(SimCLRViews)}
-    trainer = train(HiddenLayers(images=50), method=BlockwiseSSL, **small)
-    names = [name for name in trainer.callback_metrics if name.startswith("observe/")]
-    assert "observe/block2/conv4/ncm_val" in names
-    assert not any("confident" in name for name in names)
-
-
-LAYERWISE = ("--model.network.plan=[8,8,M,16,16]", "--model.epochs_per_block=1", "--trainer.limit_train_batches=4")
+    watched = model(BlockwiseSSL, expand_dim=16, projector=partial(BiasFreeProjector, widths=(16, 16)))
+    data = Digits(batch_size=32, views=Views(SimCLRViews))
+    metrics = train(watched, tmp_path, data, [HiddenLayers(images=50)]).callback_metrics
+    assert "observe/block2/conv4/ncm_val" in metrics
+    assert not any("confident" in name for name in metrics)
 
 
 def test_heads_that_training_drops_are_judged_while_they_are_there(tmp_path, monkeypatch):
     shown = []
-    monkeypatch.setattr(observe_pictures, "_draw_map", lambda ax, panel, rows, epochs, values: shown.append(values))
-    fit(tmp_path, WATCH, "--trainer.max_epochs=4", *LAYERWISE, config=CONFIGS / "layerwise" / "digits.yaml")
-    assert np.array_equal(np.isfinite(shown[-1]), np.eye(4, dtype=bool))
+    monkeypatch.setattr(observe_pictures, "_draw_map", lambda ax, panel, rows, epochs: shown.append(rows))
+    small = ("--model.network.plan=[8,16]", "--model.epochs_per_block=1", "--trainer.limit_train_batches=4")
+    fit(tmp_path, WATCH, *small, config=CONFIGS / "layerwise" / "digits.yaml")
+    assert np.array_equal(np.isfinite([*shown[-1].values()]), np.eye(2, dtype=bool))
 
 
 def test_a_method_without_units_is_refused():

@@ -3,10 +3,11 @@
 import json
 import math
 import shutil
+from functools import partial
 
 import pytest
 import torch
-from helpers import CONFIGS, fault, fit
+from helpers import CONFIGS, fault, fit, summary
 from PIL import Image
 from sklearn.neighbors import NearestCentroid
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -24,7 +25,6 @@ from models.methods.neuron_groups import NeuronGroups
 from models.networks.heads.classifiers import AuxHead
 from models.networks.vgg import VGG
 
-BACKPROP = CONFIGS / "backprop" / "digits.yaml"
 TINY = ("--model.network.plan=[8,8,M,16,16]", "--trainer.limit_train_batches=4", "--trainer.enable_progress_bar=false")
 ACCURACIES = {f"{judge}_{part}" for judge in ("probe_lin2", "ncm") for part in ("train", "test", "gap")}
 METRICS = ACCURACIES | {f"{metric}_{split}" for metric in ("fuzziness", "rank") for split in ("train", "test")}
@@ -33,12 +33,9 @@ UNITS = [f"block{k}/conv{k}" for k in range(1, 5)]
 
 
 @pytest.fixture(scope="module")
-def runs(finished, tmp_path_factory):
-    """A run in four blocks and one end to end of the same network."""
-    folder = tmp_path_factory.mktemp("runs")
-    shutil.copytree(finished, folder / "run")
-    fit(folder, *TINY, name="whole", config=BACKPROP)
-    return folder
+def whole(tmp_path_factory):
+    """A run end to end of the network of the finished one."""
+    return fit(tmp_path_factory.mktemp("runs"), *TINY, name="whole", config=CONFIGS / "backprop" / "digits.yaml")
 
 
 @pytest.fixture
@@ -48,28 +45,20 @@ def undrawn(monkeypatch):
     monkeypatch.setattr("experiments.probing.observe_results.draw_depth", lambda *args: blank.save(args[-1]))
 
 
-@pytest.fixture
-def copied(runs, tmp_path):
-    """The run, which a test may change."""
-    return shutil.copytree(runs / "run", tmp_path / "run")
-
-
 def observe(run, *options):
     main(["observe", f"--checkpoint={run}", "--epochs=2", "--images=100", *options])
     return json.loads((run / "observations.json").read_text())
 
 
 def small(method=DecoupledGreedy, **arguments):
-    torch.manual_seed(0)
-    network = arguments.pop("network", lambda *shape: VGG(*shape, plan=(8, 8, "M", 16, 16)))
-    return method(network, (1, 8, 8), 10, **arguments)
+    return method(partial(VGG, plan=(8, 8, "M", 16, 16)), (1, 8, 8), 10, num_blocks=2, **arguments)
 
 
 # -- layers and their features ------------------------------------------------------------------------
 
 
 def test_layers_are_the_units_of_all_blocks_or_the_ends_of_blocks():
-    model = small(num_blocks=2)
+    model = small()
     assert list(layers_of(model)) == ["block1/conv1", "block1/conv2", "block2/conv3", "block2/conv4"]
     assert list(layers_of(model, "block")) == ["block1", "block2"]
     images = torch.randn(5, 1, 8, 8)
@@ -79,12 +68,8 @@ def test_layers_are_the_units_of_all_blocks_or_the_ends_of_blocks():
         assert torch.equal(every_block["block1"], F.avg_pool2d(first, 2).flatten(1))
         assert torch.equal(every_unit["block1/conv2"], every_block["block1"])
         assert torch.equal(every_unit["block2/conv4"], pooled_2x2(model.blocks[1](first)))
-
-
-def test_a_final_head_without_units_is_no_layer():
-    model = small(NeuronGroups, num_blocks=2, num_groups=2, head=lambda *shape: AuxHead(*shape, hidden=8))
-    assert list(layers_of(model, "block")) == ["block1", "block2"]
-    assert len(layers_of(model)) == 4
+    groups = small(NeuronGroups, num_groups=2, head=partial(AuxHead, hidden=8))
+    assert list(layers_of(groups, "block")) == ["block1", "block2"]  # its final head has no units
 
 
 def test_maps_are_averaged_over_a_2x2_grid_and_vectors_stay():
@@ -96,9 +81,8 @@ def test_maps_are_averaged_over_a_2x2_grid_and_vectors_stay():
 
 
 def test_metrics_of_a_layer_are_those_of_its_features():
-    generator = torch.Generator().manual_seed(0)
     labels = torch.arange(60) % 3
-    train, val = (Features({"block1": torch.randn(60, 5, generator=generator) + labels[:, None]}, labels) for _ in "ab")
+    train, val = (Features({"block1": torch.randn(60, 5) + labels[:, None]}, labels) for _ in "ab")
     metrics = layer_metrics(train, val, "val")["block1"]
     centroids = NearestCentroid().fit(train.kinds["block1"], labels)
     assert metrics["ncm_val"] == pytest.approx(centroids.score(val.kinds["block1"], labels))
@@ -109,13 +93,10 @@ def test_metrics_of_a_layer_are_those_of_its_features():
 
 def test_heads_of_one_and_of_several_groups_are_judged_by_their_mean_probability_and_by_their_loss():
     logits = torch.tensor([[6.0, 0.0], [0.0, 6.0], [1.0, 0.0]])
-    labels = torch.tensor([0, 0, 0])
-    groups = torch.stack([logits, torch.full_like(logits, 5) * torch.tensor([1.0, -1.0])], dim=1)
-    found = redundancy(Features({"block1": logits, "block2": groups}, labels), lambda z, y: z.flatten(1)[:, 0] / 300)
-    p = groups.softmax(2).mean(1)[:, 0]
-    for head, confident in (("block1", 1 / 3), ("block2", float((p > 0.99).float().mean()))):
-        assert found[head]["confident_train"] == pytest.approx(confident)
-        assert found[head]["small_loss_train"] == pytest.approx(2 / 3)
+    kinds = {"block1": logits, "block2": torch.stack([logits, -logits], dim=1)}  # p = 0.5 of two opposite heads
+    found = redundancy(Features(kinds, torch.zeros(3, dtype=torch.int64)), lambda z, y: z.flatten(1)[:, 0] / 300)
+    for head, confident in (("block1", 1 / 3), ("block2", 0)):
+        assert found[head] == pytest.approx({"confident_train": confident, "small_loss_train": 2 / 3})
 
 
 def test_what_cannot_be_computed_is_left_out_and_shown_as_a_dash():
@@ -141,27 +122,26 @@ def test_heads_are_drawn_at_the_ends_of_their_blocks_and_the_final_one_behind():
 
 def test_the_legend_says_what_every_mark_stands_for():
     layers = {"block1/conv1": {}, "block2/conv2": {}}
-    heads = {"block1": {}, "block2": {}}
-    both = _legend([("run", layers, heads), ("whole (reference)", layers, {"final": {}})])
-    colours = {"run": "tab:blue", "whole (reference)": "tab:orange", "blocks of run, numbered on top": "0.8"}
-    marks = {"head of a block": "o", "head of the whole network": "D"}
-    styles = {"test images": "-", "training images": "--"}
-    assert {line.get_label() for line in both} == set(colours) | set(marks) | set(styles)
-    for line in both:
-        label = line.get_label()
-        assert line.get_color() == colours.get(label, "black")
-        assert line.get_marker() == marks.get(label, "None")
-        assert line.get_linestyle() == ("None" if label in marks else styles.get(label, "-"))
-    whole = _legend([("whole", {"block1/conv1": {}}, {})])
-    assert [line.get_label() for line in whole] == ["whole", "test images", "training images"]
+    both = _legend([("run", layers, {"block1": {}, "block2": {}}), ("whole (reference)", layers, {"final": {}})])
+    assert [(line.get_label(), line.get_color(), line.get_linestyle(), line.get_marker()) for line in both] == [
+        ("run", "tab:blue", "-", "None"),
+        ("whole (reference)", "tab:orange", "-", "None"),
+        ("test images", "black", "-", "None"),
+        ("training images", "black", "--", "None"),
+        ("head of a block", "black", "None", "o"),
+        ("head of the whole network", "black", "None", "D"),
+        ("blocks of run, numbered on top", "0.8", "-", "None"),
+    ]
+    alone = _legend([("whole", {"block1/conv1": {}}, {})])
+    assert [line.get_label() for line in alone] == ["whole", "test images", "training images"]
 
 
 # -- the command ----------------------------------------------------------------------------------------
 
 
-def test_metrics_go_to_file_picture_tensorboard_and_screen(copied, runs, capsys):
+def test_metrics_go_to_file_picture_tensorboard_and_screen(copied, whole, capsys):
     before = {file.name: file.read_bytes() for file in (copied / "checkpoints").iterdir()}
-    found = observe(copied, f"--reference={runs / 'whole'}")
+    found = observe(copied, f"--reference={whole}")
     assert found["layers"] == UNITS
     assert found["images"] == {"train": 100, "val": 100, "test": 100}
     assert found["reference"]["run"] == "whole"
@@ -170,6 +150,7 @@ def test_metrics_go_to_file_picture_tensorboard_and_screen(copied, runs, capsys)
     theirs = {f"reference/observe/{unit}/{metric}" for unit in UNITS for metric in METRICS}
     theirs |= {f"reference/observe/final/{share}_train" for share in ("confident", "small_loss")}
     assert set(found["metrics"]) == ours | theirs
+    assert found["metrics"]["observe/block4/conv4/cka_test"] < 0.99  # beside another network, not itself
     assert {file.name: file.read_bytes() for file in (copied / "checkpoints").iterdir()} == before
     page = EventAccumulator(str(copied), size_guidance={"images": 0}).Reload()
     for name, value in found["metrics"].items():
@@ -182,9 +163,18 @@ def test_metrics_go_to_file_picture_tensorboard_and_screen(copied, runs, capsys)
     assert [len(row) for row in rows if row and row[0] == UNITS[0]] == [13, 11]  # run; reference: no alignment
 
 
-def test_a_reference_is_observed_as_if_alone_and_always_the_same(copied, runs, tmp_path, undrawn):
-    beside = observe(copied, f"--reference={runs / 'whole'}")["metrics"]
-    found = observe(shutil.copytree(runs / "whole", tmp_path / "whole"))
+def test_a_reference_is_observed_as_if_alone_even_unfinished_and_always_the_same(
+    copied, whole, tmp_path, undrawn, capsys
+):
+    beside = observe(copied, f"--reference={whole}")["metrics"]
+    folder = shutil.copytree(whole, tmp_path / "whole")
+    (folder / "summary.json").unlink()
+    printed = capsys.readouterr().out
+    assert "last.ckpt, step 8\n" in printed
+    found = observe(folder)
+    printed = capsys.readouterr().out
+    assert "last.ckpt, step 8: not finished, as it was after epoch 2\n" in printed
+    assert "in place of" not in printed
     alone = found["metrics"]
     assert found["reference"] is None
     for k in range(1, 5):
@@ -194,74 +184,49 @@ def test_a_reference_is_observed_as_if_alone_and_always_the_same(copied, runs, t
     assert alone["observe/block1/confident_train"] == beside["reference/observe/final/confident_train"]
 
 
-def test_a_run_is_aligned_with_itself(copied, runs, undrawn):
-    metrics = observe(copied, f"--reference={runs / 'run'}", "--every=block")["metrics"]
+def test_a_run_is_aligned_with_itself_in_place_of_what_was_observed_before(copied, finished, undrawn, capsys):
+    (copied / "observations.json").touch()
+    metrics = observe(copied, f"--reference={finished}", "--every=block")["metrics"]
     for k in range(1, 5):
         assert metrics[f"observe/block{k}/cka_test"] == pytest.approx(1)
         assert metrics[f"observe/block{k}/ncm_test"] == metrics[f"reference/observe/block{k}/ncm_test"]
+    printed = capsys.readouterr().out
+    assert "observations.json and observations.png, in place of what was observed before\n" in printed
 
 
-def test_of_an_unfinished_run_and_of_what_is_replaced_it_says_so(copied, runs, undrawn, capsys):
-    observe(copied, f"--reference={runs / 'whole'}")
-    first = capsys.readouterr().out
-    assert "last.ckpt, step 8\n" in first
-    assert "in place of" not in first
-    (copied / "summary.json").unlink()
-    found = observe(copied)
-    second = capsys.readouterr().out
-    assert "last.ckpt, step 8: not finished, as it was after epoch 2\n" in second
-    assert "observations.json and observations.png, in place of what was observed before\n" in second
-    assert found["reference"] is None
-
-
-@pytest.mark.parametrize("config", ["blockwise_ssl", "neuron_groups"])
-def test_other_methods(config, tmp_path, undrawn):
+def test_blocks_of_groups_and_their_final_head_are_observed_and_probed(tmp_path, undrawn):
     options = ("--trainer.accelerator=cpu", "--trainer.limit_train_batches=2", "--trainer.enable_progress_bar=false")
-    folder = fit(tmp_path, *options, "--trainer.max_epochs=1", config=CONFIGS / config / "digits.yaml")
+    folder = fit(tmp_path, *options, "--trainer.max_epochs=1", config=CONFIGS / "neuron_groups" / "digits.yaml")
     metrics = observe(folder, "--every=block")["metrics"]
     assert "observe/block2/ncm_test" in metrics
-    heads = {name.split("/")[1] for name in metrics if "confident" in name}
-    assert bool(heads) == (config != "blockwise_ssl")
-    assert ("final" in heads) == (config == "neuron_groups")
-
-
-def test_a_multilayer_perceptron(tmp_path, undrawn):
-    config = CONFIGS / "decoupled_greedy" / "digits_mlp.yaml"
-    folder = fit(tmp_path, "--trainer.limit_train_batches=2", "--trainer.enable_progress_bar=false", config=config)
-    assert observe(folder)["layers"] == ["block1/fc1", "block2/fc2", "block3/fc3"]
+    assert {name.split("/")[1] for name in metrics if "confident" in name} == {"block1", "block2", "final"}
+    main(["probe", f"--checkpoint={folder}", "--epochs=1", "--k=5"])
+    probed = {name for name in summary(folder)["metrics"] if name.startswith("probe_lin1") and name.endswith("top1")}
+    assert probed == {"probe_lin1/block1/gap/top1", "probe_lin1/block2/gap/top1"}
 
 
 # -- mistakes ---------------------------------------------------------------------------------------------
 
 
-def test_mistakes_are_told_in_one_sentence(copied, runs, capsys, tmp_path):
-    def said(*options):
-        return fault(capsys, "observe", f"--checkpoint={copied}", "--epochs=1", *options)
+def test_mistakes_are_told_in_one_sentence(copied, whole, capsys, tmp_path):
+    other = shutil.copytree(whole, tmp_path / "other")
 
-    assert "observe needs a finished run" in fault(capsys, "observe")
-    assert "There is no run" in fault(capsys, "observe", f"--checkpoint={tmp_path / 'nowhere'}")
+    def said(option=f"--reference={other}"):
+        return fault(capsys, "observe", f"--checkpoint={copied}", "--epochs=1", option)
+
     assert "There is no run" in said(f"--reference={tmp_path / 'nowhere'}")
     assert "too few to judge 10 classes" in said("--images=12")
-    assert "every" in said("--every=layer")
-    other = shutil.copytree(runs / "whole", tmp_path / "other")
     last = other / "checkpoints" / "last.ckpt"
     saved = torch.load(last, weights_only=True)
     torch.save(saved | {"image_shape": (3, 32, 32)}, last)
-    assert f"The reference {other} was trained on images of 3×32×32, the run to compare with has 1×8×8" in said(
-        f"--reference={other}"
-    )
+    assert f"The reference {other} was trained on images of 3×32×32, the run to compare with has 1×8×8" in said()
     saved["state_dict"]["blocks.0.conv4.0.weight"] = torch.zeros(32, 16, 3, 3)
     torch.save(saved, last)
-    assert "another network than VGG: conv4.0.weight is (32, 16, 3, 3) there" in said(f"--reference={other}")
-    finished = json.loads((other / "summary.json").read_text())
-    (other / "summary.json").write_text(json.dumps(finished | {"dataset": "MNIST"}))
-    assert "trained on MNIST, the run on Digits" in said(f"--reference={other}")
+    assert "another network than VGG: conv4.0.weight is (32, 16, 3, 3) there" in said()
+    (other / "summary.json").write_text(json.dumps(summary(other) | {"dataset": "MNIST"}))
+    assert "trained on MNIST, the run on Digits" in said()
     (other / "summary.json").unlink()
     config = (other / "config.yaml").read_text()
     (other / "config.yaml").write_text(config.replace("datamodules.Digits", "datamodules.SVHN"))
-    assert "trained on SVHN, the run on Digits" in said(f"--reference={other}")
-    last.unlink()
-    assert "There is no checkpoint" in said(f"--reference={other}")
-    (copied / "checkpoints" / "last.ckpt").unlink()
-    assert "There is no checkpoint" in said()
+    assert "trained on SVHN, the run on Digits" in said()
     assert not (copied / "observations.json").exists()

@@ -1,73 +1,105 @@
-"""The networks that ``observe`` looks at: that of a run, and that of its reference."""
+"""The networks that are looked at, that of a run and that of its reference: found, read, and seen to fit."""
 
 import json
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 from torch import Tensor, nn
 
 from datamodules.base import ImageDataModule
-from experiments.probing.checkpoint import Checkpoint, checkpoint_of, read_checkpoint
 from experiments.probing.features import Compute
 from experiments.probing.hidden_layers import Every, Layers, layers_of
-from experiments.run.checkpoint import network_differences
+from experiments.run.checkpoint import (
+    find_checkpoint,
+    load_checkpoint,
+    network_differences,
+    require_same_images,
+    require_same_network,
+)
 from experiments.run.errors import RunError
 from experiments.run.files import CONFIG, SUMMARY
 from losses import CrossEntropy
 from models.classification import LocalClassification
 from models.local_learning import LocalLearning
+from models.method import Method
 from models.networks.chain import Chain
 
 
 @dataclass(frozen=True)
-class Network:
-    """A trained network.
+class Checkpoint:
+    """What a run has saved in a file, after an epoch (from 1) and a training step: parameters and buffers by name."""
 
-    Attributes:
-        checkpoint: where its weights come from.
-        layers: its layers.
-        logits: images → head → logits, of the heads that classify, if any does.
-        sample_losses: logits and labels → what those heads were trained on, per sample.
+    file: Path
+    epoch: int
+    step: int
+    weights: Mapping[str, Tensor]
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.file.absolute().parents[1]
+
+    @property
+    def dataset(self) -> str:
+        """What it was trained on: the data set's name, of an unfinished run its class."""
+        if (summary := self.folder / SUMMARY).is_file():
+            return json.loads(summary.read_text())["dataset"]
+        return yaml.safe_load((self.folder / CONFIG).read_text())["data"]["class_path"].rpartition(".")[2]
+
+
+def _read(path: Path, image_shape: Sequence[int], *words: str) -> Checkpoint:
+    """The checkpoint, of images of this size, that a run folder or a file in one means; ``words`` name it in faults."""
+    file = find_checkpoint(path)
+    saved = load_checkpoint(file)
+    require_same_images(path if words else file, saved, image_shape, *words)
+    return Checkpoint(file, saved["epoch"] + 1, saved["global_step"], saved["state_dict"])
+
+
+def checkpoint_of(model: Method, path: Path) -> Checkpoint:
+    """The checkpoint meant by a run folder (its last one) or by a file in one; the model drops what training dropped.
+
+    Raises:
+        RunError: it is missing, damaged, of images of another size, or of another network or another cut.
     """
+    checkpoint = _read(path, model.image_shape)
+    require_same_network(checkpoint.file, checkpoint.weights, model)
+    return checkpoint
+
+
+class Network(NamedTuple):
+    """A trained network; of those of its heads that classify, the logits and what they were trained on."""
 
     checkpoint: Checkpoint
     layers: Layers
     logits: Compute | None
-    sample_losses: Callable[[Tensor, Tensor], Tensor] = field(default_factory=CrossEntropy)
+    sample_losses: Callable[[Tensor, Tensor], Tensor]
 
 
 def load_run(path: Path, model: LocalLearning, every: Every) -> Network:
-    """The network of a run.
-
-    Raises:
-        RunError: the checkpoint is missing, damaged, or of another network or images of another size.
-    """
+    """The network of a run; faults as those of :func:`checkpoint_of`."""
     checkpoint = checkpoint_of(model, path)
     model.load_state_dict(checkpoint.weights)
     model.eval()
     if isinstance(model, LocalClassification):
         return Network(checkpoint, layers_of(model, every), model.block_logits, model.sample_losses)
-    return Network(checkpoint, layers_of(model, every), None)
+    return Network(checkpoint, layers_of(model, every), None, CrossEntropy())
 
 
 def load_reference(path: Path, model: LocalLearning, data: ImageDataModule, layers: Layers) -> Network:
     """The same network, trained by any method and cut anywhere: its units are known by their names.
 
-    Args:
-        path: a run folder, or a checkpoint file in one.
-        model: of the run to compare with.
-        data: of that run.
-        layers: of that run; the reference's are named and put together alike.
+    Model, data and layers are those of the run to compare with; the reference's layers are put together alike.
 
     Raises:
         RunError: it is of another network or of other data.
     """
-    checkpoint = read_checkpoint(path, model.image_shape, "reference", "run to compare with")
-    if (theirs := _data_set(checkpoint)) not in (data.name, type(data).__name__):
+    checkpoint = _read(path, model.image_shape, "reference", "run to compare with")
+    if (theirs := checkpoint.dataset) not in (data.name, type(data).__name__):
         raise RunError(
             f"The reference {path} was trained on {theirs}, the run on {data.name}: both must be on the same."
         )
@@ -85,15 +117,7 @@ def load_reference(path: Path, model: LocalLearning, data: ImageDataModule, laye
         for name, layer in layers.items()
     }
     logits = (lambda images: {"final": chain(images)}) if _load_classifier(chain, checkpoint.weights) else None
-    return Network(checkpoint, alike, logits)
-
-
-def _data_set(checkpoint: Checkpoint) -> str:
-    """What a run was trained on: the data set's name, of an unfinished run its class."""
-    if (summary := checkpoint.folder / SUMMARY).is_file():
-        return json.loads(summary.read_text())["dataset"]
-    config = yaml.safe_load((checkpoint.folder / CONFIG).read_text())
-    return config["data"]["class_path"].rpartition(".")[2]
+    return Network(checkpoint, alike, logits, CrossEntropy())
 
 
 def _load_classifier(chain: Chain, weights: Mapping[str, Tensor]) -> bool:
