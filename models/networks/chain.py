@@ -25,6 +25,9 @@ class Chain(nn.Module):
         published_memory_cuts: the same for the published cuts that balance activation memory.
     """
 
+    published_cuts: Mapping[int, tuple[str, ...]] = {}
+    published_memory_cuts: Mapping[int, tuple[str, ...]] = {}
+
     def __init__(
         self,
         units: Mapping[str, nn.Module],
@@ -38,8 +41,6 @@ class Chain(nn.Module):
         channels, height, width = image_shape
         self.image_shape = channels, height, width
         self.name = name
-        self.published_cuts: Mapping[int, tuple[str, ...]] = {}
-        self.published_memory_cuts: Mapping[int, tuple[str, ...]] = {}
 
     @property
     def unit_names(self) -> list[str]:

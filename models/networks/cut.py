@@ -1,7 +1,7 @@
 """The cut: where a chain of units falls apart into blocks."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
@@ -66,16 +66,9 @@ def cut_chain(chain: Chain, num_blocks: int, cut: Cut, make_head: MakeHead) -> l
     return [nn.Sequential(OrderedDict(children[start:stop])) for start, stop in pairwise(bounds)]
 
 
-def feature_shapes(chain: Chain) -> dict[str, tuple[int, ...]]:
-    """Unit name → shape of its output for one image."""
-    costs = profile(list(chain.units), chain.image_shape)
-    return {name: cost.output_shape for name, (cost, _) in zip(chain.unit_names, costs, strict=True)}
-
-
-def block_shapes(chain: Chain, blocks: Sequence[nn.Sequential]) -> list[tuple[int, ...]]:
-    """Shape of every block's output for one image."""
-    shapes = feature_shapes(chain)
-    return [shapes[list(dict(block.named_children()))[-1]] for block in blocks]
+def block_shapes(chain: Chain, blocks: Iterable[nn.Module]) -> list[tuple[int, ...]]:
+    """Shape of every block's (or unit's) output for one image."""
+    return [cost.output_shape for cost, _ in profile(list(blocks), chain.image_shape)]
 
 
 def _named(chain: Chain, num_blocks: int, after: Sequence[str]) -> Sequence[str]:

@@ -9,6 +9,7 @@ from torch import nn
 
 from losses.errors import NetworkError
 from models.networks.chain import Chain, initialise_convolutions, rectifier
+from models.networks.mlp import hidden_units
 
 Plan = Sequence[int | Literal["M"]]
 
@@ -56,16 +57,16 @@ class VGG(Chain):
         dropout: float = 0.0,
         negative_slope: float = 0.0,
     ) -> None:
-        channels, height, side = image_shape[0], image_shape[1], min(image_shape[1:])
-        name = type(self).__name__
+        channels, rows, columns = image_shape
+        name, halvings = type(self).__name__, list(plan).count("M")
         if not plan or plan[0] == "M":
             raise NetworkError(f"A VGG plan starts with a convolution's width, not with {plan}.")
         if any(one == other == "M" for one, other in pairwise(plan)):
             raise NetworkError(f"A VGG plan pools once after a convolution: {list(plan)} has two M in a row.")
-        if 2 ** list(plan).count("M") > side:
+        if 2**halvings > min(rows, columns):
             raise NetworkError(
-                f"{name} halves the image {list(plan).count('M')} times, too often for {height}×{image_shape[2]} "
-                "pixels. Use a plan with fewer M, or larger images."
+                f"{name} halves the image {halvings} times, too often for {rows}×{columns} pixels. "
+                "Use a plan with fewer M, or larger images."
             )
         units: dict[str, nn.Module] = {}
         convolutions = [(w, i + 1 < len(plan) and plan[i + 1] == "M") for i, w in enumerate(plan) if w != "M"]
@@ -73,16 +74,10 @@ class VGG(Chain):
             out = width_multiple * max(1, math.floor(out * width / width_multiple + 0.5))
             units[f"conv{i}"] = _conv_unit(channels, out, pool, dropout, negative_slope)
             channels = out
-        halvings = list(plan).count("M")
-        features = channels * (image_shape[1] >> halvings) * (image_shape[2] >> halvings)
-        for i, out in enumerate(hidden, start=1):
-            out = max(1, round(out * width))
-            layers: list[nn.Module] = [nn.Flatten()] if i == 1 else []
-            layers += [nn.Linear(features, out, bias=False), nn.BatchNorm1d(out), rectifier(negative_slope)]
-            layers += [nn.Dropout(dropout)] if dropout else []
-            units[f"fc{i}"] = nn.Sequential(*layers)
-            features = out
-        classifier = nn.Linear(features, num_classes)
+        features = channels * (rows >> halvings) * (columns >> halvings)
+        widths = [features, *(max(1, round(out * width)) for out in hidden)]
+        units |= hidden_units(widths, batch_norm=True, dropout=dropout, negative_slope=negative_slope)
+        classifier = nn.Linear(widths[-1], num_classes)
         head = classifier if hidden else nn.Sequential(nn.Flatten(), classifier)
         super().__init__(units, head, image_shape, name if width == 1 else f"{name}×{width:g}")
         initialise_convolutions(self)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from losses.errors import NetworkError
-from models.networks.cut import Cut, balanced_stops, cut_chain, feature_shapes
+from models.networks.cut import Cut, balanced_stops, block_shapes, cut_chain
 from models.networks.heads.classifiers import AuxHead
 from models.networks.memory.profile import activation_bytes, profile
 from models.networks.mlp import MLP
@@ -266,7 +266,7 @@ def test_missing_published_cut_is_refused_with_the_known_ones(resnet32, vgg):
 
 
 def test_feature_shapes(vgg):
-    assert feature_shapes(vgg) == {
+    assert dict(zip(vgg.unit_names, block_shapes(vgg, vgg.units))) == {
         "conv1": (8, 16, 16),
         "conv2": (8, 8, 8),
         "conv3": (16, 8, 8),

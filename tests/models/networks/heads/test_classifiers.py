@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from losses.errors import NetworkError
-from models.networks.cut import feature_shapes
+from models.networks.cut import block_shapes
 from models.networks.heads.classifiers import AuxHead, CNNHead, ConvHead, LinearHead, MLPSRHead
 from models.networks.layers.pooling import GlobalAveragePool
 from models.networks.resnet import CifarResNet
@@ -39,7 +39,8 @@ def resnet32(factor):
     ],
 )
 def test_1c2f_heads_have_the_published_number_of_parameters(factor, num_blocks, millions):
-    shapes = feature_shapes(resnet32(factor))
+    chain = resnet32(factor)
+    shapes = dict(zip(chain.unit_names, block_shapes(chain, chain.units), strict=True))
     with torch.device("meta"):
         heads = [AuxHead(shapes[end], 10, hidden=128 * factor) for end in BOUNDARIES[num_blocks]]
     assert round(sum(map(count, heads)) / 1e6, 3) == millions
