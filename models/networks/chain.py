@@ -60,8 +60,7 @@ NetworkCallable = Callable[[tuple[int, int, int], int], Chain]
 def initialise_convolutions(module: nn.Module) -> None:
     """Draw convolution weights from a normal distribution with std √(2 / (k·k·C_out)) (He et al., 2015).
 
-    C_out is the full output width even of a grouped convolution, as in the published local-learning
-    code. BatchNorm (1 and 0) and Linear keep PyTorch's defaults.
+    BatchNorm (1 and 0) and Linear keep PyTorch's defaults.
     """
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):

@@ -34,13 +34,9 @@ MakeHead = Callable[[tuple[int, ...]], nn.Module]
 
 
 def cut_chain(chain: Chain, num_blocks: int, cut: Cut, make_head: MakeHead) -> list[nn.Sequential]:
-    """Cut a chain into blocks; every unit is in exactly one block and keeps its name.
+    """Cut a chain into K blocks; every unit is in exactly one block and keeps its name.
 
-    Args:
-        chain: the network.
-        num_blocks: K.
-        cut: how.
-        make_head: head of a block that is not the last; only its cost is looked at here.
+    Of the heads that ``make_head`` makes, for blocks other than the last, only the cost is looked at.
 
     Raises:
         NetworkError: K is below 1 or above the number of units, a name is unknown, named twice or the
@@ -137,13 +133,8 @@ def balanced_stops(num_units: int, num_blocks: int, block_cost: Callable[[int, i
     Among all cuts with the same dearest block, the one with the least sum of squared costs, so that
     the other blocks are even too. Dynamic programming, O(K·n²).
 
-    Args:
-        num_units: n.
-        num_blocks: K, 1 ≤ K ≤ n.
-        block_cost: (start, stop) → cost of the block of units start … stop − 1.
-
     Returns:
-        The ``stop`` of each block, in order.
+        The ``stop`` of each block, in order; ``block_cost(start, stop)`` is that of the units start … stop − 1.
     """
     cost = cache(block_cost)
 

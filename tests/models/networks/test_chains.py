@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from losses.errors import NetworkError
-from models.networks.chain import initialise_convolutions
 from models.networks.cut import block_shapes
 from models.networks.mlp import MLP
 from models.networks.resnet import CifarResNet, ResNet
@@ -96,9 +95,10 @@ def test_cifar_resnets_have_the_published_size(depth, millions):
     assert published == pytest.approx(millions * 1e6, abs=0.04e6 if depth == 110 else 0.005e6)
 
 
-def test_parameter_counts_of_the_published_trunks():
-    assert count(on_meta(CifarResNet, CIFAR, 10, depth=32).units) == 466_256
-    assert count(on_meta(CifarResNet, CIFAR, 10, depth=32, widths=(32, 32, 64, 128)).units) == 1_859_232
+@pytest.mark.parametrize(("factor", "parameters"), [(1, 466_256), (2, 1_859_232)])
+def test_resnet32_has_the_published_trunk(factor, parameters):
+    widths = [factor * width for width in (16, 16, 32, 64)]
+    assert count(on_meta(CifarResNet, CIFAR, 10, depth=32, widths=widths).units) == parameters
 
 
 @pytest.mark.parametrize(
@@ -144,13 +144,6 @@ def test_convolutions_start_with_kaiming_fan_out_std(make):
         expected = math.sqrt(2 / (conv.kernel_size[0] ** 2 * conv.out_channels))
         five_standard_errors = 5 / math.sqrt(2 * conv.weight.numel())
         assert conv.weight.std().item() == pytest.approx(expected, rel=five_standard_errors)
-
-
-def test_grouped_convolutions_start_with_the_std_of_the_full_width():
-    torch.manual_seed(0)
-    conv = nn.Conv2d(64, 64, 3, groups=4)
-    initialise_convolutions(conv)
-    assert conv.weight.std().item() == pytest.approx(math.sqrt(2 / (9 * 64)), rel=0.05)
 
 
 @pytest.mark.parametrize(("depth", "channels", "last"), [(18, 8, "bn2"), (50, 32, "bn3")])
