@@ -14,18 +14,6 @@ from models.networks.mlp import hidden_units
 Plan = Sequence[int | Literal["M"]]
 
 
-def _conv_unit(channels_in: int, channels_out: int, pool: bool, dropout: float, negative_slope: float) -> nn.Sequential:
-    layers: list[nn.Module] = [
-        nn.Conv2d(channels_in, channels_out, kernel_size=3, padding=1, bias=False),
-        nn.BatchNorm2d(channels_out),
-        rectifier(negative_slope),
-    ]
-    # The pooling belongs to the unit before it, so that a cut hands on a quarter of the bytes.
-    layers += [nn.MaxPool2d(2)] if pool else []
-    layers += [nn.Dropout(dropout)] if dropout else []
-    return nn.Sequential(*layers)
-
-
 class VGG(Chain):
     """3×3 convolutions with BatchNorm and ReLU, 2×2 max-pooling, hidden linear layers, classifier.
 
@@ -69,10 +57,15 @@ class VGG(Chain):
                 "Use a plan with fewer M, or larger images."
             )
         units: dict[str, nn.Module] = {}
-        convolutions = [(w, i + 1 < len(plan) and plan[i + 1] == "M") for i, w in enumerate(plan) if w != "M"]
+        convolutions = [(out, after == "M") for out, after in pairwise([*plan, 0]) if out != "M"]
         for i, (out, pool) in enumerate(convolutions, start=1):
             out = width_multiple * max(1, math.floor(out * width / width_multiple + 0.5))
-            units[f"conv{i}"] = _conv_unit(channels, out, pool, dropout, negative_slope)
+            layers: list[nn.Module] = [nn.Conv2d(channels, out, kernel_size=3, padding=1, bias=False)]
+            layers += [nn.BatchNorm2d(out), rectifier(negative_slope)]
+            # The pooling belongs to the unit before it, so that a cut hands on a quarter of the bytes.
+            layers += [nn.MaxPool2d(2)] if pool else []
+            layers += [nn.Dropout(dropout)] if dropout else []
+            units[f"conv{i}"] = nn.Sequential(*layers)
             channels = out
         features = channels * (rows >> halvings) * (columns >> halvings)
         widths = [features, *(max(1, round(out * width)) for out in hidden)]

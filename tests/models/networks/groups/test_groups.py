@@ -8,11 +8,12 @@ from torch import nn
 
 from experiments.studies.published_loop import own_slice_live
 from losses.errors import NetworkError
-from models.networks.cut import Cut, block_shapes, cut_chain
+from models.networks.cut import Cut, cut_chain
 from models.networks.groups.cut import end_at_last_map, group_blocks
 from models.networks.groups.heads import GroupHeads
 from models.networks.heads.classifiers import AuxHead, CNNHead, ConvHead, LinearHead, MLPSRHead
 from models.networks.layers.grouped import SharingConv2d
+from models.networks.memory.profile import profile
 from models.networks.mlp import MLP
 from models.networks.resnet import CifarResNet, ResNet
 from models.networks.vgg import VGG
@@ -28,7 +29,7 @@ def grouped_resnet(num_blocks, num_groups, width=1, sharing=True):
     chain = CifarResNet((3, 32, 32), 10, 32, [width * w for w in (16, 16, 32, 64)])
     blocks = cut_chain(chain, num_blocks, PUBLISHED, lambda shape: nn.Identity())
     group_blocks(blocks, (3, 32, 32), num_groups, sharing)
-    return blocks, block_shapes(chain, blocks)
+    return blocks
 
 
 # -- published counts -----------------------------------------------------------------------------
@@ -50,10 +51,12 @@ PARAMETERS = {
 
 @pytest.mark.parametrize(("width", "num_blocks"), PARAMETERS)
 def test_parameters_are_the_published_ones(width, num_blocks):
+    head = partial(AuxHead, hidden=128 * width)
+    with torch.device("meta"):
+        shapes = [cost.output_shape for cost, _ in profile(grouped_resnet(num_blocks, 1, width), (3, 32, 32))]
     for groups, cell in zip((1, 2, 4, 8), PARAMETERS[width, num_blocks].split(), strict=True):
         with torch.device("meta"):
-            blocks, shapes = grouped_resnet(num_blocks, groups, width)
-            head = partial(AuxHead, hidden=128 * width)
+            blocks = grouped_resnet(num_blocks, groups, width)
             heads = [GroupHeads(head, shape, 10, groups) for shape in shapes]
         millions = [f"{count(part) / 1e6:.3f}".removeprefix("0") for part in (blocks, heads)]
         assert "/".join(millions) == cell
@@ -85,7 +88,7 @@ def whole_ones(blocks):
 def test_what_reads_the_blocks_input_stays_whole_if_groups_share(num_blocks, sharing, whole):
     """The stem always; a shortcut only where it reads the block's input."""
     with torch.device("meta"):
-        assert whole_ones(grouped_resnet(num_blocks, 4, sharing=sharing)[0]) == whole
+        assert whole_ones(grouped_resnet(num_blocks, 4, sharing=sharing)) == whole
 
 
 def test_bottlenecks_can_be_grouped():
@@ -100,7 +103,7 @@ def test_bottlenecks_can_be_grouped():
 
 def test_convolutions_keep_the_spread_of_the_whole_one():
     """He's rule with all output channels, not those of one group."""
-    conv = grouped_resnet(1, 4, width=4)[0][0].layer3_3.conv2
+    conv = grouped_resnet(1, 4, width=4)[0].layer3_3.conv2
     assert conv.weight.shape == (256, 64, 3, 3)
     assert conv.weight.std().item() == pytest.approx((2 / (9 * 256)) ** 0.5, rel=0.02)
 

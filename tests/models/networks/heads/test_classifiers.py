@@ -69,12 +69,6 @@ def test_layers_of_a_head(make, shape, layers):
     assert head(torch.randn(2, *shape)).shape == (2, 4)
 
 
-def test_linear_head_averages_quarters_of_the_map():
-    head, x = LinearHead((3, 8, 6), 4), torch.randn(2, 3, 8, 6)
-    quarters = x.unflatten(2, (2, 4)).unflatten(4, (2, 3)).mean((3, 5))  # (B, C, 2, 2)
-    torch.testing.assert_close(head(x), head[-1](quarters.flatten(1)))
-
-
 @pytest.mark.parametrize("make", [AuxHead, MLPSRHead, CNNHead, ConvHead])
 def test_heads_initialise_their_convolutions(make):
     torch.manual_seed(0)

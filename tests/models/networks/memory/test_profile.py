@@ -90,12 +90,6 @@ def test_shortcuts_keep_shape_type_and_layout():
             assert (one.shape, one.dtype, one.stride()) == (other.shape, other.dtype, other.stride())
 
 
-def test_heads_are_made_for_the_features_of_their_unit():
-    asked = []
-    profile(VGG((3, 8, 8), 10, plan=(4, "M", 6), hidden=(5,)).units, (3, 8, 8), make_head=lambda *a: asked.append(a))
-    assert asked == [(0, (4, 4, 4)), (1, (6, 4, 4)), (2, (5,))]
-
-
 def test_everything_that_a_head_of_several_outputs_keeps_is_counted():
     class Two(nn.Module):
         def __init__(self):
