@@ -94,13 +94,12 @@ def test_heads_refuse(make, shape, fault):
         make(shape, 4)
 
 
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_global_average_pool_equals_torchs_and_keeps_the_layout_of_the_gradient(memory_format):
+def test_global_average_pool_equals_torchs_with_one_gradient_for_all_pixels():
     torch.manual_seed(0)
-    x = torch.randn(3, 4, 5, 6, dtype=torch.float64).contiguous(memory_format=memory_format).requires_grad_()
+    x = torch.randn(3, 4, 5, 6, dtype=torch.float64).contiguous(memory_format=torch.channels_last).requires_grad_()
     weights = torch.randn(3, 4, dtype=torch.float64)
-    ours, theirs = GlobalAveragePool()(x.relu()), nn.AdaptiveAvgPool2d(1)(x.relu()).flatten(1)
+    ours, theirs = GlobalAveragePool()(x), nn.AdaptiveAvgPool2d(1)(x).flatten(1)
     torch.testing.assert_close(ours, theirs)
     gradients = [torch.autograd.grad((y * weights).sum(), x)[0] for y in (ours, theirs)]
     torch.testing.assert_close(*gradients)
-    assert gradients[0].is_contiguous(memory_format=memory_format)
+    assert gradients[0].stride()[2:] == (0, 0)  # no copies, in whatever layout
