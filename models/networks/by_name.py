@@ -18,9 +18,13 @@ def by_name(package: str, path: Iterable[str], apart: str = " ") -> Callable[[st
 
     @cache
     def classes() -> dict[str, Any]:
-        names = [file.name for file in pkgutil.walk_packages(path, f"{package}.") if not file.name.startswith(apart)]
-        files = [import_module(name) for name in names]
-        return {key: one for file in files for key, one in vars(file).items() if _lives_in(one, file.__name__)}
+        found = {}
+        for file in pkgutil.walk_packages(path, f"{package}."):
+            if not file.name.startswith(apart):
+                for key, one in vars(import_module(file.name)).items():
+                    if isinstance(one, type) and one.__module__ == file.name:
+                        found[key] = one
+        return found
 
     def find(name: str) -> Any:
         if not name[0].isupper() or name not in classes():
@@ -28,7 +32,3 @@ def by_name(package: str, path: Iterable[str], apart: str = " ") -> Callable[[st
         return classes()[name]
 
     return find
-
-
-def _lives_in(one: Any, file: str) -> bool:
-    return isinstance(one, type) and one.__module__ == file

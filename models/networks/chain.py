@@ -25,6 +25,9 @@ class Chain(nn.Module):
         published_memory_cuts: the same for the published cuts that balance activation memory.
     """
 
+    published_cuts: Mapping[int, tuple[str, ...]] = {}
+    published_memory_cuts: Mapping[int, tuple[str, ...]] = {}
+
     def __init__(
         self,
         units: Mapping[str, nn.Module],
@@ -38,8 +41,6 @@ class Chain(nn.Module):
         channels, height, width = image_shape
         self.image_shape = channels, height, width
         self.name = name
-        self.published_cuts: Mapping[int, tuple[str, ...]] = {}
-        self.published_memory_cuts: Mapping[int, tuple[str, ...]] = {}
 
     @property
     def unit_names(self) -> list[str]:
@@ -59,8 +60,7 @@ NetworkCallable = Callable[[tuple[int, int, int], int], Chain]
 def initialise_convolutions(module: nn.Module) -> None:
     """Draw convolution weights from a normal distribution with std √(2 / (k·k·C_out)) (He et al., 2015).
 
-    C_out is the full output width even of a grouped convolution, as in the published local-learning
-    code. BatchNorm (1 and 0) and Linear keep PyTorch's defaults.
+    BatchNorm (1 and 0) and Linear keep PyTorch's defaults.
     """
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):

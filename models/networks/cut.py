@@ -1,7 +1,7 @@
 """The cut: where a chain of units falls apart into blocks."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
@@ -34,13 +34,9 @@ MakeHead = Callable[[tuple[int, ...]], nn.Module]
 
 
 def cut_chain(chain: Chain, num_blocks: int, cut: Cut, make_head: MakeHead) -> list[nn.Sequential]:
-    """Cut a chain into blocks; every unit is in exactly one block and keeps its name.
+    """Cut a chain into K blocks; every unit is in exactly one block and keeps its name.
 
-    Args:
-        chain: the network.
-        num_blocks: K.
-        cut: how.
-        make_head: head of a block that is not the last; only its cost is looked at here.
+    Of the heads that ``make_head`` makes, for blocks other than the last, only the cost is looked at.
 
     Raises:
         NetworkError: K is below 1 or above the number of units, a name is unknown, named twice or the
@@ -66,16 +62,9 @@ def cut_chain(chain: Chain, num_blocks: int, cut: Cut, make_head: MakeHead) -> l
     return [nn.Sequential(OrderedDict(children[start:stop])) for start, stop in pairwise(bounds)]
 
 
-def feature_shapes(chain: Chain) -> dict[str, tuple[int, ...]]:
-    """Unit name → shape of its output for one image."""
-    costs = profile(list(chain.units), chain.image_shape)
-    return {name: cost.output_shape for name, (cost, _) in zip(chain.unit_names, costs, strict=True)}
-
-
-def block_shapes(chain: Chain, blocks: Sequence[nn.Sequential]) -> list[tuple[int, ...]]:
-    """Shape of every block's output for one image."""
-    shapes = feature_shapes(chain)
-    return [shapes[list(dict(block.named_children()))[-1]] for block in blocks]
+def block_shapes(chain: Chain, blocks: Iterable[nn.Module]) -> list[tuple[int, ...]]:
+    """Shape of every block's (or unit's) output for one image."""
+    return [cost.output_shape for cost, _ in profile(list(blocks), chain.image_shape)]
 
 
 def _named(chain: Chain, num_blocks: int, after: Sequence[str]) -> Sequence[str]:
@@ -144,13 +133,8 @@ def balanced_stops(num_units: int, num_blocks: int, block_cost: Callable[[int, i
     Among all cuts with the same dearest block, the one with the least sum of squared costs, so that
     the other blocks are even too. Dynamic programming, O(K·n²).
 
-    Args:
-        num_units: n.
-        num_blocks: K, 1 ≤ K ≤ n.
-        block_cost: (start, stop) → cost of the block of units start … stop − 1.
-
     Returns:
-        The ``stop`` of each block, in order.
+        The ``stop`` of each block, in order; ``block_cost(start, stop)`` is that of the units start … stop − 1.
     """
     cost = cache(block_cost)
 

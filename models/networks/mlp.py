@@ -1,13 +1,28 @@
 """Multilayer perceptron: one unit per hidden layer."""
 
-import itertools
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import nn
 
 from losses.errors import NetworkError
 from models.networks.chain import Chain, rectifier
+
+
+def hidden_units(
+    widths: Sequence[int], batch_norm: bool, dropout: float, negative_slope: float
+) -> dict[str, nn.Module]:
+    """Fully connected units ``fc1, fc2, …`` between successive widths, the first of which is that of the input."""
+    units: dict[str, nn.Module] = {}
+    for i, (fan_in, fan_out) in enumerate(pairwise(widths), start=1):
+        layers: list[nn.Module] = [nn.Flatten()] if i == 1 else []
+        layers += [nn.Linear(fan_in, fan_out, bias=not batch_norm)]
+        layers += [nn.BatchNorm1d(fan_out)] if batch_norm else []
+        layers += [rectifier(negative_slope)]
+        layers += [nn.Dropout(dropout)] if dropout else []
+        units[f"fc{i}"] = nn.Sequential(*layers)
+    return units
 
 
 class MLP(Chain):
@@ -37,13 +52,6 @@ class MLP(Chain):
         if not hidden:
             raise NetworkError("An MLP needs at least one hidden layer; give hidden: [256, 256].")
         widths = [math.prod(image_shape), *hidden]
-        units = {}
-        for i, (fan_in, fan_out) in enumerate(itertools.pairwise(widths), start=1):
-            layers: list[nn.Module] = [nn.Flatten()] if i == 1 else []
-            layers += [nn.Linear(fan_in, fan_out, bias=not batch_norm)]
-            layers += [nn.BatchNorm1d(fan_out)] if batch_norm else []
-            layers += [rectifier(negative_slope)]
-            layers += [nn.Dropout(dropout)] if dropout else []
-            units[f"fc{i}"] = nn.Sequential(*layers)
+        units = hidden_units(widths, batch_norm, dropout, negative_slope)
         name = "MLP-" + "-".join(map(str, hidden))
         super().__init__(units, nn.Linear(widths[-1], num_classes), image_shape, name)

@@ -11,22 +11,16 @@ from models.networks.chain import Chain, initialise_convolutions
 from models.networks.layers.pooling import GlobalAveragePool
 
 
-def _stem(channels_in: int, channels_out: int) -> nn.Sequential:
-    """3×3 convolution at full resolution, BatchNorm, ReLU: the CIFAR stem, without max-pooling."""
-    return nn.Sequential(
-        nn.Conv2d(channels_in, channels_out, kernel_size=3, padding=1, bias=False),
+def _stem(channels_in: int, channels_out: int, imagenet: bool = False) -> nn.Sequential:
+    """ImageNet's 7×7 convolution with stride 2 and max-pooling, or CIFAR's 3×3 at full resolution."""
+    kernel, stride = (7, 2) if imagenet else (3, 1)
+    layers: list[nn.Module] = [
+        nn.Conv2d(channels_in, channels_out, kernel, stride=stride, padding=kernel // 2, bias=False),
         nn.BatchNorm2d(channels_out),
         nn.ReLU(inplace=True),
-    )
-
-
-def _imagenet_stem(channels_in: int, channels_out: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(channels_in, channels_out, kernel_size=7, stride=2, padding=3, bias=False),
-        nn.BatchNorm2d(channels_out),
-        nn.ReLU(inplace=True),
-        nn.MaxPool2d(kernel_size=3, stride=2, padding=1),
-    )
+    ]
+    layers += [nn.MaxPool2d(kernel_size=3, stride=2, padding=1)] if imagenet else []
+    return nn.Sequential(*layers)
 
 
 def _stages(
@@ -52,42 +46,35 @@ def _classifier(channels: int, num_classes: int) -> nn.Sequential:
     return nn.Sequential(GlobalAveragePool(), nn.Linear(channels, num_classes))
 
 
-def _unit(position: tuple[int, int]) -> str:
-    """Name of the unit after which the papers' boundary (stage, block) cuts; (0, 0) is the stem."""
-    stage, block = position
-    return f"layer{stage}_{block}" if stage else "stem"
+def _cuts(rows: Mapping[int, str]) -> dict[int, tuple[str, ...]]:
+    """K → names of the units that end a block, from the papers' boundaries ``stage_block``."""
+    return {k: tuple(end if end == "stem" else f"layer{end}" for end in row.split()) for k, row in rows.items()}
 
 
-def _table(rows: Mapping[int, Sequence[tuple[int, int]]]) -> dict[int, tuple[str, ...]]:
-    return {k: tuple(map(_unit, row)) for k, row in rows.items()}
-
-
-# InfoPro (Wang et al., ICLR 2021) and GN-DGL (Patel et al., 2023) share these boundaries (stage, block).
-_RESNET32_CUTS = _table(
-    {
-        1: [],
-        2: [(2, 1)],
-        3: [(1, 4), (2, 4)],
-        4: [(1, 2), (2, 1), (3, 0)],
-        8: [(1, 0), (1, 2), (1, 4), (2, 1), (2, 3), (3, 0), (3, 2)],
-        16: [(0, 0), *((s, b) for s in (1, 2, 3) for b in range(5))][:-1],
-    }
-)
-_RESNET110_CUTS = _table(
-    {
-        1: [],
-        2: [(2, 8)],
-        3: [(1, 17), (2, 17)],
-        4: [(1, 11), (2, 7), (3, 3)],
-        8: [(1, 4), (1, 11), (2, 0), (2, 7), (2, 14), (3, 3), (3, 10)],
-        16: [
-            *((1, b) for b in (1, 4, 7, 10, 13, 16)),
-            *((2, b) for b in (1, 4, 7, 11, 15)),
-            *((3, b) for b in (1, 5, 9, 13)),
-        ],
-    }
-)
-_RESNET110_MEMORY_CUTS = _table({1: [], 2: [(1, 14)], 3: [(1, 9), (2, 2)], 4: [(1, 6), (1, 14), (2, 8)]})
+# InfoPro (Wang et al., ICLR 2021) and GN-DGL (Patel et al., 2023) share these boundaries.
+_PUBLISHED_CUTS = {
+    32: _cuts(
+        {
+            1: "",
+            2: "2_1",
+            3: "1_4 2_4",
+            4: "1_2 2_1 3_0",
+            8: "1_0 1_2 1_4 2_1 2_3 3_0 3_2",
+            16: "stem 1_0 1_1 1_2 1_3 1_4 2_0 2_1 2_2 2_3 2_4 3_0 3_1 3_2 3_3",
+        }
+    ),
+    110: _cuts(
+        {
+            1: "",
+            2: "2_8",
+            3: "1_17 2_17",
+            4: "1_11 2_7 3_3",
+            8: "1_4 1_11 2_0 2_7 2_14 3_3 3_10",
+            16: "1_1 1_4 1_7 1_10 1_13 1_16 2_1 2_4 2_7 2_11 2_15 3_1 3_5 3_9 3_13",
+        }
+    ),
+}
+_PUBLISHED_MEMORY_CUTS = {110: _cuts({1: "", 2: "1_14", 3: "1_9 2_2", 4: "1_6 1_14 2_8"})}
 
 
 class CifarResNet(Chain):
@@ -125,8 +112,8 @@ class CifarResNet(Chain):
         factor = "" if stem == 16 else f"×{stem / 16:g}"
         super().__init__(units, _classifier(stages[-1], num_classes), image_shape, f"ResNet-{depth}{factor}")
         initialise_convolutions(self)
-        self.published_cuts = {32: _RESNET32_CUTS, 110: _RESNET110_CUTS}.get(depth, {})
-        self.published_memory_cuts = {110: _RESNET110_MEMORY_CUTS}.get(depth, {})
+        self.published_cuts = _PUBLISHED_CUTS.get(depth, {})
+        self.published_memory_cuts = _PUBLISHED_MEMORY_CUTS.get(depth, {})
 
 
 class ResNet(Chain):
@@ -166,8 +153,8 @@ class ResNet(Chain):
         if len(widths) != 4:
             raise NetworkError(f"widths holds the channels of four stages, e.g. [64, 128, 256, 512], not {widths}.")
         block, depths = self._depths[depth]
-        make_stem = _imagenet_stem if stem == "imagenet" else _stem
-        units = {"stem": make_stem(image_shape[0], widths[0]), **_stages(block, widths[0], widths, depths)}
+        first = _stem(image_shape[0], widths[0], imagenet=stem == "imagenet")
+        units = {"stem": first, **_stages(block, widths[0], widths, depths)}
         factor = "" if widths[0] == 64 else f"×{widths[0] / 64:g}"
         name = f"ResNet-{depth}{factor}" + (" (CIFAR stem)" if stem == "cifar" else "")
         super().__init__(units, _classifier(widths[-1] * block.expansion, num_classes), image_shape, name)

@@ -9,20 +9,9 @@ from torch import nn
 
 from losses.errors import NetworkError
 from models.networks.chain import Chain, initialise_convolutions, rectifier
+from models.networks.mlp import hidden_units
 
 Plan = Sequence[int | Literal["M"]]
-
-
-def _conv_unit(channels_in: int, channels_out: int, pool: bool, dropout: float, negative_slope: float) -> nn.Sequential:
-    layers: list[nn.Module] = [
-        nn.Conv2d(channels_in, channels_out, kernel_size=3, padding=1, bias=False),
-        nn.BatchNorm2d(channels_out),
-        rectifier(negative_slope),
-    ]
-    # The pooling belongs to the unit before it, so that a cut hands on a quarter of the bytes.
-    layers += [nn.MaxPool2d(2)] if pool else []
-    layers += [nn.Dropout(dropout)] if dropout else []
-    return nn.Sequential(*layers)
 
 
 class VGG(Chain):
@@ -56,33 +45,32 @@ class VGG(Chain):
         dropout: float = 0.0,
         negative_slope: float = 0.0,
     ) -> None:
-        channels, height, side = image_shape[0], image_shape[1], min(image_shape[1:])
-        name = type(self).__name__
+        channels, rows, columns = image_shape
+        name, halvings = type(self).__name__, list(plan).count("M")
         if not plan or plan[0] == "M":
             raise NetworkError(f"A VGG plan starts with a convolution's width, not with {plan}.")
         if any(one == other == "M" for one, other in pairwise(plan)):
             raise NetworkError(f"A VGG plan pools once after a convolution: {list(plan)} has two M in a row.")
-        if 2 ** list(plan).count("M") > side:
+        if 2**halvings > min(rows, columns):
             raise NetworkError(
-                f"{name} halves the image {list(plan).count('M')} times, too often for {height}×{image_shape[2]} "
-                "pixels. Use a plan with fewer M, or larger images."
+                f"{name} halves the image {halvings} times, too often for {rows}×{columns} pixels. "
+                "Use a plan with fewer M, or larger images."
             )
         units: dict[str, nn.Module] = {}
-        convolutions = [(w, i + 1 < len(plan) and plan[i + 1] == "M") for i, w in enumerate(plan) if w != "M"]
+        convolutions = [(out, after == "M") for out, after in pairwise([*plan, 0]) if out != "M"]
         for i, (out, pool) in enumerate(convolutions, start=1):
             out = width_multiple * max(1, math.floor(out * width / width_multiple + 0.5))
-            units[f"conv{i}"] = _conv_unit(channels, out, pool, dropout, negative_slope)
-            channels = out
-        halvings = list(plan).count("M")
-        features = channels * (image_shape[1] >> halvings) * (image_shape[2] >> halvings)
-        for i, out in enumerate(hidden, start=1):
-            out = max(1, round(out * width))
-            layers: list[nn.Module] = [nn.Flatten()] if i == 1 else []
-            layers += [nn.Linear(features, out, bias=False), nn.BatchNorm1d(out), rectifier(negative_slope)]
+            layers: list[nn.Module] = [nn.Conv2d(channels, out, kernel_size=3, padding=1, bias=False)]
+            layers += [nn.BatchNorm2d(out), rectifier(negative_slope)]
+            # The pooling belongs to the unit before it, so that a cut hands on a quarter of the bytes.
+            layers += [nn.MaxPool2d(2)] if pool else []
             layers += [nn.Dropout(dropout)] if dropout else []
-            units[f"fc{i}"] = nn.Sequential(*layers)
-            features = out
-        classifier = nn.Linear(features, num_classes)
+            units[f"conv{i}"] = nn.Sequential(*layers)
+            channels = out
+        features = channels * (rows >> halvings) * (columns >> halvings)
+        widths = [features, *(max(1, round(out * width)) for out in hidden)]
+        units |= hidden_units(widths, batch_norm=True, dropout=dropout, negative_slope=negative_slope)
+        classifier = nn.Linear(widths[-1], num_classes)
         head = classifier if hidden else nn.Sequential(nn.Flatten(), classifier)
         super().__init__(units, head, image_shape, name if width == 1 else f"{name}×{width:g}")
         initialise_convolutions(self)

@@ -1,26 +1,22 @@
 """A product of factors as layers, one after the other."""
 
-import torch
 from torch import nn
+from torch.nn import functional as F
 
 
-def explicit_stack(layer):
-    """The same factors as layers one after the other; the last one has the bias."""
-    first = layer.parametrizations.weight.original
-    factors = [factor.matrix for factor in layer.parametrizations.weight]
-    stack = []
-    for i, weight in enumerate([first, *factors]):
-        bias = layer.bias is not None and i == len(factors)
-        if isinstance(layer, nn.Conv2d):
-            inputs = layer.in_channels if i == 0 else layer.out_channels
-            setting = (layer.kernel_size, layer.stride, layer.padding) if i == 0 else (1,)
-            part = nn.Conv2d(inputs, layer.out_channels, *setting, groups=layer.groups, bias=bias)
-        else:
-            part = nn.Linear(layer.in_features if i == 0 else layer.out_features, layer.out_features, bias=bias)
-        part = part.double()
-        with torch.no_grad():
-            part.weight.copy_(weight.reshape(part.weight.shape))
-            if bias:
-                part.bias.copy_(layer.bias)
-        stack.append(part)
-    return nn.Sequential(*stack)
+def explicit_stack(layer, x):
+    """What the same factors give as layers one after the other; the bias comes last."""
+    first, matrices = (
+        layer.parametrizations.weight.original,
+        [factor.matrix for factor in layer.parametrizations.weight],
+    )
+    if isinstance(layer, nn.Linear):
+        x = F.linear(x, first)
+        for matrix in matrices:
+            x = F.linear(x, matrix[0])
+    else:
+        x = F.conv2d(x, first, None, layer.stride, layer.padding, groups=layer.groups)
+        for matrix in matrices:
+            x = F.conv2d(x, matrix.flatten(0, 1)[:, :, None, None], groups=layer.groups)
+    bias = 0 if layer.bias is None else layer.bias.view(-1, *[1] * (x.dim() - 2))
+    return x + bias

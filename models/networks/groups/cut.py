@@ -16,10 +16,11 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from losses.errors import NetworkError
 from models.networks.chain import Chain
-from models.networks.cut import feature_shapes
+from models.networks.cut import block_shapes
 from models.networks.memory.profile import profile
 
 
@@ -29,7 +30,8 @@ def end_at_last_map(chain: Chain) -> None:
     Raises:
         NetworkError: nothing is left.
     """
-    names = [name for name, shape in feature_shapes(chain).items() if len(shape) < 3]
+    shapes = block_shapes(chain, chain.units)
+    names = [name for name, shape in zip(chain.unit_names, shapes, strict=True) if len(shape) < 3]
     if len(names) == len(chain.units):
         raise NetworkError(
             f"{chain.name} has no feature maps whose channels could be split into neuron groups. Use num_groups: 1, "
@@ -79,18 +81,12 @@ def _readers(block: nn.Sequential, shape: tuple[int, ...]) -> tuple[set[nn.Modul
     handed: list[Tensor] = []
 
     def look(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if layer is block:
-            handed.append(inputs[0])
-        elif inputs[0] is handed[0]:
+        handed.append(inputs[0])  # the first is the block's
+        if isinstance(layer, nn.Conv2d) and inputs[0] is handed[0]:
             found.add(layer)
 
-    watched = [block, *(layer for layer in block.modules() if isinstance(layer, nn.Conv2d))]
-    handles = [layer.register_forward_pre_hook(look) for layer in watched]
-    try:
+    with register_module_forward_pre_hook(look):
         ((cost, _),) = profile([block], shape)
-    finally:
-        for handle in handles:
-            handle.remove()
     return found, cost.output_shape
 
 

@@ -5,7 +5,6 @@ differ in nothing else, so they are one wide head (GN-DGL method sheet, section 
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -46,9 +45,29 @@ class GroupHeads(nn.Sequential):
     ) -> None:
         with torch.device("meta"):
             layers = list(head(feature_shape, num_classes))
-        last = max(i for i, layer in enumerate(layers) if isinstance(layer, nn.Linear))
-        stack = _Stack(num_groups, sharing)
-        super().__init__(*(stack(layer, is_output=i == last) for i, layer in enumerate(layers)))
+        *_, output = (layer for layer in layers if isinstance(layer, nn.Linear))
+        divisor = 1 if sharing else num_groups  # of all widths but the output's
+        stacked: list[nn.Module] = []
+        reads_features = True
+        for layer in layers:
+            if type(layer) is nn.Conv2d:
+                stacked.append(_convolutions(layer, num_groups, divisor, sharing and reads_features))
+                reads_features = False
+            elif type(layer) is nn.Linear:
+                kind = SharingLinear if sharing and reads_features else GroupLinear
+                widths = _part(layer.in_features, divisor), _part(layer.out_features, 1 if layer is output else divisor)
+                stacked.append(kind(num_groups, *widths, bias=layer.bias is not None))
+                reads_features = False
+            elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) and not reads_features:
+                stacked.append(type(layer)(num_groups * _part(layer.num_features, divisor)))
+            elif list(layer.parameters()):
+                raise NetworkError(
+                    f"A head with a {type(layer).__name__} cannot be computed for several groups at once. Use "
+                    "AuxHead, MLPSRHead or CNNHead, or num_groups: 1."
+                )
+            else:
+                stacked.append(layer)
+        super().__init__(*stacked)
         self.num_groups = num_groups
 
     @override
@@ -57,60 +76,23 @@ class GroupHeads(nn.Sequential):
         return super().forward(features).unflatten(1, (self.num_groups, -1))
 
 
-class _Stack:
-    """Turns the layers of one head into those of G heads, in their order."""
+def _convolutions(layer: nn.Conv2d, groups: int, divisor: int, reads_features: bool) -> nn.Module:
+    inputs, outputs = _part(layer.in_channels, divisor), _part(layer.out_channels, divisor)
+    setting: Any = {name: getattr(layer, name) for name in ("kernel_size", "stride", "padding")}
+    conv: SharingConv2d | nn.Conv2d
+    if reads_features:
+        _part(inputs, groups)
+        conv = SharingConv2d(inputs, groups * outputs, **setting, groups=groups)
+    else:
+        conv = nn.Conv2d(groups * inputs, groups * outputs, **setting, groups=groups, bias=False)
+    nn.init.normal_(conv.weight, std=(2 / (outputs * math.prod(layer.kernel_size))) ** 0.5)
+    return conv
 
-    def __init__(self, num_groups: int, sharing: bool) -> None:
-        self.groups, self.sharing, self.reads_features = num_groups, sharing, True
 
-    def __call__(self, layer: nn.Module, is_output: bool) -> nn.Module:
-        builders: dict[type[nn.Module], Callable[[Any, int], nn.Module]] = {
-            nn.Conv2d: self._conv,
-            nn.Linear: self._linear,
-            nn.BatchNorm2d: self._norm,
-            nn.BatchNorm1d: self._norm,
-        }
-        build = builders.get(type(layer))
-        if build is None or (self.reads_features and isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d)):
-            if list(layer.parameters()):
-                raise NetworkError(
-                    f"A head with a {type(layer).__name__} cannot be computed for several groups at once. Use "
-                    "AuxHead, MLPSRHead or CNNHead, or num_groups: 1."
-                )
-            return layer
-        stacked = build(layer, 1 if is_output else self._divisor)
-        self.reads_features = False
-        return stacked
-
-    @property
-    def _divisor(self) -> int:
-        return 1 if self.sharing else self.groups
-
-    def _width(self, width: int, divisor: int) -> int:
-        if width % divisor:
-            raise NetworkError(
-                f"{divisor} groups do not divide the head's width {width}. Choose num_groups among its divisors, or "
-                "another width of the head."
-            )
-        return width // divisor
-
-    def _conv(self, layer: nn.Conv2d, divisor: int) -> nn.Module:
-        outputs = self._width(layer.out_channels, divisor)
-        setting: Any = {name: getattr(layer, name) for name in ("kernel_size", "stride", "padding")}
-        conv: SharingConv2d | nn.Conv2d
-        if self.sharing and self.reads_features:
-            self._width(layer.in_channels, self.groups)
-            conv = SharingConv2d(layer.in_channels, self.groups * outputs, **setting, groups=self.groups)
-        else:
-            inputs = self.groups * self._width(layer.in_channels, divisor)
-            conv = nn.Conv2d(inputs, self.groups * outputs, **setting, groups=self.groups, bias=False)
-        nn.init.normal_(conv.weight, std=(2 / (outputs * math.prod(layer.kernel_size))) ** 0.5)
-        return conv
-
-    def _norm(self, layer: nn.BatchNorm1d | nn.BatchNorm2d, divisor: int) -> nn.Module:
-        return type(layer)(self.groups * self._width(layer.num_features, divisor))
-
-    def _linear(self, layer: nn.Linear, divisor: int) -> nn.Module:
-        kind = SharingLinear if self.sharing and self.reads_features else GroupLinear
-        widths = self._width(layer.in_features, self._divisor), self._width(layer.out_features, divisor)
-        return kind(self.groups, *widths, bias=layer.bias is not None)
+def _part(width: int, divisor: int) -> int:
+    if width % divisor:
+        raise NetworkError(
+            f"{divisor} groups do not divide the head's width {width}. Choose num_groups among its divisors, or "
+            "another width of the head."
+        )
+    return width // divisor

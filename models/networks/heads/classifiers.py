@@ -1,7 +1,7 @@
 """Heads: auxiliary networks that turn a block's features into logits for the block's own loss.
 
-Every head is built as ``Head(feature_shape, num_classes, …)``, where ``feature_shape`` is the shape
-of one sample's features: ``(C, H, W)`` after a convolution, ``(C,)`` after a linear layer.
+Every head is built as ``Head(feature_shape, num_classes, …)``, where ``feature_shape`` is the shape of one sample's
+features, ``(C, H, W)`` after a convolution, ``(C,)`` after a linear layer, and ``num_classes`` the width of the output.
 """
 
 import math
@@ -48,8 +48,6 @@ class AuxHead(Head):
     the papers name ``2c2f`` without giving its second layer).
 
     Args:
-        feature_shape: ``(C, H, W)``, or ``(C,)`` if ``convs`` is 0.
-        num_classes: width of the output.
         convs: number of convolutions.
         fcs: number of linear layers, at least 1.
         hidden: width of the hidden linear layers: 128·w for a ResNet of width factor w.
@@ -65,25 +63,16 @@ class AuxHead(Head):
             raise NetworkError("A head ends in a linear layer: fcs must be at least 1.")
         if convs:
             _require_maps(feature_shape, f"The head {convs}c{fcs}f")
-        channels = feature_shape[0]
+        channels = [feature_shape[0], *[2 * feature_shape[0]] * convs]
         layers: list[nn.Module] = []
-        for i in range(convs):
-            layers += _conv(channels, 2 * channels, 3, stride=2) if i == 0 else _conv(channels, channels, 3)
-            channels = 2 * channels if i == 0 else channels
+        for i, pair in enumerate(pairwise(channels)):
+            layers += _conv(*pair, 3, stride=1 if i else 2)
         layers += [GlobalAveragePool()] if len(feature_shape) == 3 else []
-        for _ in range(fcs - 1):
-            layers += [nn.Linear(channels, hidden), nn.ReLU(inplace=True)]
-            channels = hidden
-        super().__init__(*layers, nn.Linear(channels, num_classes))
+        widths = [channels[-1], *[hidden] * (fcs - 1)]
+        for pair in pairwise(widths):
+            layers += [nn.Linear(*pair), nn.ReLU(inplace=True)]
+        super().__init__(*layers, nn.Linear(widths[-1], num_classes))
         initialise_convolutions(self)
-
-
-def _mlp(features: int, num_classes: int) -> list[nn.Module]:
-    """Three hidden layers of the input's width with BatchNorm and ReLU, then the output."""
-    layers: list[nn.Module] = []
-    for _ in range(3):
-        layers += [nn.Linear(features, features, bias=False), nn.BatchNorm1d(features), nn.ReLU(inplace=True)]
-    return [*layers, nn.Linear(features, num_classes)]
 
 
 class MLPSRHead(Head):
@@ -91,10 +80,6 @@ class MLPSRHead(Head):
 
     Average pooling to a quarter of the side, three 1×1 convolutions C → C with BatchNorm and ReLU,
     pooling to 2×2, three hidden linear layers of 4C with BatchNorm and ReLU, linear output.
-
-    Args:
-        feature_shape: ``(C, H, W)``.
-        num_classes: width of the output.
 
     Raises:
         NetworkError: the features are no maps.
@@ -106,8 +91,11 @@ class MLPSRHead(Head):
         layers: list[nn.Module] = [nn.AdaptiveAvgPool2d((max(height // 4, 1), max(width // 4, 1)))]
         for _ in range(3):
             layers += _conv(channels, channels, 1)
-        layers += [nn.AdaptiveAvgPool2d(2), nn.Flatten(), *_mlp(4 * channels, num_classes)]
-        super().__init__(*layers)
+        layers += [nn.AdaptiveAvgPool2d(2), nn.Flatten()]
+        width = 4 * channels
+        for _ in range(3):
+            layers += [nn.Linear(width, width, bias=False), nn.BatchNorm1d(width), nn.ReLU(inplace=True)]
+        super().__init__(*layers, nn.Linear(width, num_classes))
         initialise_convolutions(self)
 
 
@@ -116,10 +104,6 @@ class CNNHead(Head):
 
     Two 3×3 convolutions C → C with BatchNorm and ReLU at full resolution, average pooling to 2×2,
     BatchNorm, linear output.
-
-    Args:
-        feature_shape: ``(C, H, W)``.
-        num_classes: width of the output.
 
     Raises:
         NetworkError: the features are no maps.
@@ -142,8 +126,6 @@ class LinearHead(Head):
     Vectors are classified as they are.
 
     Args:
-        feature_shape: ``(C, H, W)`` or ``(C,)``.
-        num_classes: width of the output.
         grid: rows and columns that maps are averaged to; a map with fewer is not enlarged.
     """
 
@@ -160,8 +142,6 @@ class ConvHead(Head):
     The convolutions are 3×3, at full resolution, each with BatchNorm and ReLU.
 
     Args:
-        feature_shape: ``(C, H, W)``; also ``(C,)`` if ``layers`` is 1.
-        num_classes: width of the output.
         layers: k, the layers of the head; 1 is ``LinearHead``, the paper goes up to 3.
         width: channels of the convolutions; as many as the features have by default.
 

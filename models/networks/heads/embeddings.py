@@ -40,12 +40,6 @@ ProjectorCallable = Callable[[int], nn.Module]
 class EmbeddingHead(nn.Sequential):
     """A pooling head, then a projector: ``(B, C, H, W)`` → embeddings ``(B, D)``.
 
-    Args:
-        pooling: makes the pooling head.
-        projector: makes the projector.
-        feature_shape: ``(C, H, W)``.
-        expand_dim: E.
-
     Raises:
         NetworkError: the projector does not make embeddings of vectors.
     """
@@ -80,13 +74,7 @@ def _require_embeddings(projector: nn.Module, width: int) -> None:
 
 
 class ExpandedClassifier(Head):
-    """Head of the supervised counterpart: CbE + GSP, then one linear layer to the logits ``(B, num_classes)``.
-
-    Args:
-        feature_shape: ``(C, H, W)``.
-        num_classes: width of the output.
-        expand_dim: E.
-    """
+    """Head of the supervised counterpart: CbE + GSP to ``expand_dim`` features, then one linear layer to the logits."""
 
     def __init__(self, feature_shape: tuple[int, ...], num_classes: int, expand_dim: int = 512) -> None:
         pooling = ConvExpansion(feature_shape, expand_dim)

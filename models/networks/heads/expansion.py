@@ -22,8 +22,6 @@ class ConvExpansion(PoolingHead):
     pass. The result is the plain module's.
 
     Args:
-        feature_shape: ``(C, H, W)``.
-        expand_dim: E.
         kernel: side of the convolution, odd.
         piece_mib: most of the expanded map that exists at one time, in MiB; small pieces stay in a CPU's cache.
             A map that is no larger, or does not expand (E ≤ C), is kept. None keeps any, as the published code does.

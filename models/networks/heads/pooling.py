@@ -2,7 +2,8 @@
 
 S. A. Siddiqui, D. Krueger, Y. LeCun, S. Deny, "Blockwise Self-Supervised Learning at Scale", TMLR 2024,
 compares three: global (GSP), local (LSP) and, the best, a 1×1 convolution that expands the channels before
-global pooling (CbE + GSP, ``expansion.py``).
+global pooling (CbE + GSP, ``expansion.py``). Each is built as ``Head(feature_shape, expand_dim, …)``, where
+``feature_shape`` is ``(C, H, W)`` of one image and ``expand_dim`` the width E of an expansion.
 """
 
 from collections.abc import Callable
@@ -40,12 +41,7 @@ PoolingCallable = Callable[[tuple[int, ...], int], PoolingHead]
 
 
 class GlobalPooling(PoolingHead):
-    """GSP: the mean over all positions, C wide whatever E is.
-
-    Args:
-        feature_shape: ``(C, H, W)``.
-        expand_dim: E; not used.
-    """
+    """GSP: the mean over all positions, C wide whatever E is."""
 
     def __init__(self, feature_shape: tuple[int, ...], expand_dim: int) -> None:
         super().__init__(feature_shape, feature_shape[0])
@@ -61,10 +57,6 @@ class LocalPooling(PoolingHead):
 
     The grid has E / C bins in as square a shape as they allow, wider than high: (2, 4), (2, 2), (1, 2), (1, 1)
     for the stages of a ResNet with E the last stage's width. The published grid is not known.
-
-    Args:
-        feature_shape: ``(C, H, W)``.
-        expand_dim: E.
 
     Raises:
         NetworkError: C does not divide E, or the map has fewer rows or columns than the grid.

@@ -1,13 +1,13 @@
 """What a piece of network costs, found by running it on the meta device: no data, no arithmetic."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.module import register_module_forward_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -95,7 +95,9 @@ def profile(
 def _run(module: nn.Module, x: Tensor, convention: Convention) -> tuple[Any, Cost]:
     state = on_meta(module)
     meter = SavedTensorMeter(exclude=state.values())
-    with meter, _MacCounter() as counter, _count_elements(module) as elements:
+    elements: list[int] = []
+    count = register_module_forward_hook(lambda *call: elements.append(_elementwise_operations(*call)))
+    with meter, _MacCounter() as counter, count:
         outputs = functional_call(module, state, (x,))  # all of them stay alive, and with them what they keep
     y = outputs[-1] if isinstance(outputs, tuple) else outputs
     operations = counter.macs + (sum(elements) if convention == "published" else 0)
@@ -108,6 +110,17 @@ def _run(module: nn.Module, x: Tensor, convention: Convention) -> tuple[Any, Cos
         output_bytes=y.untyped_storage().nbytes(),
     )
     return outputs, cost
+
+
+def _elementwise_operations(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> int:
+    """What the published convention counts of a layer beside convolutions and matrix products."""
+    if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+        return 2 * output.numel()
+    if isinstance(layer, nn.ReLU | nn.LeakyReLU):
+        return output.numel()
+    if isinstance(layer, nn.Linear | GroupLinear) and layer.bias is not None:
+        return output.numel()
+    return inputs[0].numel() if isinstance(layer, _POOLING) else 0
 
 
 class _MacCounter(TorchDispatchMode):
@@ -157,26 +170,3 @@ def on_meta(module: nn.Module) -> dict[str, Tensor]:
     """A module's parameters and buffers on the meta device, by name; as they are when it learns, not frozen."""
     parameters = {n: p.detach().to("meta").requires_grad_() for n, p in module.named_parameters()}
     return parameters | {n: b.to("meta") for n, b in module.named_buffers()}
-
-
-@contextmanager
-def _count_elements(module: nn.Module) -> Iterator[list[int]]:
-    """Collect the published convention's element-wise operations while ``module`` runs."""
-    counts: list[int] = []
-
-    def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
-            counts.append(2 * output.numel())
-        elif isinstance(layer, nn.ReLU | nn.LeakyReLU) or (
-            isinstance(layer, nn.Linear | GroupLinear) and layer.bias is not None
-        ):
-            counts.append(output.numel())
-        elif isinstance(layer, _POOLING):
-            counts.append(inputs[0].numel())
-
-    handles = [layer.register_forward_hook(hook) for layer in module.modules()]
-    try:
-        yield counts
-    finally:
-        for handle in handles:
-            handle.remove()

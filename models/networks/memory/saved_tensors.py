@@ -1,10 +1,11 @@
 """How many bytes autograd holds for the backward pass."""
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Self
 
-import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 
 class SavedTensorMeter:
@@ -29,12 +30,12 @@ class SavedTensorMeter:
     def __init__(self, exclude: Iterable[Tensor] = ()) -> None:
         self._kept = [tensor.untyped_storage() for tensor in exclude]  # alive, so that no address is used twice
         self._excluded = {storage._cdata for storage in self._kept}
-        self._holders: dict[int, int] = {}
+        self._holders = Counter[int]()
         self.alive: dict[int, int] = {}
         self.current = self.peak = 0
+        self._hooks = saved_tensors_hooks(self._pack, _unpack)
 
     def __enter__(self) -> Self:
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
         self._hooks.__enter__()
         return self
 
@@ -47,19 +48,8 @@ class SavedTensorMeter:
             return tensor.detach()
         return _Held(tensor.detach(), self)
 
-    @staticmethod
-    def _unpack(packed: "Tensor | _Held") -> Tensor:
-        if not isinstance(packed, _Held):
-            return packed
-        if packed.tensor._version != packed.version:
-            # Without hooks torch sees this itself.
-            raise RuntimeError(
-                f"A tensor of shape {tuple(packed.tensor.shape)}, needed for backward, was changed in place."
-            )
-        return packed.tensor
-
     def _hold(self, storage: int, nbytes: int) -> None:
-        self._holders[storage] = self._holders.get(storage, 0) + 1
+        self._holders[storage] += 1
         if self._holders[storage] == 1:
             self.alive[storage] = nbytes
             self.current += nbytes
@@ -84,6 +74,16 @@ class _Held:
 
     def __del__(self) -> None:
         self.meter._release(self.storage)
+
+
+def _unpack(packed: Tensor | _Held) -> Tensor:
+    if isinstance(packed, Tensor):
+        return packed
+    if packed.tensor._version != packed.version:  # without hooks torch sees this itself
+        raise RuntimeError(
+            f"A tensor of shape {tuple(packed.tensor.shape)}, needed for backward, was changed in place."
+        )
+    return packed.tensor
 
 
 def _storage_id(tensor: Tensor) -> int:

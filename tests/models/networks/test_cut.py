@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from losses.errors import NetworkError
-from models.networks.cut import Cut, balanced_stops, cut_chain, feature_shapes
+from models.networks.cut import Cut, balanced_stops, cut_chain
 from models.networks.heads.classifiers import AuxHead
 from models.networks.memory.profile import activation_bytes, profile
 from models.networks.mlp import MLP
@@ -27,22 +27,6 @@ def names(blocks):
     return [[name for name, _ in block.named_children()] for block in blocks]
 
 
-def spans(blocks):
-    return [units[0] if len(units) == 1 else f"{units[0]} … {units[-1]}" for units in names(blocks)]
-
-
-def peak_bytes(chain, blocks):
-    last = len(blocks) - 1
-    costs = profile(blocks, chain.image_shape, make_head=lambda k, s: chain.classifier if k == last else aux_head(s))
-    return max(activation_bytes(block_and_head) for block_and_head in costs)
-
-
-def slowest_macs(chain, blocks):
-    last = len(blocks) - 1
-    costs = profile(blocks, chain.image_shape, make_head=lambda k, s: chain.classifier if k == last else aux_head(s))
-    return max(block.forward_macs + head.forward_macs for block, head in costs)
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _meta():
     with torch.device("meta"):
@@ -50,87 +34,44 @@ def _meta():
 
 
 @pytest.fixture(scope="module")
-def resnet110():
-    return CifarResNet((3, 32, 32), 10, depth=110)
-
-
-@pytest.fixture(scope="module")
-def resnet32():
-    return CifarResNet((3, 32, 32), 10, depth=32)
-
-
-@pytest.fixture(scope="module")
 def vgg():
     return VGG((3, 16, 16), 10, plan=(8, 8, "M", 16, 16, "M", 32), hidden=(32, 32))
 
 
-RESNET32 = {
-    1: ["stem … layer3_4"],
-    2: ["stem … layer2_1", "layer2_2 … layer3_4"],
-    3: ["stem … layer1_4", "layer2_0 … layer2_4", "layer3_0 … layer3_4"],
-    4: ["stem … layer1_2", "layer1_3 … layer2_1", "layer2_2 … layer3_0", "layer3_1 … layer3_4"],
-    8: [
-        *["stem … layer1_0", "layer1_1 … layer1_2", "layer1_3 … layer1_4", "layer2_0 … layer2_1"],
-        *["layer2_2 … layer2_3", "layer2_4 … layer3_0", "layer3_1 … layer3_2", "layer3_3 … layer3_4"],
+PUBLISHED = {
+    (32, "published"): [[16], [8, 8], [6, 5, 5], [4] * 4, [2] * 8, [1] * 16],
+    (110, "published"): [
+        [55],
+        [28, 27],
+        [19, 18, 18],
+        [13, 14, 14, 14],
+        [6, *[7] * 7],
+        [3, *[3] * 8, *[4] * 7],
     ],
-    16: [
-        *["stem", "layer1_0", "layer1_1", "layer1_2", "layer1_3", "layer1_4"],
-        *["layer2_0", "layer2_1", "layer2_2", "layer2_3", "layer2_4"],
-        *["layer3_0", "layer3_1", "layer3_2", "layer3_3", "layer3_4"],
-    ],
+    (110, "published_memory"): [[55], [16, 39], [11, 11, 33], [8, 8, 12, 27]],
 }
-RESNET110 = {
-    1: ["stem … layer3_17"],
-    2: ["stem … layer2_8", "layer2_9 … layer3_17"],
-    3: ["stem … layer1_17", "layer2_0 … layer2_17", "layer3_0 … layer3_17"],
-    4: ["stem … layer1_11", "layer1_12 … layer2_7", "layer2_8 … layer3_3", "layer3_4 … layer3_17"],
-    8: [
-        *["stem … layer1_4", "layer1_5 … layer1_11", "layer1_12 … layer2_0", "layer2_1 … layer2_7"],
-        *["layer2_8 … layer2_14", "layer2_15 … layer3_3", "layer3_4 … layer3_10", "layer3_11 … layer3_17"],
-    ],
-    16: [
-        *["stem … layer1_1", "layer1_2 … layer1_4", "layer1_5 … layer1_7", "layer1_8 … layer1_10"],
-        *["layer1_11 … layer1_13", "layer1_14 … layer1_16", "layer1_17 … layer2_1", "layer2_2 … layer2_4"],
-        *["layer2_5 … layer2_7", "layer2_8 … layer2_11", "layer2_12 … layer2_15", "layer2_16 … layer3_1"],
-        *["layer3_2 … layer3_5", "layer3_6 … layer3_9", "layer3_10 … layer3_13", "layer3_14 … layer3_17"],
-    ],
-}
-RESNET110_MEMORY = {
-    2: ["stem … layer1_14", "layer1_15 … layer3_17"],
-    3: ["stem … layer1_9", "layer1_10 … layer2_2", "layer2_3 … layer3_17"],
-    4: ["stem … layer1_6", "layer1_7 … layer1_14", "layer1_15 … layer2_8", "layer2_9 … layer3_17"],
-}
+"""CIFAR ResNet of a depth, kind of cut → units in each block, for every K that the literature has."""
 
 
-@pytest.mark.parametrize("num_blocks", RESNET32)
-def test_published_cuts_of_resnet32(resnet32, num_blocks):
-    assert spans(cut(resnet32, num_blocks, "published")) == RESNET32[num_blocks]
-
-
-def test_the_wide_resnet32_is_cut_like_the_narrow_one():
-    wide = CifarResNet((3, 32, 32), 10, depth=32, widths=(32, 32, 64, 128))
-    assert spans(cut(wide, 4, "published")) == RESNET32[4]
-
-
-@pytest.mark.parametrize("num_blocks", RESNET110)
-def test_published_cuts_of_resnet110(resnet110, num_blocks):
-    assert spans(cut(resnet110, num_blocks, "published")) == RESNET110[num_blocks]
-
-
-@pytest.mark.parametrize("num_blocks", RESNET110_MEMORY)
-def test_published_memory_balanced_cuts_of_resnet110(resnet110, num_blocks):
-    assert spans(cut(resnet110, num_blocks, "published_memory")) == RESNET110_MEMORY[num_blocks]
+@pytest.mark.parametrize(("depth", "by"), PUBLISHED)
+def test_published_cuts_of_cifar_resnets(depth, by):
+    chain = CifarResNet((3, 32, 32), 10, depth)
+    for sizes in PUBLISHED[depth, by]:
+        blocks = cut(chain, len(sizes), by)
+        assert [len(block) for block in blocks] == sizes
+        assert list(itertools.chain(*names(blocks))) == chain.unit_names
 
 
 def test_published_cut_of_resnet50_is_one_block_per_stage():
     chain = ResNet((3, 64, 64), 10, depth=50)
-    stages = ["stem … layer1_2", "layer2_0 … layer2_3", "layer3_0 … layer3_5", "layer4_0 … layer4_2"]
-    assert spans(cut(chain, 4, "published")) == stages
-    assert spans(cut(chain, 2, "published")) == ["stem … layer2_3", "layer3_0 … layer4_2"]
+    assert [len(block) for block in cut(chain, 4, "published")] == [1 + 3, 4, 6, 3]
+    assert [len(block) for block in cut(chain, 2, "published")] == [1 + 3 + 4, 6 + 3]
 
 
-@pytest.mark.parametrize("by", ["activation_bytes", "macs", "units"])
-@pytest.mark.parametrize("num_blocks", [1, 2, 3, 6, 7])
+@pytest.mark.parametrize(
+    ("by", "num_blocks"),
+    [*itertools.product(["activation_bytes", "macs", "units"], [1, 3, 7]), ("published", 1), ("published_memory", 1)],
+)
 def test_every_unit_is_in_one_block_in_order_with_its_name(vgg, by, num_blocks):
     blocks = cut(vgg, num_blocks, by)
     assert len(blocks) == num_blocks
@@ -139,46 +80,33 @@ def test_every_unit_is_in_one_block_in_order_with_its_name(vgg, by, num_blocks):
     assert [unit for block in blocks for unit in block] == list(vgg.units)
 
 
-@pytest.mark.parametrize("by", ["activation_bytes", "macs", "units", "published", "published_memory"])
-def test_one_block_is_the_whole_network_however_it_is_cut(vgg, by):
-    assert names(cut(vgg, 1, by)) == [vgg.unit_names]
-
-
 def test_cut_after_named_units(vgg):
-    blocks = cut(vgg, 3, after=["conv1", "conv4"])
+    blocks = cut(vgg, 3, by="published", after=["conv1", "conv4"])  # names go before what is balanced
     assert names(blocks) == [["conv1"], ["conv2", "conv3", "conv4"], ["conv5", "fc1", "fc2"]]
 
 
-def test_names_go_before_what_is_balanced(vgg):
-    assert names(cut(vgg, 2, by="published", after=["conv1"]))[0] == ["conv1"]
-
-
-def test_default_balances_activation_bytes(vgg):
-    assert names(cut(vgg, 3)) == names(cut(vgg, 3, "activation_bytes"))
-
-
-@pytest.mark.parametrize("num_blocks", range(1, 10))
+@pytest.mark.parametrize("num_blocks", [2, 4, 9])
 def test_cut_by_units_gives_even_sizes(num_blocks):
     chain = MLP((1, 4, 4), 10, hidden=[8] * 9)
     sizes = [len(block) for block in cut(chain, num_blocks, "units")]
     assert max(sizes) - min(sizes) <= 1
 
 
-@pytest.mark.parametrize(("by", "cost"), [("activation_bytes", peak_bytes), ("macs", slowest_macs)])
+MEASURES = {"activation_bytes": activation_bytes, "macs": lambda costs: sum(cost.forward_macs for cost in costs)}
+
+
+@pytest.mark.parametrize("by", MEASURES)
 @pytest.mark.parametrize("num_blocks", [2, 3])
-def test_balanced_cut_is_the_best_of_all_cuts(vgg, by, cost, num_blocks):
+def test_balanced_cut_is_the_best_of_all_cuts(vgg, by, num_blocks):
+    def dearest(blocks):
+        heads = {num_blocks - 1: vgg.classifier}
+        costs = profile(blocks, vgg.image_shape, make_head=lambda k, shape: heads.get(k) or aux_head(shape))
+        return max(map(MEASURES[by], costs))
+
     every = itertools.combinations(vgg.unit_names[:-1], num_blocks - 1)
-    best = min(cost(vgg, cut(vgg, num_blocks, after=list(after))) for after in every)
-    assert cost(vgg, cut(vgg, num_blocks, by)) == best
-
-
-@pytest.mark.parametrize("seed", range(10))
-def test_cut_by_bytes_is_the_best_of_all_cuts_of_uneven_layers(seed):
-    rng = random.Random(seed)
-    chain = MLP((1, 4, 4), 10, hidden=[rng.randint(4, 40) for _ in range(6)], batch_norm=False)
-    every = itertools.combinations(chain.unit_names[:-1], 2)
-    best = min(peak_bytes(chain, cut(chain, 3, after=list(after))) for after in every)
-    assert peak_bytes(chain, cut(chain, 3)) == best
+    best = min(dearest(cut(vgg, num_blocks, after=list(after))) for after in every)
+    assert dearest(cut(vgg, num_blocks, by)) == best
+    assert Cut() == Cut("activation_bytes")
 
 
 def test_the_networks_own_classifier_weighs_on_the_last_block():
@@ -186,28 +114,16 @@ def test_the_networks_own_classifier_weighs_on_the_last_block():
     assert names(cut(chain, 2, "macs")) == [["fc1", "fc2", "fc3", "fc4", "fc5"], ["fc6"]]
 
 
-@pytest.mark.parametrize("num_blocks", [2, 4])
-def test_cut_by_bytes_lowers_the_peak_of_resnet110(resnet110, num_blocks):
-    by_bytes, by_units = (cut(resnet110, num_blocks, by) for by in ("activation_bytes", "units"))
-    assert peak_bytes(resnet110, by_bytes) < 0.75 * peak_bytes(resnet110, by_units)
-    assert peak_bytes(resnet110, by_bytes) <= peak_bytes(resnet110, cut(resnet110, num_blocks, "published_memory"))
-
-
-def brute_force(num_units, num_blocks, cost):
-    """Least (dearest block, sum of squares) over all cuts."""
-    ranks = []
-    for inner in itertools.combinations(range(1, num_units), num_blocks - 1):
-        costs = [cost(a, b) for a, b in itertools.pairwise([0, *inner, num_units])]
-        ranks.append((max(costs), sum(c * c for c in costs)))
-    return min(ranks)
-
-
 @pytest.mark.parametrize("additive", [True, False])
 @pytest.mark.parametrize("largest", [2, 9, 1000])
-@pytest.mark.parametrize("seed", range(6))
-def test_balanced_stops_equal_brute_force(additive, largest, seed):
-    rng = random.Random(f"{seed} {largest} {additive}")
-    for _ in range(10):
+def test_balanced_stops_equal_brute_force(additive, largest):
+    rng = random.Random(f"{largest} {additive}")
+
+    def rank(bounds, cost):
+        costs = [cost(start, stop) for start, stop in itertools.pairwise(bounds)]
+        return max(costs), sum(c * c for c in costs)
+
+    for _ in range(60):
         num_units = rng.randint(1, 8)
         num_blocks = rng.randint(1, num_units)
         units = [rng.randint(0, largest) for _ in range(num_units)]
@@ -219,59 +135,33 @@ def test_balanced_stops_equal_brute_force(additive, largest, seed):
         stops = balanced_stops(num_units, num_blocks, cost)
         assert len(stops) == num_blocks
         assert stops[-1] == num_units
-        assert stops == sorted(set(stops))
-        assert stops[0] > 0
-        costs = [cost(a, b) for a, b in itertools.pairwise([0, *stops])]
-        assert (max(costs), sum(c * c for c in costs)) == brute_force(num_units, num_blocks, cost)
+        assert stops == sorted({*stops} - {0})
+        every = itertools.combinations(range(1, num_units), num_blocks - 1)
+        assert rank([0, *stops], cost) == min(rank([0, *inner, num_units], cost) for inner in every)
 
 
-@pytest.mark.parametrize("num_blocks", [0, -1, 8])
-@pytest.mark.parametrize("by", ["units", "published"])
-def test_number_of_blocks_must_fit_the_units(vgg, num_blocks, by):
-    with pytest.raises(NetworkError, match=rf"VGG has 7 units .*{num_blocks} blocks.*between 1 and 7"):
-        cut(vgg, num_blocks, by)
+@pytest.mark.parametrize(
+    ("num_blocks", "options", "fault"),
+    [
+        *[(k, {"by": "units"}, rf"VGG has 7 units .*{k} blocks.*between 1 and 7") for k in (0, -1, 8)],
+        (8, {"by": "published"}, "VGG has 7 units"),
+        (2, {"by": "bytes"}, "A network is cut by activation_bytes, macs, units, published or .*not by 'bytes'"),
+        (2, {"by": "published"}, r"VGG into 2 blocks.*known: none.*cut.by: activation_bytes"),
+        (2, {"after": ["layer1"]}, r"no unit 'layer1'.*conv1, conv2, conv3, conv4, conv5, fc1, fc2"),
+        (3, {"after": ["conv2", "conv2"]}, "once each and in their order.*conv2.*conv2"),
+        (3, {"after": ["conv3", "conv1"]}, "once each and in their order.*conv3.*conv1"),
+        (2, {"after": ["fc2"]}, "'fc2', the last unit"),
+        *[(k, {"after": ["conv1", "conv2"]}, rf"2 cuts.* 3 blocks.*num_blocks is {k}") for k in (1, 2, 4)],
+    ],
+)
+def test_cuts_that_are_refused(vgg, num_blocks, options, fault):
+    with pytest.raises(NetworkError, match=fault):
+        cut(vgg, num_blocks, **options)
 
 
-def test_unknown_name_is_refused_with_the_known_ones(vgg):
-    with pytest.raises(NetworkError, match=r"no unit 'layer1'.*conv1, conv2, conv3, conv4, conv5, fc1, fc2"):
-        cut(vgg, 2, after=["layer1"])
-
-
-@pytest.mark.parametrize("after", [["conv2", "conv2"], ["conv3", "conv1"]])
-def test_names_twice_or_out_of_order_are_refused(vgg, after):
-    with pytest.raises(NetworkError, match=rf"once each and in their order.*{after[0]}.*{after[1]}"):
-        cut(vgg, 3, after=after)
-
-
-def test_cut_after_the_last_unit_is_refused(vgg):
-    with pytest.raises(NetworkError, match="'fc2', the last unit"):
-        cut(vgg, 2, after=["fc2"])
-
-
-@pytest.mark.parametrize("num_blocks", [1, 2, 4])
-def test_number_of_names_must_fit_the_number_of_blocks(vgg, num_blocks):
-    with pytest.raises(NetworkError, match=rf"names 2 cuts.* 3 blocks.*num_blocks is {num_blocks}"):
-        cut(vgg, num_blocks, after=["conv1", "conv2"])
-
-
-def test_missing_published_cut_is_refused_with_the_known_ones(resnet32, vgg):
-    with pytest.raises(
-        NetworkError, match=r"ResNet-32 into 5 blocks under cut.by: published \(known: 1, 2, 3, 4, 8, 16\)"
-    ):
-        cut(resnet32, 5, "published")
-    with pytest.raises(NetworkError, match=r"ResNet-32 into 2 blocks under cut.by: published_memory \(known: none\)"):
-        cut(resnet32, 2, "published_memory")
-    with pytest.raises(NetworkError, match=r"VGG into 2 blocks.*known: none.*cut.by: activation_bytes"):
-        cut(vgg, 2, "published")
-
-
-def test_feature_shapes(vgg):
-    assert feature_shapes(vgg) == {
-        "conv1": (8, 16, 16),
-        "conv2": (8, 8, 8),
-        "conv3": (16, 8, 8),
-        "conv4": (16, 4, 4),
-        "conv5": (32, 4, 4),
-        "fc1": (32,),
-        "fc2": (32,),
-    }
+def test_missing_published_cut_is_refused_with_the_known_ones():
+    resnet = CifarResNet((3, 32, 32), 10, depth=32)
+    with pytest.raises(NetworkError, match=r"into 5 blocks under cut.by: published \(known: 1, 2, 3, 4, 8, 16\)"):
+        cut(resnet, 5, "published")
+    with pytest.raises(NetworkError, match=r"into 2 blocks under cut.by: published_memory \(known: none\)"):
+        cut(resnet, 2, "published_memory")

@@ -8,11 +8,12 @@ from torch import nn
 
 from experiments.studies.published_loop import own_slice_live
 from losses.errors import NetworkError
-from models.networks.cut import Cut, block_shapes, cut_chain
+from models.networks.cut import Cut, cut_chain
 from models.networks.groups.cut import end_at_last_map, group_blocks
 from models.networks.groups.heads import GroupHeads
 from models.networks.heads.classifiers import AuxHead, CNNHead, ConvHead, LinearHead, MLPSRHead
 from models.networks.layers.grouped import SharingConv2d
+from models.networks.memory.profile import profile
 from models.networks.mlp import MLP
 from models.networks.resnet import CifarResNet, ResNet
 from models.networks.vgg import VGG
@@ -28,7 +29,7 @@ def grouped_resnet(num_blocks, num_groups, width=1, sharing=True):
     chain = CifarResNet((3, 32, 32), 10, 32, [width * w for w in (16, 16, 32, 64)])
     blocks = cut_chain(chain, num_blocks, PUBLISHED, lambda shape: nn.Identity())
     group_blocks(blocks, (3, 32, 32), num_groups, sharing)
-    return blocks, block_shapes(chain, blocks)
+    return blocks
 
 
 # -- published counts -----------------------------------------------------------------------------
@@ -50,10 +51,12 @@ PARAMETERS = {
 
 @pytest.mark.parametrize(("width", "num_blocks"), PARAMETERS)
 def test_parameters_are_the_published_ones(width, num_blocks):
+    head = partial(AuxHead, hidden=128 * width)
+    with torch.device("meta"):
+        shapes = [cost.output_shape for cost, _ in profile(grouped_resnet(num_blocks, 1, width), (3, 32, 32))]
     for groups, cell in zip((1, 2, 4, 8), PARAMETERS[width, num_blocks].split(), strict=True):
         with torch.device("meta"):
-            blocks, shapes = grouped_resnet(num_blocks, groups, width)
-            head = partial(AuxHead, hidden=128 * width)
+            blocks = grouped_resnet(num_blocks, groups, width)
             heads = [GroupHeads(head, shape, 10, groups) for shape in shapes]
         millions = [f"{count(part) / 1e6:.3f}".removeprefix("0") for part in (blocks, heads)]
         assert "/".join(millions) == cell
@@ -62,62 +65,47 @@ def test_parameters_are_the_published_ones(width, num_blocks):
 # -- which convolutions are grouped -----------------------------------------------------------------
 
 
-def groups_of(blocks):
-    return {
+def whole_ones(blocks):
+    """The convolutions that are not grouped, by block and name; all others have four groups."""
+    groups = {
         f"{k}.{name}": layer.groups
         for k, block in enumerate(blocks, start=1)
         for name, layer in block.named_modules()
         if isinstance(layer, nn.Conv2d)
     }
-
-
-def test_first_convolutions_after_a_cut_and_the_stem_stay_whole():
-    groups = groups_of(grouped_resnet(4, 4)[0])
-    whole = {name for name, count in groups.items() if count == 1}
-    assert whole == {"1.stem.0", "2.layer1_3.conv1", "3.layer2_2.conv1", "4.layer3_1.conv1"}
     assert set(groups.values()) == {1, 4}
+    return {name for name, count in groups.items() if count == 1}
 
 
-def test_a_shortcut_after_a_cut_stays_whole_and_one_within_a_block_does_not():
-    groups = groups_of(grouped_resnet(8, 2)[0])
-    assert groups["4.layer2_0.downsample.0"] == groups["4.layer2_0.conv1"] == 1
-    assert groups["6.layer3_0.downsample.0"] == groups["6.layer3_0.conv1"] == 2
+@pytest.mark.parametrize(
+    ("num_blocks", "sharing", "whole"),
+    [
+        (4, True, {"1.stem.0", "2.layer1_3.conv1", "3.layer2_2.conv1", "4.layer3_1.conv1"}),
+        (3, True, {"1.stem.0", *(f"{k}.layer{k}_0.{name}" for k in (2, 3) for name in ("conv1", "downsample.0"))}),
+        (16, False, {"1.stem.0"}),
+    ],
+)
+def test_what_reads_the_blocks_input_stays_whole_if_groups_share(num_blocks, sharing, whole):
+    """The stem always; a shortcut only where it reads the block's input."""
+    with torch.device("meta"):
+        assert whole_ones(grouped_resnet(num_blocks, 4, sharing=sharing)) == whole
 
 
-def test_without_sharing_only_the_stem_stays_whole():
-    groups = groups_of(grouped_resnet(16, 4, sharing=False)[0])
-    assert [name for name, count in groups.items() if count == 1] == ["1.stem.0"]
+def test_bottlenecks_can_be_grouped():
+    with torch.device("meta"):
+        chain = ResNet((3, 32, 32), 10, 50, stem="cifar")
+        blocks = cut_chain(chain, 4, PUBLISHED, lambda shape: nn.Identity())
+        group_blocks(blocks, (3, 32, 32), 4)
+        assert nn.Sequential(*blocks)(torch.randn(2, 3, 32, 32)).shape == (2, 2048, 4, 4)
+    later = (f"{k}.layer{k}_0.{name}" for k in (2, 3, 4) for name in ("conv1", "downsample.0"))
+    assert whole_ones(blocks) == {"1.stem.0", *later}
 
 
 def test_convolutions_keep_the_spread_of_the_whole_one():
     """He's rule with all output channels, not those of one group."""
-    conv = grouped_resnet(1, 4, width=4)[0][0].layer3_3.conv2
+    conv = grouped_resnet(1, 4, width=4)[0].layer3_3.conv2
     assert conv.weight.shape == (256, 64, 3, 3)
     assert conv.weight.std().item() == pytest.approx((2 / (9 * 256)) ** 0.5, rel=0.02)
-
-
-def test_one_block_of_groups_is_thin_networks():
-    """K = 1: what group h computes depends on no other group's weights."""
-    torch.manual_seed(0)
-    block = grouped_resnet(1, 4)[0][0].eval()
-    images = torch.randn(2, 3, 32, 32)
-    before = block(images)
-    for layer in block.modules():
-        if isinstance(layer, nn.Conv2d):
-            rows = layer.out_channels // 4
-            nn.init.normal_(layer.weight.data[rows : 2 * rows], std=0.1)
-    after = block(images)
-    changed = [(a - b).abs().max().item() > 1e-6 for a, b in zip(after.chunk(4, 1), before.chunk(4, 1), strict=True)]
-    assert changed == [False, True, False, False]
-
-
-def test_bottlenecks_can_be_grouped():
-    chain = ResNet((3, 32, 32), 10, 50, stem="cifar")
-    blocks = cut_chain(chain, 4, PUBLISHED, lambda shape: nn.Identity())
-    group_blocks(blocks, (3, 32, 32), 4)
-    assert nn.Sequential(*blocks)(torch.randn(2, 3, 32, 32)).shape == (2, 2048, 4, 4)
-    assert groups_of(blocks)["2.layer2_0.downsample.0"] == 1
-    assert groups_of(blocks)["2.layer2_1.conv1"] == 4
 
 
 # -- networks that cannot be grouped ----------------------------------------------------------------
@@ -174,16 +162,12 @@ def separate(heads, make_head, shape, groups):
         for layer, stacked in zip(single, heads, strict=True):
             for name, tensor in layer.state_dict().items():
                 if name != "num_batches_tracked":
-                    part = stacked.state_dict()[name]
-                    part = (
-                        part[g] if part.shape[0] == groups and isinstance(layer, nn.Linear) else part.chunk(groups)[g]
-                    )
-                    tensor.copy_(part.reshape(tensor.shape))
+                    tensor.copy_(stacked.state_dict()[name].chunk(groups)[g].reshape(tensor.shape))
         singles.append(single)
     return singles
 
 
-@pytest.mark.parametrize("groups", [1, 2, 4, 8])
+@pytest.mark.parametrize("groups", [1, 2, 8])
 @pytest.mark.parametrize("kind", HEADS)
 def test_stacked_heads_equal_separate_ones(kind, groups):
     torch.manual_seed(0)
@@ -273,21 +257,12 @@ def test_stacked_heads_are_as_exact_in_bfloat16_as_separate_ones():
     assert features.grad.dtype == heads[0].weight.grad.dtype == torch.float32
 
 
-class _NormFirst(AuxHead):
-    def __init__(self, feature_shape, num_classes):
-        super().__init__(feature_shape, num_classes)
-        self.insert(0, nn.BatchNorm2d(feature_shape[0]))
+@pytest.mark.parametrize("layer", [nn.BatchNorm2d(16), nn.PReLU()], ids=["BatchNorm2d", "PReLU"])
+def test_heads_that_cannot_be_stacked(layer):
+    def head(feature_shape, num_classes):
+        return nn.Sequential(layer, *AuxHead(feature_shape, num_classes))
 
-
-class _Attention(AuxHead):
-    def __init__(self, feature_shape, num_classes):
-        super().__init__(feature_shape, num_classes)
-        self.insert(1, nn.PReLU())
-
-
-@pytest.mark.parametrize(("head", "layer"), [(_NormFirst, "BatchNorm2d"), (_Attention, "PReLU")])
-def test_heads_that_cannot_be_stacked(head, layer):
-    with pytest.raises(NetworkError, match=f"A head with a {layer} cannot be computed for several groups"):
+    with pytest.raises(NetworkError, match=f"A head with a {type(layer).__name__} cannot be computed for several"):
         GroupHeads(head, (16, 8, 8), 10, 2)
 
 

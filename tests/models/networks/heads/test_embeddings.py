@@ -1,7 +1,6 @@
 """Pooling heads and projectors: definitions, published counts, equality with the plain modules, memory."""
 
 import copy
-from functools import partial
 
 import pytest
 import torch
@@ -22,9 +21,9 @@ def maps(*shape, seed=0, dtype=torch.float64):
 
 
 def test_global_pooling_is_the_mean_over_positions():
-    x = maps(3, 4, 5, 6)
-    assert torch.allclose(GlobalPooling((4, 5, 6), 99)(x), x.mean((2, 3)))
-    assert GlobalPooling((4, 5, 6), 99).out_features == 4
+    x, head = maps(3, 4, 5, 6), GlobalPooling((4, 5, 6), 99)
+    assert torch.allclose(head(x), x.mean((2, 3)))
+    assert head.out_features == 4
 
 
 @pytest.mark.parametrize(("channels", "grid"), [(64, (2, 4)), (128, (2, 2)), (256, (1, 2)), (512, (1, 1))])
@@ -82,11 +81,8 @@ def test_expansion_keeps_its_input_and_nothing_of_its_map():
     with SavedTensorMeter([x, *head.parameters(), *head.buffers()]) as meter:
         head(x).sum()
     assert meter.peak >= 2 * expanded
-
-
-def test_expansion_that_does_not_expand_is_kept():
-    head = ConvExpansion((16, 4, 4), 16, piece_mib=1e-6)
-    assert head._images_per_piece(maps(5, 16, 4, 4)) == 5
+    not_expanded = ConvExpansion((16, 4, 4), 16, piece_mib=1e-6)
+    assert not_expanded._images_per_piece(maps(5, 16, 4, 4)) == 5
 
 
 def test_expansion_in_bfloat16_is_near_float32():
@@ -115,33 +111,26 @@ def test_published_parameter_counts_of_resnet50():
         whole = EmbeddingHead(GlobalPooling, BiasFreeProjector, shapes[-1], 2048)
 
     def millions(*modules):
-        return round(sum(p.numel() for module in modules for p in module.parameters()) / 1e6, 2)
+        return round(sum(p.numel() for module in modules for p in module.parameters()) / 1e6, 3)
 
     assert shapes == [(256, 56, 56), (512, 28, 28), (1024, 14, 14), (2048, 7, 7)]
-    assert [round(sum(p.numel() for p in block.parameters()) / 1e6, 3) for block in blocks] == [
-        0.225,
-        1.220,
-        7.098,
-        14.965,
-    ]
-    assert millions(*blocks) == 23.51
-    assert [millions(head.pooling) for head in heads] == [0.53, 1.05, 2.10, 4.20]
-    assert millions(*(head.pooling for head in heads)) == 7.88
-    assert [millions(head.projector) for head in heads] == [151.03] * 4
-    assert millions(*blocks, *heads) == 635.50
-    assert millions(*blocks, whole) == 174.54
+    assert [millions(block) for block in blocks] == [0.225, 1.220, 7.098, 14.965]
+    assert millions(*blocks) == pytest.approx(23.51, abs=0.005)
+    assert [millions(head.pooling) for head in heads] == pytest.approx([0.53, 1.05, 2.10, 4.20], abs=0.005)
+    assert [millions(head.projector) for head in heads] == pytest.approx([151.03] * 4, abs=0.005)
+    assert millions(*blocks, *heads) == pytest.approx(635.50, abs=0.005)
+    assert millions(*blocks, whole) == pytest.approx(174.54, abs=0.005)
 
 
 def test_projector_has_no_bias_and_ends_in_a_linear_layer():
     projector = BiasFreeProjector(6, (8, 10, 4))
-    linear = [layer for layer in projector.layers if isinstance(layer, nn.Linear)]
-    assert [(layer.in_features, layer.out_features) for layer in linear] == [(6, 8), (8, 10), (10, 4)]
-    assert all(layer.bias is None for layer in linear)
-    assert projector.layers[-1] is linear[-1]
-    assert [type(layer).__name__ for layer in projector.layers] == ["Linear", "BatchNorm1d", "ReLU"] * 2 + ["Linear"]
+    first, second, last = (nn.Linear(*widths, bias=False) for widths in ((6, 8), (8, 10), (10, 4)))
+    relu = nn.ReLU(inplace=True)
+    expected = [first, nn.BatchNorm1d(8), relu, second, nn.BatchNorm1d(10), relu, last]
+    assert [repr(layer) for layer in projector.layers] == [repr(layer) for layer in expected]
 
 
 def test_supervised_counterpart_classifies_expanded_features():
     head = ExpandedClassifier((4, 6, 6), 3, expand_dim=8)
     assert head(maps(2, 4, 6, 6, dtype=torch.float32)).shape == (2, 3)
-    assert partial(ExpandedClassifier, expand_dim=16)((4, 6, 6), 3).classifier.in_features == 16
+    assert head.classifier.in_features == 8
