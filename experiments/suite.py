@@ -20,19 +20,11 @@ from experiments.run.files import LAST, SUMMARY
 from experiments.run.folder import PART_OF_SUITE, plain_name
 
 FaultOf = Callable[[Sequence[str]], str | None]
-"""What is wrong with a command line; None if nothing is."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a suite.
-
-    Attributes:
-        name: name of its run folder.
-        config: its YAML.
-        options: command-line options on top of the YAML.
-        probe: YAML of the probe that follows the run, if any.
-    """
+    """One run of a suite: the name of its folder, its YAML, the options on top of it, the YAML of a probe after it."""
 
     name: str
     config: Path
@@ -108,24 +100,18 @@ def suite(path: Path, runs: Path, extra: Sequence[str], fault_of: FaultOf) -> No
         for line in _unchecked(run, folder, extra):
             if fault := fault_of(line):
                 raise RunError(f"Nothing was started, because of {run.name}: {fault}")
-    failed = _run_all(planned, folder, extra)
-    if finished := [folder / run.name for run in planned if (folder / run.name / SUMMARY).is_file()]:
-        from experiments.report.report import report  # pandas takes a second
-
-        report(finished, folder)
-    if failed:
-        raise RunError(f"{len(failed)} of {len(planned)} runs failed: {', '.join(failed)}. Their messages are above.")
-
-
-def _run_all(planned: Sequence[Run], folder: Path, extra: Sequence[str]) -> list[str]:
-    """Run one after the other; the names of those that failed."""
     failed = []
     for number, run in enumerate(planned, start=1):
         commands = _commands(run, folder, extra)
         print(f"[{number}/{len(planned)}] {run.name}{'' if commands else ': finished before'}", flush=True)
         if not all(map(_succeeds, commands)):  # none after the first that fails
             failed.append(run.name)
-    return failed
+    if finished := [folder / run.name for run in planned if (folder / run.name / SUMMARY).is_file()]:
+        from experiments.report.report import report  # pandas takes a second
+
+        report(finished, folder)
+    if failed:
+        raise RunError(f"{len(failed)} of {len(planned)} runs failed: {', '.join(failed)}. Their messages are above.")
 
 
 def _unchecked(run: Run, folder: Path, extra: Sequence[str]) -> list[list[str]]:
@@ -157,15 +143,7 @@ def _succeeds(command: Sequence[str]) -> bool:
 
 
 def main(args: Sequence[str], fault_of: FaultOf) -> None:
-    """Run ``suite``; Ctrl-C stops it.
-
-    Args:
-        args: what follows ``suite`` on the command line.
-        fault_of: what is wrong with the command line of a run, None if nothing is.
-
-    Raises:
-        RunError: as :func:`suite`.
-    """
+    """Run :func:`suite` by what follows it on the command line; Ctrl-C stops it."""
     parser = argparse.ArgumentParser(
         "python -m experiments suite",
         description="Run a list or grid of configs, each in a process of its own, then report. Finished runs are "
