@@ -7,11 +7,10 @@ from functools import partial
 import pytest
 import torch
 import yaml
-from helpers import CONFIGS, DIGITS, SMALL, fault, fit
+from helpers import CONFIGS, fit
 from training import assert_equal_weights
 
 import models
-from experiments.cli import main
 from losses.errors import UsageError
 from models.method import Method
 from models.methods.decoupled_greedy import DecoupledGreedy
@@ -30,6 +29,11 @@ METHODS = sorted({path.parent.name for path in CONFIGS.glob("*/digits.yaml")} - 
 
 def last(folder):
     return folder / "checkpoints" / "last.ckpt"
+
+
+def resumed(folder):
+    """Lightning looks for arguments in a checkpoint that is given by its path."""
+    return "--trainer.max_epochs=3", f"--ckpt_path={last(folder)}"
 
 
 def saved(path):
@@ -57,12 +61,12 @@ def test_arguments_may_be_given_otherwise_and_the_class_left_open(finished):
     assert model.num_blocks == 4
 
 
-def test_a_checkpoint_of_another_class_is_told(finished):
-    said = re.escape(
-        "is a checkpoint of DecoupledGreedy, not of Layerwise: import DecoupledGreedy from models.methods."
-    )
-    with pytest.raises(UsageError, match=said):
+def test_what_it_cannot_be_built_from_is_told(finished):
+    said = "is a checkpoint of DecoupledGreedy, not of Layerwise: import DecoupledGreedy from models.methods."
+    with pytest.raises(UsageError, match=re.escape(said)):
         Layerwise.load_from_checkpoint(last(finished))
+    with pytest.raises(UsageError, match=f"is a folder: give the checkpoint in it, {last(finished)}."):
+        DecoupledGreedy.load_from_checkpoint(finished)
 
 
 def test_a_checkpoint_from_before_takes_the_arguments_by_name(finished, tmp_path):
@@ -90,11 +94,8 @@ def test_a_method_in_a_file_of_its_own_is_built_again(tmp_path, monkeypatch):
     assert model.network_name == "VGG"
 
 
-@pytest.mark.parametrize("route", ["last", "file"])
-def test_what_is_typed_wins_over_what_the_checkpoint_holds(route, copied, tmp_path):
-    path = "last" if route == "last" else str(last(copied))
-    options = ("--model.clip=0.25", "--model.network.dropout=0.5", "--trainer.max_epochs=3", f"--ckpt_path={path}")
-    main(["fit", "--config", str(DIGITS), *SMALL, f"--runs={tmp_path}", "--name=run", *options])
+def test_what_is_typed_wins_over_what_the_checkpoint_holds(copied, tmp_path):
+    fit(tmp_path, "--model.clip=0.25", "--model.network.dropout=0.5", *resumed(copied))
     content = saved(last(copied))
     assert content["epoch"] == 2
     assert content["arguments"]["clip"] == 0.25
@@ -102,17 +103,9 @@ def test_what_is_typed_wins_over_what_the_checkpoint_holds(route, copied, tmp_pa
     assert yaml.safe_load((copied / "config.yaml").read_text())["model"]["init_args"]["clip"] == 0.25
 
 
-@pytest.mark.parametrize("route", ["last", "file"])
-def test_a_checkpoint_from_before_is_resumed(route, copied, tmp_path):
+def test_a_checkpoint_from_before_is_resumed(copied, tmp_path):
     content = saved(last(copied))
     del content["arguments"]
     torch.save(content, last(copied))
-    path = "last" if route == "last" else str(last(copied))
-    fit(tmp_path, "--trainer.max_epochs=3", f"--ckpt_path={path}")
+    fit(tmp_path, *resumed(copied))
     assert saved(last(copied))["epoch"] == 2
-
-
-def test_a_checkpoint_of_another_class_is_not_resumed(finished, tmp_path, capsys):
-    backprop = CONFIGS / "backprop" / "digits.yaml"
-    command = ("fit", "--config", str(backprop), f"--runs={tmp_path}", f"--ckpt_path={last(finished)}")
-    assert "another network" in fault(capsys, *command)
