@@ -1,6 +1,6 @@
 """The columns of ``report``: what a row says of itself, as text."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import pandas as pd
@@ -19,8 +19,8 @@ def _percent(row: Row, metric: str) -> str:
     return f"{100 * row.mean[metric]:.2f}{spread}"
 
 
-def _percents(values: Iterable[float]) -> str:
-    return " ".join(f"{value:.1f}" for value in values) or NOTHING
+def _percents(blocks: Mapping[int, float]) -> str:
+    return " ".join(f"{value:.1f}" for value in blocks.values()) or NOTHING
 
 
 def _decimals(row: Row, metric: str, digits: int) -> str:
@@ -46,7 +46,7 @@ _SETTINGS: Columns = {
 _PREDICTIONS: Columns = {
     "each block, %": lambda row: _percents(row.blocks()),
     "each block when it was done, validation images, %": lambda row: _percents(row.when_done()),
-    "each block, training images, %": lambda row: _percents(row.blocks("train_set")),
+    "each block, training images, %": lambda row: _percents(row.blocks("train_set/{}/top1")),
     "test top-1, %": lambda row: _percent(row, "test/top1"),
     "ensemble, %": lambda row: _percent(row, "test/ensemble/top1"),
     "one group, %": lambda row: _percent(row, f"test/block{row.nodes[0]}/group1/top1"),
@@ -69,11 +69,10 @@ def _probes(rows: Sequence[Row]) -> Columns:
 
 
 def _probe_heading(protocol: str) -> str:
-    if protocol.startswith("random/"):
-        return _probe_heading(protocol.removeprefix("random/")).replace(", each", ", before training, each")
-    if protocol.startswith("probe_lin"):
-        return f"linear probe ({protocol.removeprefix('probe_lin')} epochs), each block, %"
-    return f"kNN ({protocol.removeprefix('knn_').replace('_', ', ')}), each block, %"
+    name = protocol.removeprefix("random/")
+    linear = f"linear probe ({name.removeprefix('probe_lin')} epochs)"
+    judge = linear if name.startswith("probe_lin") else f"kNN ({name.removeprefix('knn_').replace('_', ', ')})"
+    return f"{judge}{'' if name == protocol else ', before training'}, each block, %"
 
 
 def _probe_cell(protocol: str, row: Row) -> str:
