@@ -88,14 +88,14 @@ def cells_of(rows: Sequence[Row]) -> tuple[str, dict[str, pd.DataFrame]]:
     columns without any value are left out.
     """
     settings = _filled(_SETTINGS, rows)
-    shared = [heading for heading in settings if settings[heading].nunique() == 1]
+    shared = settings.columns[settings.nunique() == 1]
     who = _filled({"method": lambda row: row.method, "K": lambda row: str(row.nodes[0])}, rows)
     if any(row.nodes[1] > 1 for row in rows):
         who["G"] = [str(row.nodes[1]) for row in rows]
     parts = {"who": who.join(settings.drop(columns=shared))}
     for part, columns in {"probes": _probes(rows), "predictions": _PREDICTIONS, "costs": _COSTS}.items():
         cells = _filled(columns, rows)
-        parts[part] = cells[[heading for heading in cells if any(cells[heading] != NOTHING)]]
+        parts[part] = cells.loc[:, (cells != NOTHING).any()]
     return ", ".join(f"{heading} {settings[heading][0]}" for heading in shared), parts
 
 

@@ -23,11 +23,7 @@ PART_OF_SUITE = "LOCAL_LEARNING_PART_OF_SUITE"
 
 
 class RunFolder:
-    """What a run leaves. No file of it is ever removed that a run did not write itself.
-
-    Args:
-        path: where it is, or will be.
-    """
+    """What a run leaves, or will leave. No file of it is ever removed that a run did not write itself."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -155,7 +151,7 @@ def plain_name(name: str) -> str:
     """The name, if it is one plain component of a path.
 
     Raises:
-        RunError: it is empty, leads elsewhere (``..``, ``/tmp/x``, ``a/b``), or no name of a folder.
+        RunError: it is empty, or leads elsewhere (``..``, ``/tmp/x``, ``a/b``).
     """
     if name in ("", ".", "..") or os.sep in name or "\0" in name:
         raise RunError(f"A run's name is one plain folder name, not {name!r}. Choose where it goes with --runs.")
@@ -163,11 +159,7 @@ def plain_name(name: str) -> str:
 
 
 def _named(folder: Path, resume: bool) -> Path:
-    """The folder, if a run may begin in it, or go on.
-
-    Raises:
-        RunError: it is taken, not a run's, or a file.
-    """
+    """The folder, if a run may begin in it, or go on: it is not taken, nor another's, nor a file."""
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder} is a file. Choose another --name.")
     held = has_checkpoint(folder)
