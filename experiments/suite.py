@@ -97,8 +97,10 @@ def suite(path: Path, runs: Path, extra: Sequence[str], fault_of: FaultOf) -> No
     folder = runs / plain_name(path.stem)
     planned = read_suite(path)
     for run in planned:
-        for line in _unchecked(run, folder, extra):
-            if fault := fault_of(line):
+        for command, *options in _commands(run, folder, extra):
+            # There may be no config of the run yet.
+            before = ["--config", str(run.config), *run.options, *extra] if command == "probe" else []
+            if fault := fault_of([command, *before, *options]):
                 raise RunError(f"Nothing was started, because of {run.name}: {fault}")
     failed = []
     for number, run in enumerate(planned, start=1):
@@ -112,15 +114,6 @@ def suite(path: Path, runs: Path, extra: Sequence[str], fault_of: FaultOf) -> No
         report(finished, folder)
     if failed:
         raise RunError(f"{len(failed)} of {len(planned)} runs failed: {', '.join(failed)}. Their messages are above.")
-
-
-def _unchecked(run: Run, folder: Path, extra: Sequence[str]) -> list[list[str]]:
-    """Command lines to look for mistakes in; a probe's with the training's, as there is no config of the run yet."""
-    if (folder / run.name / SUMMARY).is_file():
-        return []
-    options = ["--config", str(run.config), *run.options, *extra]
-    probe = ["probe", *options, "--config", str(run.probe), "--checkpoint", str(folder / run.name)]
-    return [["fit", *options], *([probe] if run.probe else [])]
 
 
 def _commands(run: Run, folder: Path, extra: Sequence[str]) -> list[list[str]]:

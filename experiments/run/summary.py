@@ -85,38 +85,26 @@ def log_to_hparams(summary: Mapping[str, Any], trainer: L.Trainer) -> None:
 
 def show_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     """Print each block's accuracy, the model's, and where to look further."""
-    metrics = summary["metrics"]
+    metrics, last = summary["metrics"], summary["num_blocks"]
     labelled = "test/top1" in metrics
+    judged = {"validation": "val/{}top1", "test": "test/{}top1"}
+    if not labelled:
+        judged = {"online probe, validation": "probe_online/{}gap/top1"}
+    predictors = {
+        "input": "input/",
+        **{f"block {k}": f"block{k}/" for k in range(1, last + 1)},
+        f"block {last}, group 1": f"block{last}/group1/",
+        "ensemble": "ensemble/",
+        f"model ({'final head' if 'test/final/top1' in metrics else 'last block'})": "",
+    }
+    found = {title: [metrics.get(name.format(what)) for name in judged.values()] for title, what in predictors.items()}
+    rows = [[title, *(f"{100 * top1:.2f}" for top1 in row)] for title, row in found.items() if None not in row]
     title = f"{summary['method']}, {summary['network']}, {summary['dataset']}"
-    rows = _rows(summary["num_blocks"], metrics) if labelled else _online_probes(summary["num_blocks"], metrics)
-    headings = ("validation", "test") if labelled else ("online probe, validation",)
-    tables.show(["top-1 %", *headings], rows, words=["top-1 %"], title=title)
+    tables.show(["top-1 %", *judged], rows, words=["top-1 %"], title=title)
     print("\n".join([_effort(summary), *_spared(metrics)]))
     print(f"Run folder: {folder}\nTo watch:   tensorboard --logdir {folder}")
     if not labelled:
         print(f"To judge:   python -m experiments probe --checkpoint {folder}")
-
-
-def _rows(num_blocks: int, metrics: Mapping[str, float]) -> Iterator[list[str]]:
-    """What predicts, and its top-1 on the validation and test split."""
-    last = "final head" if "test/final/top1" in metrics else "last block"
-    predictors = {
-        "input": "input/top1",
-        **{f"block {k}": f"block{k}/top1" for k in range(1, num_blocks + 1)},
-        f"block {num_blocks}, group 1": f"block{num_blocks}/group1/top1",
-        "ensemble": "ensemble/top1",
-        f"model ({last})": "top1",
-    }
-    for predictor, name in predictors.items():
-        if f"val/{name}" in metrics and f"test/{name}" in metrics:
-            yield [predictor, *(f"{100 * metrics[f'{split}/{name}']:.2f}" for split in ("val", "test"))]
-
-
-def _online_probes(num_blocks: int, metrics: Mapping[str, float]) -> Iterator[list[str]]:
-    """Each block and the top-1 of its online probe, where training took no labels."""
-    for k in range(1, num_blocks + 1):
-        if (name := f"probe_online/block{k}/gap/top1") in metrics:
-            yield [f"block {k}", f"{100 * metrics[name]:.2f}"]
 
 
 def _effort(summary: Mapping[str, Any]) -> str:
