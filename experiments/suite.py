@@ -78,15 +78,9 @@ def _expand(folder: Path, entry: Mapping[str, Any]) -> Iterator[Run]:
 
 
 def suite(path: Path, runs: Path, extra: Sequence[str], fault_of: FaultOf) -> None:
-    """Run what is not finished, go on with what was cut off, then report on all.
+    """Run what is not finished, go on with what was cut off, then report on all, in ``runs/<name of the suite>``.
 
-    Nothing is started before all command lines were found without a mistake.
-
-    Args:
-        path: the suite file.
-        runs: the suite's run folders go to ``runs/<name of the suite>``.
-        extra: options for every run.
-        fault_of: what is wrong with a command line, None if nothing is.
+    Every run gets the ``extra`` options. Nothing is started before ``fault_of`` found no mistake in any command line.
 
     Raises:
         RunError: the suite cannot be read, an option belongs to a single run or is mistyped, or runs failed (the

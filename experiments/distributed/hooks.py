@@ -70,12 +70,8 @@ class CommunicationHook(ABC):
 
     def _traffic(self, sent: int, steps: int) -> dict[str, float]:
         bits = 8 * sent / (steps * self._parameters)
-        return {
-            "bits_per_parameter": bits,
-            "ratio": 32 / bits,
-            "bytes_per_step": sent / steps,
-            "megabytes": self.total_bytes / 1e6,
-        }
+        figures = {"bits_per_parameter": bits, "ratio": 32 / bits, "bytes_per_step": sent / steps}
+        return figures | {"megabytes": self.total_bytes / 1e6}
 
     def summary(self) -> dict[str, float]:
         """Means over all steps: bits per parameter, ratio to float32, bytes per step; megabytes (10⁶) of all."""

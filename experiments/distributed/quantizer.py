@@ -15,21 +15,13 @@ LARGEST = 127
 
 
 class Quantized(NamedTuple):
-    """A tensor as integers.
+    """A tensor ``(n,)`` as integers."""
 
-    Attributes:
-        symbols: ``(n,)``, int8, or int32 if nothing is clipped.
-        step: one float32.
-        values: step · symbols, what the receivers get, float32 ``(n,)``.
-        wanted: what was to be sent, ``(n,)``: payload plus what earlier steps left over.
-        rms: root mean square of the payload.
-    """
-
-    symbols: Tensor
-    step: Tensor
-    values: Tensor
-    wanted: Tensor
-    rms: Tensor
+    symbols: Tensor  # int8, or int32 if nothing is clipped
+    step: Tensor  # one float32
+    values: Tensor  # step · symbols, what the receivers get
+    wanted: Tensor  # what was to be sent: payload plus what earlier steps left over
+    rms: Tensor  # of the payload
 
 
 @dataclass

@@ -98,11 +98,7 @@ class Row:
 
 
 def group(runs: pd.DataFrame) -> list[Row]:
-    """One row per setting, its seeds together (each once), Backprop first, then by method, G and K.
-
-    Args:
-        runs: a line each; of the same setting and seed the last counts.
-    """
+    """One row per setting, by method, G and K: its seeds together, each once, of which the last line counts."""
     once = runs.drop_duplicates([*SETTING, "seed"], keep="last")
     rows = [Row(alike) for _, alike in once.groupby(SETTING, sort=False)]
     named = [replace(row, base=_base(row, rows), variant=_variant(row, rows)) for row in rows]
