@@ -64,7 +64,7 @@ _COSTS: Columns = {
 
 def _probes(rows: Sequence[Row]) -> Columns:
     """One column for each way in which features were probed."""
-    protocols = sorted({name for row in rows for name in row.probes()}, key=lambda name: ("knn" in name, name))
+    protocols = sorted({name for row in rows for name in row.probes}, key=lambda name: ("knn" in name, name))
     return {_probe_heading(protocol): partial(_probe_cell, protocol) for protocol in protocols}
 
 
@@ -76,8 +76,7 @@ def _probe_heading(protocol: str) -> str:
 
 
 def _probe_cell(protocol: str, row: Row) -> str:
-    probed = row.probed(protocol)
-    blocks = range(1, row.nodes[0] + 1)
+    probed, blocks = row.probes.get(protocol, {}), range(1, row.nodes[0] + 1)
     return " ".join(f"{probed[k]:.1f}" if k in probed else NOTHING for k in blocks) if probed else NOTHING
 
 

@@ -83,18 +83,16 @@ class Row:
         """Whether blocks learn one after the other."""
         return dict(self.first["settings"]).get("model.init_args.epochs_per_block", "None") != "None"
 
-    def probes(self) -> set[str]:
-        """Protocols by which the blocks' features were probed: ``probe_lin100``, ``knn_k200_t0.1``."""
-        return {found[1] for name in self.mean.index if (found := _PROBE.match(name))}
-
-    def probed(self, protocol: str) -> dict[int, float]:
-        """Test top-1, in %, of each block that was probed so."""
-        return self.blocks(f"{protocol}/{{}}/gap/top1")
+    @cached_property
+    def probes(self) -> dict[str, dict[int, float]]:
+        """Protocol (``probe_lin100``, ``knn_k200_t0.1``) → test top-1, in %, of each block that was probed so."""
+        protocols = {found[1] for name in self.mean.index if (found := _PROBE.match(name))}
+        return {protocol: self.blocks(f"{protocol}/{{}}/gap/top1") for protocol in protocols}
 
     def linear_probe(self) -> dict[int, float]:
-        """:meth:`probed` of the longest linear probe; empty if there is none."""
-        epochs = [int(name.removeprefix("probe_lin")) for name in self.probes() if name.startswith("probe_lin")]
-        return self.probed(f"probe_lin{max(epochs)}") if epochs else {}
+        """That of the longest linear probe; empty if there is none."""
+        epochs = [int(name.removeprefix("probe_lin")) for name in self.probes if name.startswith("probe_lin")]
+        return self.probes[f"probe_lin{max(epochs)}"] if epochs else {}
 
 
 def group(runs: pd.DataFrame) -> list[Row]:

@@ -85,19 +85,22 @@ def test_a_checkpoint_from_before_takes_the_arguments_by_name(finished, tmp_path
     assert_equal_weights(model, DecoupledGreedy.load_from_checkpoint(last(finished)))
 
 
+SHY = """from models.methods.decoupled_greedy import DecoupledGreedy
+
+
+class Shy(DecoupledGreedy):
+    def __init__(self, shyness: float = 0.5, **arguments):
+        super().__init__(**arguments)
+        self.shyness = shyness
+"""
+
+
 def test_a_method_in_a_file_of_its_own_is_built_again(tmp_path, monkeypatch):
-    (tmp_path / "shy.py").write_text(
-        "from models.methods.decoupled_greedy import DecoupledGreedy\n\n\n"
-        "class Shy(DecoupledGreedy):\n"
-        "    def __init__(self, shyness: float = 0.5, **arguments):\n"
-        "        super().__init__(**arguments)\n"
-        "        self.shyness = shyness\n"
-    )
+    (tmp_path / "shy.py").write_text(SHY)
     monkeypatch.syspath_prepend(tmp_path)
     folder = fit(tmp_path / "runs", *QUICK, "--model=shy.Shy", "--model.shyness=0.25")
     model = sys.modules["shy"].Shy.load_from_checkpoint(last(folder))
-    assert model.shyness == 0.25
-    assert model.network_name == "VGG"
+    assert (model.shyness, model.network_name) == (0.25, "VGG")
 
 
 def test_what_is_typed_wins_over_what_the_checkpoint_holds(copied, tmp_path):
