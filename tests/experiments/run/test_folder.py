@@ -95,16 +95,13 @@ def test_a_folder_that_a_living_run_writes_is_not_touched(tmp_path, capsys):
     assert (folder / "metrics.csv").read_text() == "theirs"
 
 
-def test_a_checkpoint_of_another_tool_marks_no_folder_as_ours(tmp_path):
+@pytest.mark.parametrize("file", ["checkpoints/mine.ckpt", "more.txt"])
+def test_nothing_in_a_folder_that_no_run_began_is_discarded(file, tmp_path):
     folder, run = owned(tmp_path / "run"), RunFolder(tmp_path / "run")
-    (folder / "checkpoints").mkdir()
-    (folder / "checkpoints" / "mine.ckpt").write_text("weights")
+    run.discard_empty()
+    assert untouched(folder)
+    (folder / file).parent.mkdir(exist_ok=True)
+    (folder / file).write_text("another tool's")
     with run.written():
         run.discard_empty()
     assert (folder / "config.yaml").read_text() == "mine"
-
-
-def test_a_folder_that_this_run_did_not_begin_is_not_discarded(tmp_path):
-    folder = owned(tmp_path / "run")
-    RunFolder(folder).discard_empty()
-    assert untouched(folder)
