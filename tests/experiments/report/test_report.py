@@ -247,6 +247,9 @@ def test_report_shows_what_blocks_reached_whose_heads_are_gone(reported):
     layers = reported[1].loc["Layerwise", "2"]
     assert layers["each block, %"] == "80.0"
     assert layers["each block when it was done, validation images, %"] == "60.0 70.0"
+    kept = {f"{split}/block{k}/top1": 0.5 for split in ("test", "val") for k in (1, 2)}
+    (row,) = rows(line({"epochs_per_block": 1}, **local(metrics=kept)))
+    assert row.when_done() == {}
 
 
 def test_report_shows_probes_of_each_block(reported):
