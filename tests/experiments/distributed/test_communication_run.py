@@ -53,7 +53,10 @@ def test_the_end_of_a_run_says_what_was_sent(name, less, runs, capsys):
     metrics = summary(runs / name)["metrics"]
     bits, ratio, sent = (metrics[f"communication/{key}"] for key in ("bits_per_parameter", "ratio", "megabytes"))
     said = f", {ratio:.1f} × less than float32" if less else ""
-    assert f"Sent:       {bits:.2f} bits per parameter{said}, {sent:.1f} MB\n" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"Sent:       {bits:.2f} bits per parameter{said}, {sent:.1f} MB\n" in printed
+    (model,) = [line.split()[-2:] for line in printed.splitlines() if "model (last block)" in line]
+    assert model == [f"{100 * metrics[name]:.2f}" for name in ("val/top1", "test/top1")]
 
 
 def test_a_resumed_run_sends_what_it_would_have_sent(runs, tmp_path):
