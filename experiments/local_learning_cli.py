@@ -38,11 +38,11 @@ from experiments.measure.cost import macs_of
 from experiments.parser import Parser
 from experiments.run.checkpoint import load_checkpoint, require_same_network
 from experiments.run.errors import RunError
-from experiments.run.files import PREDICTIONS
+from experiments.run.files import PREDICTIONS, SUMMARY
 from experiments.run.folder import RunFolder
 from experiments.run.loggers import RunCSVLogger, RunTensorBoardLogger
 from experiments.run.saved_config import SavedConfig
-from experiments.run.summary import log_to_hparams, show_summary, summarise, write_summary
+from experiments.run.summary import log_to_hparams, show_summary, summarise, write_json
 from experiments.trainer import Trainer
 from losses.errors import UsageError
 from models.method import Method, require_supported_processes
@@ -204,7 +204,7 @@ class LocalLearningCLI(LightningCLI):
         """Lightning's ``fit``; a new run that failed before its first step leaves no folder behind."""
         try:
             self.trainer.fit(**arguments)
-        except FAULTS:
+        except (*FAULTS, OSError):  # a file that a data module of one's own misses
             if self.trainer.global_step == 0:
                 self.run.discard_empty()
             raise
@@ -223,7 +223,7 @@ class LocalLearningCLI(LightningCLI):
             took = {key: getattr(self.meter, key) for key in ("seconds", "images_per_second", "peak_activation_bytes")}
             took |= macs_of(self.model, self.datamodule.batch_size)
             summary = summarise(name, config, self.model, self.datamodule, self.trainer, took, metrics)
-            write_summary(self.run.path, summary | {"epochs": epochs, "global_step": step})
+            write_json(self.run.path / SUMMARY, summary | {"epochs": epochs, "global_step": step})
             log_to_hparams(summary, self.trainer)
             show_summary(self.run.path, summary)
 

@@ -20,19 +20,11 @@ from experiments.run.files import LAST, SUMMARY
 from experiments.run.folder import PART_OF_SUITE, plain_name
 
 FaultOf = Callable[[Sequence[str]], str | None]
-"""What is wrong with a command line; None if nothing is."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a suite.
-
-    Attributes:
-        name: name of its run folder.
-        config: its YAML.
-        options: command-line options on top of the YAML.
-        probe: YAML of the probe that follows the run, if any.
-    """
+    """One run of a suite: the name of its folder, its YAML, the options on top of it, the YAML of a probe after it."""
 
     name: str
     config: Path
@@ -86,15 +78,9 @@ def _expand(folder: Path, entry: Mapping[str, Any]) -> Iterator[Run]:
 
 
 def suite(path: Path, runs: Path, extra: Sequence[str], fault_of: FaultOf) -> None:
-    """Run what is not finished, go on with what was cut off, then report on all.
+    """Run what is not finished, go on with what was cut off, then report on all, in ``runs/<name of the suite>``.
 
-    Nothing is started before all command lines were found without a mistake.
-
-    Args:
-        path: the suite file.
-        runs: the suite's run folders go to ``runs/<name of the suite>``.
-        extra: options for every run.
-        fault_of: what is wrong with a command line, None if nothing is.
+    Every run gets the ``extra`` options. Nothing is started before ``fault_of`` found no mistake in any command line.
 
     Raises:
         RunError: the suite cannot be read, an option belongs to a single run or is mistyped, or runs failed (the
@@ -105,36 +91,23 @@ def suite(path: Path, runs: Path, extra: Sequence[str], fault_of: FaultOf) -> No
     folder = runs / plain_name(path.stem)
     planned = read_suite(path)
     for run in planned:
-        for line in _unchecked(run, folder, extra):
-            if fault := fault_of(line):
+        for command, *options in _commands(run, folder, extra):
+            # There may be no config of the run yet.
+            before = ["--config", str(run.config), *run.options, *extra] if command == "probe" else []
+            if fault := fault_of([command, *before, *options]):
                 raise RunError(f"Nothing was started, because of {run.name}: {fault}")
-    failed = _run_all(planned, folder, extra)
-    if finished := [folder / run.name for run in planned if (folder / run.name / SUMMARY).is_file()]:
-        from experiments.report.report import report  # pandas takes a second
-
-        report(finished, folder)
-    if failed:
-        raise RunError(f"{len(failed)} of {len(planned)} runs failed: {', '.join(failed)}. Their messages are above.")
-
-
-def _run_all(planned: Sequence[Run], folder: Path, extra: Sequence[str]) -> list[str]:
-    """Run one after the other; the names of those that failed."""
     failed = []
     for number, run in enumerate(planned, start=1):
         commands = _commands(run, folder, extra)
         print(f"[{number}/{len(planned)}] {run.name}{'' if commands else ': finished before'}", flush=True)
         if not all(map(_succeeds, commands)):  # none after the first that fails
             failed.append(run.name)
-    return failed
+    if finished := [folder / run.name for run in planned if (folder / run.name / SUMMARY).is_file()]:
+        from experiments.report.report import report  # pandas takes a second
 
-
-def _unchecked(run: Run, folder: Path, extra: Sequence[str]) -> list[list[str]]:
-    """Command lines to look for mistakes in; a probe's with the training's, as there is no config of the run yet."""
-    if (folder / run.name / SUMMARY).is_file():
-        return []
-    options = ["--config", str(run.config), *run.options, *extra]
-    probe = ["probe", *options, "--config", str(run.probe), "--checkpoint", str(folder / run.name)]
-    return [["fit", *options], *([probe] if run.probe else [])]
+        report(finished, folder)
+    if failed:
+        raise RunError(f"{len(failed)} of {len(planned)} runs failed: {', '.join(failed)}. Their messages are above.")
 
 
 def _commands(run: Run, folder: Path, extra: Sequence[str]) -> list[list[str]]:
@@ -157,15 +130,7 @@ def _succeeds(command: Sequence[str]) -> bool:
 
 
 def main(args: Sequence[str], fault_of: FaultOf) -> None:
-    """Run ``suite``; Ctrl-C stops it.
-
-    Args:
-        args: what follows ``suite`` on the command line.
-        fault_of: what is wrong with the command line of a run, None if nothing is.
-
-    Raises:
-        RunError: as :func:`suite`.
-    """
+    """Run :func:`suite` by what follows it on the command line; Ctrl-C stops it."""
     parser = argparse.ArgumentParser(
         "python -m experiments suite",
         description="Run a list or grid of configs, each in a process of its own, then report. Finished runs are "

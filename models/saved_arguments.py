@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Self
 
 import lightning.pytorch as L
@@ -44,9 +45,13 @@ class SavedArguments(L.LightningModule):
             arguments: of the constructor, where they shall be others than the saved ones.
 
         Raises:
-            UsageError: the checkpoint is of another class.
+            UsageError: the checkpoint is of another class, or a folder.
         """
-        saved = torch.load(checkpoint_path, map_location="cpu", weights_only=True, mmap=True)
+        try:
+            saved = torch.load(checkpoint_path, map_location="cpu", weights_only=True, mmap=True)
+        except IsADirectoryError as fault:
+            file = Path(checkpoint_path, "checkpoints", "last.ckpt")
+            raise UsageError(f"{checkpoint_path} is a folder: give the checkpoint in it, {file}.") from fault
         kept = saved.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {})
         module, _, name = kept.get("_class_path", "").rpartition(".")
         built = getattr(sys.modules.get(module), name, None) if kept else cls

@@ -2,27 +2,27 @@
 
 import math
 import struct
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.futures import Future
 from typing_extensions import override
 
 from experiments.distributed.coders import Coder, ZlibHuffman
 from experiments.distributed.entropy import shannon
 from experiments.distributed.hooks import CommunicationHook
-from experiments.distributed.quantizer import Quantized, Quantizer, Rule
+from experiments.distributed.quantizer import LARGEST, Quantized, Quantizer, Rule
 from losses.errors import UsageError
 
 SMALLEST = 1024
 """Tensors with fewer numbers go uncompressed: their coders' tables would dominate."""
 
 _HEADER = struct.Struct("<fI")  # step, bytes of the code
-
-_NUMPY: dict[torch.dtype, np.dtype] = {torch.int8: np.dtype(np.int8), torch.int32: np.dtype(np.int32)}
 
 
 class EntropyCoded(CommunicationHook):
@@ -63,115 +63,108 @@ class EntropyCoded(CommunicationHook):
             raise UsageError(
                 f"code_every must be 1 in mode true, where the code is what travels, and at least 1, not {code_every}."
             )
-        self.quantizer = Quantizer(c, rule, 127 if clip else None)
-        self.coder, self.code_every = coder, code_every
-        self._send = {"counting": self._all_reduce, "true": self._all_gather}[mode]
+        self.quantizer = Quantizer(c, rule, clip)
+        self.coder, self.mode, self.code_every = coder, mode, code_every
         self._sizes: dict[str, int] = {}
-        self._measured: dict[str, int] = {}
-        self._sent = 0
 
     @override
-    def exchange(self, bucket: dist.GradBucket) -> Future[Tensor]:
-        return self._send(bucket)
-
-    @override
-    def message_bytes(self, bucket: dist.GradBucket) -> int:
-        """Of the code, with headers, and what goes uncoded."""
-        return self._sent
+    def exchange(self, bucket: dist.GradBucket) -> tuple[Future[Tensor], int]:
+        """Sent is the code, with headers, and what goes uncoded."""
+        return self._all_gather(bucket) if self.mode == "true" else self._all_reduce(bucket)
 
     # -- the two modes ------------------------------------------------------------------------
 
-    def _all_reduce(self, bucket: dist.GradBucket) -> Future[Tensor]:
-        self._sent = 0
-        for parameter, gradient in zip(bucket.parameters(), bucket.gradients(), strict=True):
-            flat, name = gradient.view(-1), self._names[parameter]
-            if len(flat) < SMALLEST:
-                self._sent += flat.nbytes
-                continue
-            quantized = self._quantize(name, flat)
-            if self.steps % self.code_every == 0 or name not in self._sizes:
-                self._sizes[name] = len(self._encode(quantized))
-            self._sent += _HEADER.size + self._sizes[name]
-            self._measure(name, quantized)
-            flat.copy_(quantized.values)
-        buffer = bucket.buffer().div_(dist.get_world_size())
-        return dist.all_reduce(buffer, async_op=True).get_future().then(lambda done: done.value()[0])
+    def _all_reduce(self, bucket: dist.GradBucket) -> tuple[Future[Tensor], int]:
+        sent = 0
+        for name, gradient in self._tensors(bucket):
+            if len(gradient) < SMALLEST:
+                sent += gradient.nbytes
+            else:
+                quantized, _ = self._coded(name, gradient)
+                gradient.copy_(quantized.values)
+                sent += _HEADER.size + self._sizes[name]
+        return allreduce_hook(None, bucket), sent  # type: ignore[arg-type]  # None: all processes
 
-    def _all_gather(self, bucket: dist.GradBucket) -> Future[Tensor]:
+    def _all_gather(self, bucket: dist.GradBucket) -> tuple[Future[Tensor], int]:
         message = bytearray()
-        for parameter, gradient in zip(bucket.parameters(), bucket.gradients(), strict=True):
-            flat, name = gradient.view(-1), self._names[parameter]
-            if len(flat) < SMALLEST:
-                message += flat.cpu().numpy().tobytes()
-                continue
-            quantized = self._quantize(name, flat)
-            code = self._encode(quantized)
-            self._sizes[name] = len(code)
-            message += _HEADER.pack(quantized.step.item(), len(code)) + code
-            self._measure(name, quantized)
+        for name, gradient in self._tensors(bucket):
+            if len(gradient) < SMALLEST:
+                message += gradient.cpu().numpy().tobytes()
+            else:
+                quantized, code = self._coded(name, gradient)
+                message += _HEADER.pack(quantized.step.item(), len(code)) + code
         buffer = bucket.buffer().zero_()
-        for theirs in self._gather(message, buffer.device):
+        messages, sent = self._gather(message, buffer.device)
+        for theirs in messages:
             self._add(theirs, bucket)
         averaged: Future[Tensor] = Future(devices=[buffer.device] if buffer.is_cuda else [])
         averaged.set_result(buffer.div_(dist.get_world_size()))
-        return averaged
+        return averaged, sent
 
-    def _gather(self, message: bytearray, device: torch.device) -> list[bytes]:
-        """The messages of all processes, in their order."""
+    @staticmethod
+    def _gather(message: bytearray, device: torch.device) -> tuple[list[bytes], int]:
+        """The messages of all processes, in their order, and the bytes that each has sent."""
         length = torch.tensor(len(message), device=device)
         lengths = [torch.empty_like(length) for _ in range(dist.get_world_size())]
         dist.all_gather(lengths, length)
         longest = int(max(lengths))
-        self._sent = longest + length.nbytes
         padded = torch.frombuffer(message.ljust(longest, b"\0"), dtype=torch.uint8).to(device)
         messages = [torch.empty_like(padded) for _ in lengths]
         dist.all_gather(messages, padded)
-        return [text.cpu().numpy().tobytes()[: int(n)] for text, n in zip(messages, lengths, strict=True)]
+        texts = [text.cpu().numpy().tobytes()[: int(n)] for text, n in zip(messages, lengths, strict=True)]
+        return texts, longest + length.nbytes
 
     def _add(self, message: bytes, bucket: dist.GradBucket) -> None:
         """Decode a process' message and add its gradients to the bucket's."""
-        place = 0
-        for gradient in bucket.gradients():
-            flat = gradient.view(-1)
-            if len(flat) < SMALLEST:
-                values, place = np.frombuffer(message, np.float32, len(flat), place), place + flat.nbytes
-                flat += torch.tensor(values).to(flat.device)
+        place, dtype = 0, np.dtype(np.int8 if self.quantizer.clip else np.int32)
+        for _, gradient in self._tensors(bucket):
+            if len(gradient) < SMALLEST:
+                gradient += torch.tensor(np.frombuffer(message, np.float32, len(gradient), place)).to(gradient.device)
+                place += gradient.nbytes
                 continue
             step, length = _HEADER.unpack_from(message, place)
             place += _HEADER.size
-            symbols = self.coder.decode(message[place : place + length], _NUMPY[self.quantizer.dtype])
-            flat.add_(torch.tensor(symbols).to(flat.device), alpha=step)
+            symbols = self.coder.decode(message[place : place + length], dtype)
+            gradient.add_(torch.tensor(symbols).to(gradient.device), alpha=step)
             place += length
 
     # -- one tensor ---------------------------------------------------------------------------
 
-    def _quantize(self, name: str, payload: Tensor) -> Quantized:
-        self.quantizer.calibrating = self.calibrating
-        return self.quantizer(name, payload.float())
+    def _tensors(self, bucket: dist.GradBucket) -> Iterator[tuple[str, Tensor]]:
+        """Names and gradients ``(n,)``."""
+        for parameter, gradient in zip(bucket.parameters(), bucket.gradients(), strict=True):
+            yield self._names[parameter], gradient.view(-1)
 
-    def _encode(self, quantized: Quantized) -> bytes:
-        return self.coder.encode(quantized.symbols.cpu().numpy())
+    def _coded(self, name: str, gradient: Tensor) -> tuple[Quantized, bytes]:
+        """A gradient as integers, and their code; empty in a step that is not coded."""
+        self.quantizer.calibrating = self.calibrating
+        quantized, code = self.quantizer(name, gradient.float()), b""
+        if self.steps % self.code_every == 0 or name not in self._sizes:
+            code = self.coder.encode(quantized.symbols.cpu().numpy())
+            self._sizes[name] = len(code)
+        if self.measuring:
+            self._measure(name, quantized)
+        return quantized, code
 
     def _measure(self, name: str, quantized: Quantized) -> None:
         """Metrics of a tensor; under ``coded`` their means over all coded numbers so far."""
-        if not self.measuring:
-            return
-        symbols, largest = quantized.symbols, self.quantizer.largest or math.inf
+        symbols, residual = quantized.symbols, self.quantizer.residual(name)
         rms = quantized.rms.clamp(min=torch.finfo(torch.float32).tiny)
+        largest = (LARGEST + 0.5) * quantized.step if self.quantizer.clip else math.inf
         metrics = {
             "bits": 8 * (_HEADER.size + self._sizes[name]) / len(symbols),
             "shannon_bits": shannon(symbols),
             "zeros": float((symbols == 0).float().mean()),
-            "clipped": float((quantized.wanted.abs() > (largest + 0.5) * quantized.step).float().mean()),
+            "clipped": float((quantized.wanted.abs() > largest).float().mean()),
             "payload_rms": float(quantized.rms),
-            "residual_over_payload": float(self.quantizer.residual(name).square().mean().sqrt() / rms),
+            "residual_over_payload": float(residual.square().mean().sqrt() / rms),
         }
-        self._measured = {} if not self.metrics else self._measured
-        self._measured[name] = len(symbols)
         self.metrics |= {f"{name}/{metric}": value for metric, value in metrics.items()}
+        measured = [other for other in self._sizes if f"{other}/bits" in self.metrics]
+        numbers = [len(self.quantizer.residual(other)) for other in measured]
         for metric in metrics:
-            values = [self.metrics[f"{coded}/{metric}"] for coded in self._measured]
-            self.metrics[f"coded/{metric}"] = float(np.average(values, weights=[*self._measured.values()]))
+            values = [self.metrics[f"{other}/{metric}"] for other in measured]
+            self.metrics[f"coded/{metric}"] = float(np.average(values, weights=numbers))
 
     # -- checkpoints --------------------------------------------------------------------------
 

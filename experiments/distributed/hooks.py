@@ -56,8 +56,8 @@ class CommunicationHook(ABC):
             )
         if bucket.index() == 0:
             self._bytes, self.metrics = 0, {}
-        averaged = self.exchange(bucket)
-        self._bytes += self.message_bytes(bucket)
+        averaged, sent = self.exchange(bucket)
+        self._bytes += sent
         if bucket.is_last():
             self.steps += 1
             self.total_bytes += self._bytes
@@ -65,21 +65,13 @@ class CommunicationHook(ABC):
         return averaged
 
     @abstractmethod
-    def exchange(self, bucket: dist.GradBucket) -> Future[Tensor]:
-        """Average a bucket; the future is its buffer."""
-
-    @abstractmethod
-    def message_bytes(self, bucket: dist.GradBucket) -> int:
-        """Bytes of this process' message for the bucket that was just exchanged."""
+    def exchange(self, bucket: dist.GradBucket) -> tuple[Future[Tensor], int]:
+        """Average a bucket: a future of its buffer, and the bytes of this process' message for it."""
 
     def _traffic(self, sent: int, steps: int) -> dict[str, float]:
         bits = 8 * sent / (steps * self._parameters)
-        return {
-            "bits_per_parameter": bits,
-            "ratio": 32 / bits,
-            "bytes_per_step": sent / steps,
-            "megabytes": self.total_bytes / 1e6,
-        }
+        figures = {"bits_per_parameter": bits, "ratio": 32 / bits, "bytes_per_step": sent / steps}
+        return figures | {"megabytes": self.total_bytes / 1e6}
 
     def summary(self) -> dict[str, float]:
         """Means over all steps: bits per parameter, ratio to float32, bytes per step; megabytes (10⁶) of all."""
@@ -98,24 +90,17 @@ class Uncompressed(CommunicationHook):
     """DDP's own all-reduce of float32 gradients: the yardstick."""
 
     @override
-    def exchange(self, bucket: dist.GradBucket) -> Future[Tensor]:
-        return allreduce_hook(None, bucket)  # type: ignore[arg-type]  # None: all processes
-
-    @override
-    def message_bytes(self, bucket: dist.GradBucket) -> int:
-        return bucket.buffer().nbytes
+    def exchange(self, bucket: dist.GradBucket) -> tuple[Future[Tensor], int]:
+        return allreduce_hook(None, bucket), bucket.buffer().nbytes  # type: ignore[arg-type]  # None: all processes
 
 
 class HalfPrecision(CommunicationHook):
     """Gradients are averaged in float16: torch's ``fp16_compress_hook``."""
 
     @override
-    def exchange(self, bucket: dist.GradBucket) -> Future[Tensor]:
-        return fp16_compress_hook(None, bucket)  # type: ignore[arg-type]  # None: all processes
-
-    @override
-    def message_bytes(self, bucket: dist.GradBucket) -> int:
-        return 2 * bucket.buffer().numel()
+    def exchange(self, bucket: dist.GradBucket) -> tuple[Future[Tensor], int]:
+        size = 2 * bucket.buffer().numel()
+        return fp16_compress_hook(None, bucket), size  # type: ignore[arg-type]  # None: all processes
 
 
 class PowerSGD(CommunicationHook):
@@ -140,12 +125,9 @@ class PowerSGD(CommunicationHook):
         self._counted = 0
 
     @override
-    def exchange(self, bucket: dist.GradBucket) -> Future[Tensor]:
-        return powerSGD_hook(self._state, bucket)
-
-    @override
-    def message_bytes(self, bucket: dist.GradBucket) -> int:
-        """Four bytes a number of the low-rank matrices, and of what is not worth compressing."""
+    def exchange(self, bucket: dist.GradBucket) -> tuple[Future[Tensor], int]:
+        """Sent are four bytes a number of the low-rank matrices, and of what is not worth compressing."""
+        averaged = powerSGD_hook(self._state, bucket)
         _, _, numbers = self._state.compression_stats()
         sent, self._counted = numbers - self._counted, numbers
-        return 4 * sent if sent else bucket.buffer().nbytes
+        return averaged, 4 * sent if sent else bucket.buffer().nbytes

@@ -10,38 +10,27 @@ from losses.errors import UsageError
 
 Rule = Literal["fixed_ref", "relative"]
 
+LARGEST = 127
+"""Of the symbols, where they are clipped to 8 bits."""
+
 
 class Quantized(NamedTuple):
-    """A tensor as integers.
+    """A tensor ``(n,)`` as integers."""
 
-    Attributes:
-        symbols: ``(n,)``, int8, or int32 if nothing is clipped.
-        step: one float32.
-        values: step · symbols, what the receivers get, float32 ``(n,)``.
-        wanted: what was to be sent, ``(n,)``: payload plus what earlier steps left over.
-        rms: root mean square of the payload.
-    """
-
-    symbols: Tensor
-    step: Tensor
-    values: Tensor
-    wanted: Tensor
-    rms: Tensor
+    symbols: Tensor  # int8, or int32 if nothing is clipped
+    step: Tensor  # one float32
+    values: Tensor  # step · symbols, what the receivers get
+    wanted: Tensor  # what was to be sent: payload plus what earlier steps left over
+    rms: Tensor  # of the payload
 
 
 @dataclass
 class _Memory:
-    """What is kept of one parameter.
+    """What is kept of one parameter."""
 
-    Attributes:
-        residual: what was not sent yet.
-        average: exponential moving average of the RMS, from 0.
-        updates: how many it has had.
-    """
-
-    residual: Tensor
-    average: Tensor
-    updates: int = 0
+    residual: Tensor  # what was not sent yet
+    average: Tensor  # exponential moving average of the RMS, from 0
+    updates: int = 0  # that the average has had
 
 
 class Quantizer:
@@ -58,30 +47,23 @@ class Quantizer:
         rule: ``fixed_ref``: the reference is the average RMS (exponential, 0.99, its start corrected for) while
             ``calibrating``, then frozen, so that twice the gradient takes one bit more; ``relative``: the RMS of the
             payload itself, so that the bits stay about the same.
-        largest: bound of the symbols; None: they are not clipped.
+        clip: clip the symbols to ±127.
 
     Attributes:
         calibrating: whether ``fixed_ref`` still follows the payload; to be set by who trains: during epoch 0.
 
     Raises:
-        UsageError: c is not positive, or the bound is none of int8.
+        UsageError: c is not positive.
     """
 
     DECAY = 0.99
 
-    def __init__(self, c: float = 1.0, rule: Rule = "fixed_ref", largest: int | None = 127) -> None:
+    def __init__(self, c: float = 1.0, rule: Rule = "fixed_ref", clip: bool = True) -> None:
         if c <= 0:
             raise UsageError(f"c is the quantizer's step over the RMS of the gradient: above 0, not {c:g}.")
-        if largest is not None and not 1 <= largest <= 127:
-            raise UsageError(f"largest bounds symbols of 8 bits: 1 … 127, or none, not {largest}.")
-        self.c, self.rule, self.largest = c, rule, largest
+        self.c, self.rule, self.clip = c, rule, clip
         self.calibrating = True
         self._memories: dict[str, _Memory] = {}
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the symbols."""
-        return torch.int32 if self.largest is None else torch.int8
 
     def __call__(self, name: str, payload: Tensor) -> Quantized:
         """Quantize what is to be sent for a parameter, ``(n,)``, and remember what is left over."""
@@ -92,9 +74,9 @@ class Quantizer:
         step = self.c * self._reference(memory, rms)
         wanted = payload + memory.residual
         scaled = (wanted * torch.where(step > 0, 1 / step, 0)).round_()  # 0 before the first gradient that is not 0
-        if self.largest is not None:
-            scaled.clamp_(-self.largest, self.largest)
-        symbols = scaled.to(self.dtype)
+        if self.clip:
+            scaled.clamp_(-LARGEST, LARGEST)
+        symbols = scaled.to(torch.int8 if self.clip else torch.int32)
         quantized = Quantized(symbols, step, scaled.mul_(step), wanted, rms)
         memory.residual = wanted - quantized.values
         return quantized

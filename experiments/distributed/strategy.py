@@ -10,8 +10,6 @@ from typing_extensions import override
 from experiments.distributed.hooks import CommunicationHook
 from losses.errors import UsageError
 
-_KEY = "communication"
-
 
 class CompressedDDP(DDPStrategy):
     """DDP whose gradients are averaged by a hook: ``--trainer.strategy CompressedDDP``.
@@ -42,13 +40,13 @@ class CompressedDDP(DDPStrategy):
         """Save, with what the hooks of all processes remember."""
         states: list[Any] = [None] * self.world_size
         dist.all_gather_object(states, self.hook.state_dict())
-        super().save_checkpoint(checkpoint | {_KEY: states}, filepath, storage_options)
+        super().save_checkpoint(checkpoint | {"communication": states}, filepath, storage_options)
 
     @override
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Load, and give the hook what it remembered; nothing if the checkpoint is of a run without one."""
         checkpoint = super().load_checkpoint(checkpoint_path, weights_only)
-        states, module = checkpoint.pop(_KEY, None), self.lightning_module
+        states, module = checkpoint.pop("communication", None), self.lightning_module
         if states is not None and module and module.trainer.training:
             if len(states) != self.world_size:
                 raise UsageError(

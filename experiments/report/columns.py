@@ -1,6 +1,6 @@
 """The columns of ``report``: what a row says of itself, as text."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import pandas as pd
@@ -19,8 +19,8 @@ def _percent(row: Row, metric: str) -> str:
     return f"{100 * row.mean[metric]:.2f}{spread}"
 
 
-def _percents(values: Iterable[float]) -> str:
-    return " ".join(f"{value:.1f}" for value in values) or NOTHING
+def _percents(blocks: Mapping[int, float]) -> str:
+    return " ".join(f"{value:.1f}" for value in blocks.values()) or NOTHING
 
 
 def _decimals(row: Row, metric: str, digits: int) -> str:
@@ -46,7 +46,7 @@ _SETTINGS: Columns = {
 _PREDICTIONS: Columns = {
     "each block, %": lambda row: _percents(row.blocks()),
     "each block when it was done, validation images, %": lambda row: _percents(row.when_done()),
-    "each block, training images, %": lambda row: _percents(row.blocks("train_set")),
+    "each block, training images, %": lambda row: _percents(row.blocks("train_set/{}/top1")),
     "test top-1, %": lambda row: _percent(row, "test/top1"),
     "ensemble, %": lambda row: _percent(row, "test/ensemble/top1"),
     "one group, %": lambda row: _percent(row, f"test/block{row.nodes[0]}/group1/top1"),
@@ -64,21 +64,19 @@ _COSTS: Columns = {
 
 def _probes(rows: Sequence[Row]) -> Columns:
     """One column for each way in which features were probed."""
-    protocols = sorted({name for row in rows for name in row.probes()}, key=lambda name: ("knn" in name, name))
+    protocols = sorted({name for row in rows for name in row.probes}, key=lambda name: ("knn" in name, name))
     return {_probe_heading(protocol): partial(_probe_cell, protocol) for protocol in protocols}
 
 
 def _probe_heading(protocol: str) -> str:
-    if protocol.startswith("random/"):
-        return _probe_heading(protocol.removeprefix("random/")).replace(", each", ", before training, each")
-    if protocol.startswith("probe_lin"):
-        return f"linear probe ({protocol.removeprefix('probe_lin')} epochs), each block, %"
-    return f"kNN ({protocol.removeprefix('knn_').replace('_', ', ')}), each block, %"
+    name = protocol.removeprefix("random/")
+    linear = f"linear probe ({name.removeprefix('probe_lin')} epochs)"
+    judge = linear if name.startswith("probe_lin") else f"kNN ({name.removeprefix('knn_').replace('_', ', ')})"
+    return f"{judge}{'' if name == protocol else ', before training'}, each block, %"
 
 
 def _probe_cell(protocol: str, row: Row) -> str:
-    probed = row.probed(protocol)
-    blocks = range(1, row.nodes[0] + 1)
+    probed, blocks = row.probes.get(protocol, {}), range(1, row.nodes[0] + 1)
     return " ".join(f"{probed[k]:.1f}" if k in probed else NOTHING for k in blocks) if probed else NOTHING
 
 
@@ -89,14 +87,14 @@ def cells_of(rows: Sequence[Row]) -> tuple[str, dict[str, pd.DataFrame]]:
     columns without any value are left out.
     """
     settings = _filled(_SETTINGS, rows)
-    shared = [heading for heading in settings if settings[heading].nunique() == 1]
+    shared = settings.columns[settings.nunique() == 1]
     who = _filled({"method": lambda row: row.method, "K": lambda row: str(row.nodes[0])}, rows)
     if any(row.nodes[1] > 1 for row in rows):
         who["G"] = [str(row.nodes[1]) for row in rows]
     parts = {"who": who.join(settings.drop(columns=shared))}
     for part, columns in {"probes": _probes(rows), "predictions": _PREDICTIONS, "costs": _COSTS}.items():
         cells = _filled(columns, rows)
-        parts[part] = cells[[heading for heading in cells if any(cells[heading] != NOTHING)]]
+        parts[part] = cells.loc[:, (cells != NOTHING).any()]
     return ", ".join(f"{heading} {settings[heading][0]}" for heading in shared), parts
 
 

@@ -6,10 +6,7 @@ from pathlib import Path
 
 
 def main(args: Sequence[str]) -> None:
-    """Run ``report``.
-
-    Args:
-        args: what follows ``report`` on the command line.
+    """Run ``report`` by what follows it on the command line.
 
     Raises:
         RunError: there is no finished run, or one is damaged.

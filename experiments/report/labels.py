@@ -20,9 +20,6 @@ def labels(alike: Sequence[Setting]) -> dict[Setting, str]:
     the options of such a class (the temperature of one loss among several) go without saying. Where that leaves two
     alike, all that some lack is named too; where many options differ, the most common value of each goes without
     saying.
-
-    Args:
-        alike: the settings of one problem and method.
     """
     known = {one: dict(one[1]) for one in alike}
     names = {name for options in known.values() for name in options}

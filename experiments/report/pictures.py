@@ -15,31 +15,30 @@ from experiments.report.rows import Row
 Who = Sequence[Mapping[Any, str]]
 """What tells each row apart: heading → cell."""
 
-_PROBLEM = {"network": "{}", "data": "{}", "epochs": "epochs {}", "batch": "batch {}"}
+_SAID = {"method": "{}", "K": "K = {}", "G": "G = {}", "network": "{}", "data": "{}"}
+_SAID |= {"epochs": "epochs {}", "batch": "batch {}"}
+"""Heading → what of its cell is in the name of a row."""
+
+_STYLES = {
+    "*": "★: final head",
+    "o--": "dashed: linear probe",
+    ".:": "dotted: training images",
+    ".-.": "dash-dotted: validation images, when the block was done",
+}
+"""Style of a line → its meaning, beside the blocks' own predictions."""
 
 
-def _name(row: Row, nodes: Mapping[str, int], who: Mapping[Any, str]) -> str:
-    """Method, nodes, and what it was trained on as far as the rows differ in it."""
-    counts = [f"{letter}\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{count}" for letter, count in nodes.items()]
-    problem = [form.format(who[heading]) for heading, form in _PROBLEM.items() if heading in who]
-    return ", ".join([row.method, *counts, *problem])
-
-
-def _groups(row: Row) -> dict[str, int]:
-    return {"G": row.nodes[1]} if row.nodes[1] > 1 else {}
+def _name(who: Mapping[Any, str], without: str = "", width: int = 45) -> str:
+    """Method, nodes, and what it was trained on as far as the rows differ in it, in lines."""
+    cells = {heading: who[heading] for heading in _SAID if heading in who and heading != without}
+    told = [_SAID[heading].format(cell) for heading, cell in cells.items() if (heading, cell) != ("G", "1")]
+    return fill(", ".join(told).replace(" = ", "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}"), width)
 
 
 @mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False})
 def draw(rows: Sequence[Row], who: Who, title: str, path: Path) -> None:
-    """Accuracy against depth, memory and speed: one colour per row, named at the bars.
-
-    Args:
-        rows: what to draw.
-        who: what tells them apart.
-        title: what they share.
-        path: the PNG file.
-    """
-    names = [fill(_name(r, {"K": r.nodes[0]} | _groups(r), w), 45) for r, w in zip(rows, who, strict=True)]
+    """Accuracy against depth, memory and speed: one colour per row, named at the bars; ``title`` is what rows share."""
+    names = [_name(apart) for apart in who]
     tallest = max(name.count("\n") + 1 for name in names)
     figure = Figure(figsize=(14, max(4, 1.5 + max(0.35, 0.2 * tallest) * len(rows))), layout="constrained")
     depth, memory, speed = figure.subplots(1, 3, width_ratios=(2, 1, 1))
@@ -53,35 +52,28 @@ def draw(rows: Sequence[Row], who: Who, title: str, path: Path) -> None:
 
 
 def _draw_depth(axes: Axes, rows: Sequence[Row], colours: Sequence[Any]) -> None:
-    for row, colour in zip(rows, colours, strict=True):
-        axes.plot(*_depth_line(row), color=colour, markersize=7, clip_on=False, zorder=3)
-        for accuracies, style in ((row.when_done(), ".-."), (row.blocks("train_set"), ".:")):
-            if accuracies:  # an empty line would take room in the layout
-                axes.plot(_depths(len(accuracies)), accuracies, style, color=colour, clip_on=False, zorder=2)
-        if (final := row.mean.get("test/final/top1")) is not None:
-            axes.plot(1, 100 * final, "*", color=colour, markersize=13, clip_on=False, zorder=4)
-    kinds = {
-        "★: final head": any("test/final/top1" in row.mean for row in rows),
-        "dashed: linear probe": any(row.linear_probe() and not row.blocks() for row in rows),
-        "dotted: training images": any(row.blocks("train_set") for row in rows),
-        "dash-dotted: validation images, when the block was done": any(row.when_done() for row in rows),
-    }
-    shown = [kind for kind, there in kinds.items() if there]
+    lines = [_depth_lines(row) for row in rows]
+    for row, colour, its_lines in zip(rows, colours, lines, strict=True):
+        for style, blocks in its_lines.items():
+            size, level = {"o": (7, 3), ".": (6, 2), "*": (13, 4)}[style[0]]
+            depths = [k / row.nodes[0] for k in blocks]
+            axes.plot(depths, [*blocks.values()], style, color=colour, markersize=size, clip_on=False, zorder=level)
+    shown = [meaning for style, meaning in _STYLES.items() if any(style in its_lines for its_lines in lines)]
     title = "; ".join(["Each block's own prediction, test images (colours: at the bars)", *shown])
     axes.set(xlabel="depth of the block's end, share of the blocks", ylabel="top-1, %", xlim=(0, 1))
     axes.set_title(fill(title, 80), fontsize=10)
 
 
-def _depth_line(row: Row) -> tuple[list[float], list[float], str]:
-    """Depths, accuracies and style: of the blocks' own predictions or, of blocks that make none, of linear probes."""
-    if blocks := row.blocks():
-        return _depths(len(blocks)), blocks, "o-"
-    probed = row.linear_probe()
-    return [k / row.nodes[0] for k in probed], list(probed.values()), "o--"
-
-
-def _depths(count: int) -> list[float]:
-    return [(k + 1) / count for k in range(count)]
+def _depth_lines(row: Row) -> dict[str, dict[int, float]]:
+    """Style → number of a block → accuracy; linear probes of blocks that make no predictions of their own."""
+    lines = {
+        "o-": row.blocks(),
+        "o--": {} if row.blocks() else row.linear_probe(),
+        ".-.": row.when_done(),
+        ".:": row.blocks("train_set/{}/top1"),
+        "*": {row.nodes[0]: 100 * final} if (final := row.mean.get("test/final/top1")) is not None else {},
+    }
+    return {style: blocks for style, blocks in lines.items() if blocks}
 
 
 def _draw_bars(axes: Axes, title: str, names: Sequence[str], values: Sequence[float], colours: Sequence[Any]) -> None:
@@ -99,18 +91,18 @@ def draw_cost(rows: Sequence[Row], who: Who, title: str, path: Path) -> None:
     """Accuracy against the MACs of the slowest node, in the manner of the GN-DGL paper: one line per method and G.
 
     The area of a bubble is the cost of inference. Full bubbles are the model's own prediction, empty ones
-    the ensemble's; bars are standard deviations over seeds. The arguments are those of :func:`draw`.
+    the ensemble's; bars are standard deviations over seeds.
     """
     lines: dict[str, list[Row]] = {}
     for row, apart in zip(rows, who, strict=True):
         if "slowest_node_macs" in row.mean and "test/top1" in row.mean:
-            lines.setdefault(_name(row, _groups(row), apart), []).append(row)
+            lines.setdefault(_name(apart, without="K", width=40), []).append(row)
     figure = Figure(figsize=(11, 6), layout="constrained")
     axes = figure.subplots()
     largest = max((row.mean["ensemble_macs"] for line in lines.values() for row in line), default=1)
     colours = mpl.colormaps["tab20" if len(lines) > 10 else "tab10"]
     for number, (name, line) in enumerate(lines.items()):
-        _draw_cost_line(axes, fill(name, 40), line, colours(number), largest)
+        _draw_cost_line(axes, name, line, colours(number), largest)
     _set_cost_axis(axes)
     meaning = "area: cost of inference; full: the model's prediction, empty: the ensemble's; bars: ± sd over seeds"
     figure.suptitle(f"{title}\n{meaning}", fontsize=9)

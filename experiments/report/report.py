@@ -13,11 +13,7 @@ from experiments.run import tables
 
 
 def report(paths: Sequence[Path], output: Path) -> None:
-    """Print a table of finished runs; write ``report.md``, ``report.csv``, ``report.png`` and ``cost.png``.
-
-    Args:
-        paths: run folders, or folders of them.
-        output: folder for the files.
+    """Print tables of the finished runs in some folders; write ``report.md``, ``.csv``, ``.png`` and ``cost.png``.
 
     Raises:
         RunError: there is no finished run.

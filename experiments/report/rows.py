@@ -69,44 +69,34 @@ class Row:
         alike = set(self.runs["device"]) == set(self.base.runs["device"])
         return (self.mean / self.base.mean).dropna().drop([] if alike else TIMES, errors="ignore")
 
-    def blocks(self, split: str = "test") -> list[float]:
-        """Mean top-1 of each block on a split, in %; of ``train_set`` if the runs measured it."""
-        return list(self._of_blocks(f"{split}/block{{}}/top1").values())
+    def blocks(self, metric: str = "test/{}/top1") -> dict[int, float]:
+        """Number of a block → mean of its metric, in %; of blocks of which it was measured."""
+        names = {k: metric.format(f"block{k}") for k in range(1, self.nodes[0] + 1)}
+        return {k: 100 * self.mean[name] for k, name in names.items() if name in self.mean}
 
-    def when_done(self) -> list[float]:
-        """Mean validation top-1 of each block when it had learned, in %, if later its head was thrown away."""
-        return self.blocks("val") if self.in_turn and len(self.blocks()) < self.nodes[0] else []
+    def when_done(self) -> dict[int, float]:
+        """Validation top-1 of each block when it had learned, in %, if later its head was thrown away."""
+        return self.blocks("val/{}/top1") if self.in_turn and len(self.blocks()) < self.nodes[0] else {}
 
     @property
     def in_turn(self) -> bool:
         """Whether blocks learn one after the other."""
         return dict(self.first["settings"]).get("model.init_args.epochs_per_block", "None") != "None"
 
-    def probes(self) -> set[str]:
-        """Protocols by which the blocks' features were probed: ``probe_lin100``, ``knn_k200_t0.1``."""
-        return {found[1] for name in self.mean.index if (found := _PROBE.match(name))}
-
-    def probed(self, protocol: str) -> dict[int, float]:
-        """Mean test top-1, in %, of each block that was probed so."""
-        return self._of_blocks(f"{protocol}/block{{}}/gap/top1")
+    @cached_property
+    def probes(self) -> dict[str, dict[int, float]]:
+        """Protocol (``probe_lin100``, ``knn_k200_t0.1``) → test top-1, in %, of each block that was probed so."""
+        protocols = {found[1] for name in self.mean.index if (found := _PROBE.match(name))}
+        return {protocol: self.blocks(f"{protocol}/{{}}/gap/top1") for protocol in protocols}
 
     def linear_probe(self) -> dict[int, float]:
-        """:meth:`probed` of the longest linear probe; empty if there is none."""
-        epochs = [int(name.removeprefix("probe_lin")) for name in self.probes() if name.startswith("probe_lin")]
-        return self.probed(f"probe_lin{max(epochs)}") if epochs else {}
-
-    def _of_blocks(self, name: str) -> dict[int, float]:
-        """Number of a block → mean of its metric, in %."""
-        numbers = range(1, self.nodes[0] + 1)
-        return {k: 100 * self.mean[name.format(k)] for k in numbers if name.format(k) in self.mean}
+        """That of the longest linear probe; empty if there is none."""
+        epochs = [int(name.removeprefix("probe_lin")) for name in self.probes if name.startswith("probe_lin")]
+        return self.probes[f"probe_lin{max(epochs)}"] if epochs else {}
 
 
 def group(runs: pd.DataFrame) -> list[Row]:
-    """One row per setting, its seeds together (each once), Backprop first, then by method, G and K.
-
-    Args:
-        runs: a line each; of the same setting and seed the last counts.
-    """
+    """One row per setting, by method, G and K: its seeds together, each once, of which the last line counts."""
     once = runs.drop_duplicates([*SETTING, "seed"], keep="last")
     rows = [Row(alike) for _, alike in once.groupby(SETTING, sort=False)]
     named = [replace(row, base=_base(row, rows), variant=_variant(row, rows)) for row in rows]

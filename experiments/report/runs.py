@@ -38,10 +38,8 @@ def _read(file: Path) -> dict[str, Any]:
 def line_of(summary: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """A run's summary, its metrics beside, and ``settings``: its configuration as far as it may change a result.
 
-    Args:
-        summary: what ``summary.json`` holds. If it does not tell which callbacks change training, as those of old, all
-            callbacks of the configuration count as such.
-        config: what ``config.yaml`` holds; may lack anything.
+    Where the summary, as those of old, does not tell which callbacks change training, all in the configuration count
+    as such. The configuration may lack anything.
     """
     trainer = config.get("trainer") or {}
     callbacks = summary.get("callbacks", trainer.get("callbacks")) or []

@@ -37,17 +37,10 @@ def require_same_images(
     what: str = "checkpoint",
     beside: str = "data set given",
 ) -> None:
-    """See that a checkpoint was trained on images of this size.
-
-    Args:
-        path: where it was found.
-        checkpoint: what it holds.
-        image_shape: ``(C, H, W)`` that are needed.
-        what: what the message calls it.
-        beside: whose size is needed.
+    """See that a checkpoint, which a message calls ``what``, was trained on images ``(C, H, W)`` of this size.
 
     Raises:
-        RunError: it was trained on others.
+        RunError: it was trained on others than those of what it is used ``beside``.
     """
     theirs, ours = ("×".join(map(str, shape)) for shape in (checkpoint.get("image_shape", image_shape), image_shape))
     if theirs != ours:
@@ -95,8 +88,7 @@ def require_same_network(path: Path, weights: Mapping[str, "Tensor"], model: "Me
         RunError: they are another network's, or another cut's.
     """
     model.take_shape_of(weights)
-    differences = network_differences(weights, model)
-    if differences:
+    if differences := network_differences(weights, model):
         raise RunError(
             f"The checkpoint {path} is of another network or another cut: {differences[0]} "
             f"({len(differences)} differences). Use the {CONFIG} of the run that wrote it."
@@ -106,14 +98,10 @@ def require_same_network(path: Path, weights: Mapping[str, "Tensor"], model: "Me
 def network_differences(weights: Mapping[str, "Tensor"], model: "nn.Module") -> list[str]:
     """In what weights are not a model's: one phrase per parameter or buffer; none if they are."""
     own = model.state_dict()
-    return sorted(
-        [
-            *(f"it lacks {name}" for name in own.keys() - weights.keys()),
-            *(f"it has {name}, which the model has not" for name in weights.keys() - own.keys()),
-            *(
-                f"{name} is {tuple(weights[name].shape)} there and {tuple(own[name].shape)} here"
-                for name in own.keys() & weights.keys()
-                if own[name].shape != weights[name].shape
-            ),
-        ]
-    )
+    differences = [f"it lacks {name}" for name in own.keys() - weights.keys()]
+    differences += [f"it has {name}, which the model has not" for name in weights.keys() - own.keys()]
+    shapes = {name: (tuple(weights[name].shape), tuple(own[name].shape)) for name in own.keys() & weights.keys()}
+    differences += [
+        f"{name} is {there} there and {here} here" for name, (there, here) in shapes.items() if there != here
+    ]
+    return sorted(differences)

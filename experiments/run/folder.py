@@ -6,14 +6,14 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any, Self
 
 from experiments.run.checkpoint import find_checkpoint
 from experiments.run.errors import RunError
 from experiments.run.files import BEST, CONFIG, LAST, METRICS, SUMMARY, UNFINISHED
 
-_BEFORE_A_CHECKPOINT = (CONFIG, "config.new", METRICS, f"{METRICS}.kept", "events.out.tfevents.*", UNFINISHED)
-"""What a run writes before its first checkpoint."""
+_BEFORE_A_CHECKPOINT = (CONFIG, "config.new", METRICS, f"{METRICS}.kept", "events.out.tfevents.*")
+"""What a run writes before its first checkpoint, besides its mark."""
 
 _INHERITED = "LOCAL_LEARNING_RUN_FOLDER"
 """Environment variable that tells the other processes of a run its folder."""
@@ -23,15 +23,10 @@ PART_OF_SUITE = "LOCAL_LEARNING_PART_OF_SUITE"
 
 
 class RunFolder:
-    """What a run leaves. No file of it is ever removed that a run did not write itself.
-
-    Args:
-        path: where it is, or will be.
-    """
+    """What a run leaves, or will leave. No file of it is ever removed that a run did not write itself."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._mark: IO[str] | None = None  # open and locked while this process writes the folder
         self._begun_here = False  # whether all in it was written by a run
 
     @classmethod
@@ -81,15 +76,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def written(self) -> Iterator[None]:
-        """While a run writes it: the folder is there, marked and locked; a finished run loses its mark."""
-        self.create()
-        try:
-            yield
-        finally:
-            self.release()
-
-    def create(self) -> None:
-        """Make the folder, see that it can be written, and mark it as that of a living run.
+        """While a run writes it: the folder is there, marked and locked; a finished run loses its mark.
 
         What a run left there that broke off before its first checkpoint is removed.
 
@@ -98,47 +85,43 @@ class RunFolder:
         """
         mark = self.path / UNFINISHED
         try:
-            begun_before, anew = mark.is_file(), not has_checkpoint(self.path)
-            empty = not self.path.exists() or not any(self.path.iterdir())
+            ours = mark.is_file() or not self.path.exists() or not any(self.path.iterdir())
+            anew = ours and not has_checkpoint(self.path)
             (self.path / LAST).parent.mkdir(parents=True, exist_ok=True)
             file = mark.open("w")
         except OSError as fault:
             raise RunError(
                 f"The run folder {self.path} cannot be written ({fault.strerror}). Choose another with --runs."
             ) from fault
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as fault:
-            file.close()
-            raise RunError(
-                f"The run {self.path} is being trained by another process. Choose another --name."
-            ) from fault
-        self._mark, self._begun_here = file, anew and (begun_before or empty)
-        if self._begun_here:
-            self._remove_files(keep=UNFINISHED)
-
-    def release(self) -> None:
-        """This process writes the folder no longer."""
-        if self._mark and self.is_finished:
-            (self.path / UNFINISHED).unlink(missing_ok=True)
-        if self._mark:
-            self._mark.close()
-        self._mark, self._begun_here = None, False
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as fault:
+                raise RunError(
+                    f"The run {self.path} is being trained by another process. Choose another --name."
+                ) from fault
+            self._begun_here = anew
+            if anew:
+                self._remove_files()
+            try:
+                yield
+            finally:
+                if self.is_finished:
+                    mark.unlink(missing_ok=True)
 
     def discard_empty(self) -> None:
         """Remove what this run wrote itself, file by file, if there is nothing to go on from; then the empty folder."""
         if self._begun_here and not has_checkpoint(self.path):
             self._remove_files()
+            (self.path / UNFINISHED).unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # somebody else's files are in it
                 (self.path / LAST).parent.rmdir()
                 self.path.rmdir()
 
-    def _remove_files(self, keep: str = "") -> None:
-        """Remove what a run writes before its first checkpoint."""
+    def _remove_files(self) -> None:
         for pattern in _BEFORE_A_CHECKPOINT:
-            for file in self.path.glob(pattern):
-                if file.name != keep and file.is_file():
-                    file.unlink()
+            for file in filter(Path.is_file, self.path.glob(pattern)):
+                file.unlink()
 
 
 def process_rank() -> int:
@@ -168,7 +151,7 @@ def plain_name(name: str) -> str:
     """The name, if it is one plain component of a path.
 
     Raises:
-        RunError: it is empty, leads elsewhere (``..``, ``/tmp/x``, ``a/b``), or no name of a folder.
+        RunError: it is empty, or leads elsewhere (``..``, ``/tmp/x``, ``a/b``).
     """
     if name in ("", ".", "..") or os.sep in name or "\0" in name:
         raise RunError(f"A run's name is one plain folder name, not {name!r}. Choose where it goes with --runs.")
@@ -176,11 +159,7 @@ def plain_name(name: str) -> str:
 
 
 def _named(folder: Path, resume: bool) -> Path:
-    """The folder, if a run may begin in it, or go on.
-
-    Raises:
-        RunError: it is taken, not a run's, or a file.
-    """
+    """The folder, if a run may begin in it, or go on: it is not taken, nor another's, nor a file."""
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder} is a file. Choose another --name.")
     held = has_checkpoint(folder)

@@ -18,8 +18,7 @@ class RunTensorBoardLogger(TensorBoardLogger):
 
     Args:
         folder: the run folder.
-        resume_step: TensorBoard forgets this step and later ones, because the resumed run writes
-            them again; 0 for a new run.
+        resume_step: TensorBoard forgets this step and later ones, which the resumed run writes again.
     """
 
     def __init__(self, folder: Path, resume_step: int = 0) -> None:
@@ -48,7 +47,7 @@ class RunCSVLogger(CSVLogger):
 
     Args:
         folder: the run folder.
-        resume_step: rows of this step and later are dropped, because the resumed run writes them again.
+        resume_step: rows of this step and later, which the resumed run writes again, are dropped.
     """
 
     def __init__(self, folder: Path, resume_step: int = 0) -> None:

@@ -42,25 +42,22 @@ class SavedConfig(SaveConfigCallback):
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Write that of a new run."""
         if not (Path(trainer.default_root_dir) / CONFIG).exists():
-            self._save_once(trainer, pl_module)
+            self.save_config(trainer)
 
     @override
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Write that of a resumed run."""
-        self._save_once(trainer, pl_module)
-
-    def _save_once(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.is_global_zero and not self.already_saved:
-            self.save_config(trainer, pl_module, "fit")
-            self.already_saved = True
+        self.save_config(trainer)
 
     @override
-    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Write the file under another name first: at no moment is there half of one."""
-        file = Path(trainer.default_root_dir) / CONFIG
-        spare = file.with_suffix(".new")
-        spare.write_text(yaml.safe_dump(self._lasting(), sort_keys=False))
-        spare.replace(file)
+    def save_config(self, trainer: L.Trainer, *_: Any) -> None:
+        """Once, and under another name first: at no moment is there half of a file."""
+        if trainer.is_global_zero and not self.already_saved:
+            file = Path(trainer.default_root_dir) / CONFIG
+            spare = file.with_suffix(".new")
+            spare.write_text(yaml.safe_dump(self._lasting(), sort_keys=False))
+            spare.replace(file)
+            self.already_saved = True
 
     def _lasting(self) -> dict[str, Any]:
         """The configuration without what belongs to one call."""
@@ -73,15 +70,11 @@ def changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 
     Options that only one of two classes has go without saying: the class is named.
     """
-    old, new = _compared(before), _compared(after)
+    parts = ("model", "data", "seed_everything")
+    old, new = (settings({part: config.get(part) for part in parts}) for config in (before, after))
     differ = {name: None for name in {**old, **new} if old.get(name) != new.get(name)}  # in order
     told = [name for name in differ if name in old.keys() & new.keys() or not _classes_beside(name) & differ.keys()]
     return [f"{name} {old.get(name, 'unset')} -> {new.get(name, 'unset')}" for name in told]
-
-
-def _compared(config: dict[str, Any]) -> dict[str, str]:
-    seed = {"seed_everything": str(config.get("seed_everything"))}
-    return settings({part: config.get(part) for part in ("model", "data")}) | seed
 
 
 def _classes_beside(name: str) -> set[str]:

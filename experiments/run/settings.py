@@ -8,11 +8,7 @@ _NO_SETTINGS = ("seed", "root", "folder", "download", "num_workers", "num_blocks
 
 
 def settings(parts: Mapping[str, Any]) -> dict[str, str]:
-    """Dotted path → text of everything in a part of a configuration that may change a result.
-
-    Args:
-        parts: name → nested mapping, ``{"model": {"class_path": …}}``.
-    """
+    """Dotted path → text of everything in ``{"model": {"class_path": …}, …}`` that may change a result."""
     return {path: str(value) for path, value in _leaves(parts) if path.rpartition(".")[2] not in _NO_SETTINGS}
 
 

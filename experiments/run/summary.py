@@ -15,7 +15,6 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from datamodules.base import ImageDataModule
 from experiments.run import tables
-from experiments.run.files import SUMMARY
 from models.method import Method
 
 PACKAGES = ("torch", "torchvision", "lightning", "local-learning")
@@ -32,14 +31,8 @@ def summarise(
 ) -> dict[str, Any]:
     """The summary of a finished run, as it is written to ``summary.json``.
 
-    Args:
-        name: name of the run folder.
-        config: configuration of the run.
-        model: the trained model.
-        data: what it was trained on.
-        trainer: the trainer that trained it.
-        measured: what the training took: ``seconds``, ``images_per_second``, ``peak_activation_bytes``, MACs.
-        metrics: final metrics under their logged names.
+    ``measured`` is what the training took: ``seconds``, ``images_per_second``, ``peak_activation_bytes``, MACs;
+    ``metrics`` are the final ones under their logged names.
     """
     device = trainer.strategy.root_device
     return {
@@ -72,11 +65,6 @@ def changing_callbacks(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [one for one in callbacks if getattr(resolve_name(one["class_path"]), "changes_training", False)]
 
 
-def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
-    """Write ``summary.json``."""
-    write_json(folder / SUMMARY, summary)
-
-
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file in one move: it is there whole, or not at all."""
     unfinished = path.with_name(f"{path.name}.part")
@@ -86,10 +74,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def log_to_hparams(summary: Mapping[str, Any], trainer: L.Trainer) -> None:
     """Fill TensorBoard's HPARAMS tab: one line per run with its setting and final test accuracy."""
-    setting = {
-        key: summary[key]
-        for key in ("method", "network", "dataset", "num_blocks", "num_groups", "batch_size", "epochs", "seed")
-    }
+    settings = ("method", "network", "dataset", "num_blocks", "num_groups", "batch_size", "epochs", "seed")
+    setting = {key: summary[key] for key in settings}
     metrics = {key: value for key, value in summary["metrics"].items() if key in ("test/top1", "test/ensemble/top1")}
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
@@ -99,38 +85,26 @@ def log_to_hparams(summary: Mapping[str, Any], trainer: L.Trainer) -> None:
 
 def show_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     """Print each block's accuracy, the model's, and where to look further."""
-    metrics = summary["metrics"]
+    metrics, last = summary["metrics"], summary["num_blocks"]
     labelled = "test/top1" in metrics
+    judged = {"validation": "val/{}top1", "test": "test/{}top1"}
+    if not labelled:
+        judged = {"online probe, validation": "probe_online/{}gap/top1"}
+    predictors = {
+        "input": "input/",
+        **{f"block {k}": f"block{k}/" for k in range(1, last + 1)},
+        f"block {last}, group 1": f"block{last}/group1/",
+        "ensemble": "ensemble/",
+        f"model ({'final head' if 'test/final/top1' in metrics else 'last block'})": "",
+    }
+    found = {title: [metrics.get(name.format(what)) for name in judged.values()] for title, what in predictors.items()}
+    rows = [[title, *(f"{100 * top1:.2f}" for top1 in row)] for title, row in found.items() if None not in row]
     title = f"{summary['method']}, {summary['network']}, {summary['dataset']}"
-    rows = _rows(summary["num_blocks"], metrics) if labelled else _online_probes(summary["num_blocks"], metrics)
-    headings = ("validation", "test") if labelled else ("online probe, validation",)
-    tables.show(["top-1 %", *headings], rows, words=["top-1 %"], title=title)
+    tables.show(["top-1 %", *judged], rows, words=["top-1 %"], title=title)
     print("\n".join([_effort(summary), *_spared(metrics)]))
     print(f"Run folder: {folder}\nTo watch:   tensorboard --logdir {folder}")
     if not labelled:
         print(f"To judge:   python -m experiments probe --checkpoint {folder}")
-
-
-def _rows(num_blocks: int, metrics: Mapping[str, float]) -> Iterator[list[str]]:
-    """What predicts, and its top-1 on the validation and test split."""
-    last = "final head" if "test/final/top1" in metrics else "last block"
-    predictors = {
-        "input": "input/top1",
-        **{f"block {k}": f"block{k}/top1" for k in range(1, num_blocks + 1)},
-        f"block {num_blocks}, group 1": f"block{num_blocks}/group1/top1",
-        "ensemble": "ensemble/top1",
-        f"model ({last})": "top1",
-    }
-    for predictor, name in predictors.items():
-        if f"val/{name}" in metrics and f"test/{name}" in metrics:
-            yield [predictor, *(f"{100 * metrics[f'{split}/{name}']:.2f}" for split in ("val", "test"))]
-
-
-def _online_probes(num_blocks: int, metrics: Mapping[str, float]) -> Iterator[list[str]]:
-    """Each block and the top-1 of its online probe, where training took no labels."""
-    for k in range(1, num_blocks + 1):
-        if (name := f"probe_online/block{k}/gap/top1") in metrics:
-            yield [f"block {k}", f"{100 * metrics[name]:.2f}"]
 
 
 def _effort(summary: Mapping[str, Any]) -> str:
@@ -149,10 +123,8 @@ def _effort(summary: Mapping[str, Any]) -> str:
 def _spared(metrics: Mapping[str, float]) -> Iterator[str]:
     """What was sent and what was left out, a line each, if the run noted it."""
     if "communication/bits_per_parameter" in metrics:
-        bits, ratio, megabytes = (
-            metrics[f"communication/{key}"] for key in ("bits_per_parameter", "ratio", "megabytes")
-        )
+        bits, ratio, sent = (metrics[f"communication/{key}"] for key in ("bits_per_parameter", "ratio", "megabytes"))
         less = f", {ratio:.1f} × less than float32" if ratio > 1 else ""
-        yield f"Sent:       {bits:.2f} bits per parameter{less}, {megabytes:.1f} MB"
+        yield f"Sent:       {bits:.2f} bits per parameter{less}, {sent:.1f} MB"
     if "train/saved" in metrics:
         yield f"Left out:   {100 * metrics['train/saved']:.1f} % of the training images' visits"

@@ -20,11 +20,7 @@ _WORDS = 45
 def show(headings: Sequence[str], rows: Iterable[Sequence[str]], words: Collection[str] = (), title: str = "") -> None:
     """Print a table as wide as it needs: a narrow terminal folds its lines, nothing is cut off.
 
-    Args:
-        headings: of the columns; a line break folds one.
-        rows: cells, as text.
-        words: headings of the columns of words, to the left; all others are numbers.
-        title: above the table.
+    A line break folds a heading. Columns whose heading is among ``words`` go to the left; all others are numbers.
     """
     rows = list(rows)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))

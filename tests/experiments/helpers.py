@@ -1,9 +1,13 @@
 """What the command-line tests share."""
 
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+import torch.multiprocessing as mp
 
 from experiments.cli import main
 
@@ -40,3 +44,10 @@ def fault(capsys, *args: str) -> str:
 def summary(folder: Path) -> dict:
     """A run's summary.json."""
     return json.loads((folder / "summary.json").read_text())
+
+
+def in_two_processes(work: Callable[..., None], *args: object) -> None:
+    """Call ``work(rank, *args)`` in two processes at once; a forked one need not import everything again."""
+    # Autograd's CUDA threads do not survive a fork.
+    method = "fork" if sys.platform == "linux" and not torch.cuda.is_available() else "spawn"
+    mp.start_processes(work, args, nprocs=2, start_method=method)

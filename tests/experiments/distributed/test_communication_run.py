@@ -1,11 +1,14 @@
 """Compressed communication through the command line, in one process."""
 
+import shutil
+
+import pandas as pd
 import pytest
 import torch
 from helpers import CONFIGS, DIGITS, SMALL, fault, fit, summary
 
 from experiments.cli import main
-from experiments.distributed.hooks import Uncompressed
+from experiments.run.summary import show_summary
 
 CONFIG = CONFIGS / "communication" / "digits.yaml"
 QUICK = ("--trainer.limit_train_batches=4", "--trainer.log_every_n_steps=2", "--trainer.enable_progress_bar=false")
@@ -20,62 +23,67 @@ def checkpoint(folder):
     return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
 
 
-def assert_same(one, other):
-    """Nested dicts and lists of tensors and numbers."""
-    assert type(one) is type(other)
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other)
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert_same(one[key], other[key])
-    elif isinstance(one, list):
-        for some, others in zip(one, other, strict=True):
-            assert_same(some, others)
-    else:
-        assert one == other
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two epochs with each of three hooks, for reading only; the folder of the runs."""
+    folder = tmp_path_factory.mktemp("hooks")
+    one_process(folder, name="coded")
+    one_process(folder, f"{HOOK}.c=2", f"{HOOK}.mode=true", name="coarse")
+    one_process(folder, f"{HOOK}=Uncompressed", name="none")
+    return folder
 
 
-def test_lightning_calls_the_hook_on_a_cpu(tmp_path, monkeypatch, capsys):
-    calls, exchange = [], Uncompressed.exchange
-    monkeypatch.setattr(Uncompressed, "exchange", lambda hook, bucket: calls.append(hook) or exchange(hook, bucket))
-    folder = one_process(tmp_path, f"{HOOK}=Uncompressed")
-    assert len(calls) == 2 * 4
-    megabytes = summary(folder)["metrics"]["communication/megabytes"]
-    assert f"Sent:       32.00 bits per parameter, {megabytes:.1f} MB\n" in capsys.readouterr().out
-    assert summary(folder)["metrics"]["communication/bits_per_parameter"] == 32
+@pytest.fixture
+def coded(runs, tmp_path):
+    """The first of them, which a test may change."""
+    return shutil.copytree(runs / "coded", tmp_path / "run")
 
 
-def test_a_resumed_run_sends_what_it_would_have_sent(tmp_path):
-    once = one_process(tmp_path, name="once")
-    twice = one_process(tmp_path, "--trainer.max_epochs=1", name="twice")
-    one_process(tmp_path, "--ckpt_path=last", name="twice")
+def test_lightning_calls_the_hook_on_a_cpu(runs):
+    (state,) = checkpoint(runs / "none")["communication"]
+    assert state["steps"] == 2 * 4
+    metrics = summary(runs / "none")["metrics"]
+    assert metrics["communication/bits_per_parameter"] == 32
+    assert metrics["communication/megabytes"] == pytest.approx(state["total_bytes"] / 1e6)
+
+
+@pytest.mark.parametrize(("name", "less"), [("none", False), ("coded", True)])
+def test_the_end_of_a_run_says_what_was_sent(name, less, runs, capsys):
+    show_summary(runs / name, summary(runs / name))
+    metrics = summary(runs / name)["metrics"]
+    bits, ratio, sent = (metrics[f"communication/{key}"] for key in ("bits_per_parameter", "ratio", "megabytes"))
+    said = f", {ratio:.1f} × less than float32" if less else ""
+    printed = capsys.readouterr().out
+    assert f"Sent:       {bits:.2f} bits per parameter{said}, {sent:.1f} MB\n" in printed
+    (model,) = [line.split()[-2:] for line in printed.splitlines() if "model (last block)" in line]
+    assert model == [f"{100 * metrics[name]:.2f}" for name in ("val/top1", "test/top1")]
+
+
+def test_a_resumed_run_sends_what_it_would_have_sent(runs, tmp_path):
+    once, twice = runs / "coded", one_process(tmp_path, "--trainer.max_epochs=1")
+    one_process(tmp_path, "--ckpt_path=last")
     for part in ("state_dict", "communication"):
-        assert_same(checkpoint(once)[part], checkpoint(twice)[part])
-    assert any(memory["residual"].any() for memory in checkpoint(once)["communication"][0]["quantizer"].values())
+        torch.testing.assert_close(checkpoint(twice)[part], checkpoint(once)[part], rtol=0, atol=0)
+    memories = checkpoint(once)["communication"][0]["quantizer"].values()
+    assert any(memory["residual"].any() for memory in memories)
+    assert {memory["updates"] for memory in memories} == {4}  # the reference is frozen after the first epoch
     same = ("communication/bits_per_parameter", "communication/megabytes", "test/top1", "test/loss")
     assert all(summary(once)["metrics"][name] == summary(twice)["metrics"][name] for name in same)
-
-
-def test_the_reference_is_frozen_after_the_first_epoch(tmp_path):
-    (state,) = checkpoint(one_process(tmp_path))["communication"]
-    assert {memory["updates"] for memory in state["quantizer"].values()} == {4}
 
 
 def test_a_run_without_a_hook_can_go_on_with_one(tmp_path):
     folder = one_process(tmp_path, "--trainer.strategy=auto", "--trainer.max_epochs=1")
     assert "communication" not in checkpoint(folder)
-    one_process(tmp_path, "--ckpt_path=last")
+    one_process(tmp_path, "--ckpt_path=last", f"{HOOK}.coder=Zlib")
     assert checkpoint(folder)["communication"][0]["steps"] == 4
 
 
-def test_a_checkpoint_of_other_processes_is_refused(tmp_path, capsys):
-    folder = one_process(tmp_path, "--trainer.max_epochs=1")
-    content = checkpoint(folder)
+def test_a_checkpoint_of_other_processes_is_refused(coded, tmp_path, capsys):
+    content = checkpoint(coded)
     content["communication"] *= 3
-    torch.save(content, folder / "checkpoints" / "last.ckpt")
+    torch.save(content, coded / "checkpoints" / "last.ckpt")
     command = ["fit", "--config", str(CONFIG), f"--runs={tmp_path}", "--name=run", "--ckpt_path=last"]
-    message = fault(capsys, *command, *QUICK, "--trainer.devices=1")
+    message = fault(capsys, *command, *QUICK, "--trainer.devices=1", "--trainer.max_epochs=3")
     assert "written by 3 processes" in message
     assert "--trainer.devices 3" in message
 
@@ -110,28 +118,10 @@ def test_a_hook_that_is_none_is_told_in_one_sentence(option, said, tmp_path, cap
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("coder", ["Zlib", "ZlibHuffman"])
-def test_coders_have_short_names(coder, tmp_path, capsys):
-    hook = (f"{HOOK}=EntropyCoded", f"{HOOK}.coder={coder}", f"{HOOK}.mode=true")
-    folder = one_process(tmp_path, *hook, "--trainer.max_epochs=1")
-    metrics = summary(folder)["metrics"]
-    bits, ratio = metrics["communication/bits_per_parameter"], metrics["communication/ratio"]
-    assert 0 < bits < 8
-    said = f"Sent:       {bits:.2f} bits per parameter, {ratio:.1f} × less than float32, "
-    assert said in capsys.readouterr().out
-
-
-def test_the_report_tells_hooks_apart_and_says_what_they_sent(tmp_path):
-    hooks = {"none": [f"{HOOK}=Uncompressed"], "one": [f"{HOOK}.init_args.c=1"], "two": [f"{HOOK}.init_args.c=2"]}
-    runs = {
-        name: one_process(tmp_path, "--trainer.max_epochs=1", *options, name=name) for name, options in hooks.items()
-    }
-    main(["report", str(tmp_path)])
-    lines = [line for line in (tmp_path / "report.md").read_text().splitlines() if line.startswith("|")]
-    cells = {line.split("|")[1].strip(): line for line in lines}
-    assert "sent, bits/parameter" in lines[0]
-    assert "MB sent" in lines[0]
-    assert "| 32.00 |" in next(line for name, line in cells.items() if "Uncompressed" in name)
-    for name, c in (("one", "c 1.0"), ("two", "c 2.0")):
-        bits = summary(runs[name])["metrics"]["communication/bits_per_parameter"]
-        assert f"| {bits:.2f} |" in next(line for title, line in cells.items() if c in title)
+def test_the_report_tells_hooks_apart_and_says_what_they_sent(runs, tmp_path):
+    main(["report", str(runs), f"--output={tmp_path}"])
+    table = pd.read_csv(tmp_path / "report.csv", dtype=str)
+    assert (table["MB sent"] != "–").all()
+    for name, said in (("none", "Uncompressed"), ("coded", "c 1.0"), ("coarse", "c 2.0")):
+        (sent,) = table["sent, bits/parameter"][table["method"].str.contains(said, regex=False)]
+        assert sent == f"{summary(runs / name)['metrics']['communication/bits_per_parameter']:.2f}"

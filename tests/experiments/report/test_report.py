@@ -1,8 +1,8 @@
 """``report``."""
 
-import csv
+import contextlib
+import io
 import json
-import re
 import subprocess
 import sys
 
@@ -11,105 +11,166 @@ import pytest
 import yaml
 
 from experiments.report.command import main
-from experiments.report.pictures import _depth_line
+from experiments.report.pictures import _depth_lines
 from experiments.report.rows import group
 from experiments.report.runs import find_runs, line_of
 from experiments.run.errors import RunError
 
-
-def finished(folder, name, settings=None, trainer=None, **changes):
-    """A run folder with nothing but a summary, and a configuration if settings of the model are given."""
-    summary = {
-        "name": name,
-        "method": "Backprop",
-        "network": "VGG",
-        "dataset": "Digits",
-        "seed": 0,
-        "num_blocks": 1,
-        "batch_size": 64,
-        "epochs": 2,
-        "images_per_second": 1000.0,
-        "peak_activation_bytes": 4 * 2**20,
-        "metrics": {"test/top1": 0.9, "test/ensemble/top1": 0.9, "test/block1/top1": 0.9},
-    }
-    (folder / name).mkdir(parents=True)
-    (folder / name / "summary.json").write_text(json.dumps(summary | changes))
-    if settings is not None:
-        config = {"seed_everything": changes.get("seed", 0), "model": {"init_args": settings}, "trainer": trainer}
-        (folder / name / "config.yaml").write_text(yaml.safe_dump(config))
+SUMMARY = {
+    "name": "run",
+    "method": "Backprop",
+    "network": "VGG",
+    "dataset": "Digits",
+    "seed": 0,
+    "num_blocks": 1,
+    "batch_size": 64,
+    "epochs": 2,
+    "images_per_second": 1000.0,
+    "peak_activation_bytes": 4 * 2**20,
+    "metrics": {"test/top1": 0.9, "test/ensemble/top1": 0.9, "test/block1/top1": 0.9},
+}
+MACS = {"slowest_node_macs": 2e6, "inference_macs": 5e6, "ensemble_macs": 7e6}
 
 
-@pytest.fixture
-def runs(tmp_path):
-    finished(tmp_path, "backprop")
-    for seed, top1 in enumerate((0.80, 0.90)):
-        metrics = {"test/top1": top1, "test/block1/top1": 0.5, "test/block2/top1": top1, "test/ensemble/top1": 0.81}
-        changes = {"method": "DecoupledGreedy", "num_blocks": 2, "seed": seed, "metrics": metrics}
-        finished(tmp_path, f"dgl{seed}", images_per_second=500.0, peak_activation_bytes=2**20, **changes)
-    return tmp_path
+def config_of(settings, trainer=None):
+    return {"model": {"init_args": settings}, "trainer": trainer}
 
 
-def test_seeds_are_one_row_and_ratios_are_to_backprop(runs):
-    backprop, dgl = group(find_runs([runs]))
-    assert (backprop.first["method"], len(dgl.runs)) == ("Backprop", 2)
+def line(settings=None, trainer=None, **changes):
+    """What is read of a run with these arguments of the model."""
+    return line_of(SUMMARY | changes, config_of(settings or {}, trainer))
+
+
+def rows(*lines):
+    return group(pd.DataFrame(lines))
+
+
+def local(seed=0, top1=0.8, **changes):
+    """A run in two blocks."""
+    metrics = {"test/top1": top1, "test/block1/top1": 0.5, "test/block2/top1": top1, "test/ensemble/top1": 0.81}
+    figures = {"images_per_second": 500.0, "peak_activation_bytes": 2**20, "metrics": metrics}
+    return {"method": "DecoupledGreedy", "num_blocks": 2, "seed": seed} | figures | changes
+
+
+def grouped(**changes):
+    """A run in two blocks of four groups."""
+    top1 = {"test": 0.8, "test/ensemble": 0.82, "test/block2": 0.79, "test/block2/group1": 0.7}
+    metrics = {f"{name}/top1": value for name, value in top1.items()}
+    return {"method": "NeuronGroups", "num_blocks": 2, "num_groups": 4, "metrics": metrics, **MACS} | changes
+
+
+def probed(num_blocks, seed=0, linear=0.5, **changes):
+    """A run of a method that predicts no class, probed."""
+    blocks = range(1, num_blocks + 1)
+    metrics = {f"probe_lin100/block{k}/gap/top1": linear + k / 10 for k in blocks}
+    metrics |= {f"probe_lin10/block{k}/gap/top1": 0.1 for k in blocks} | {"probe_lin100/block1/gap/lr": 0.3}
+    metrics |= {f"knn_k200_t0.1/block{k}/gap/top1": 0.4 for k in blocks if k > 1}
+    return {"method": "SimCLR", "num_blocks": num_blocks, "seed": seed, "metrics": metrics} | changes
+
+
+# -- rows: what is averaged, and with what it is compared ---------------------------------------------
+
+
+def test_seeds_are_one_row_and_ratios_are_to_backprop():
+    backprop, dgl = rows(line(), line(**local(0, 0.8)), line(**local(1, 0.9)))
+    assert (backprop.first["method"], backprop.base, len(dgl.runs)) == ("Backprop", None, 2)
     assert dgl.mean["test/top1"] == pytest.approx(0.85)
     assert dgl.ratio["test/top1"] == pytest.approx(0.85 / 0.9)
     assert dgl.ratio["images_per_second"] == pytest.approx(0.5)
     assert dgl.ratio["peak_activation_bytes"] == pytest.approx(0.25)
-    assert dgl.blocks() == pytest.approx([50.0, 85.0])
+    assert dgl.blocks() == pytest.approx({1: 50.0, 2: 85.0})
 
 
-def test_report_writes_table_and_picture(runs, capsys):
-    main([str(runs)])
-    printed = capsys.readouterr().out
-    assert "tensorboard --logdir" in printed
-    assert re.search(r"DecoupledGreedy\s+2\s+2\s+50\.0 85\.0\s+85\.00 ± 7\.07", printed)
-    assert "only the last by name counts" not in printed
-    with (runs / "report.csv").open() as file:
-        table = list(csv.DictReader(file))
-    assert [row["method"] for row in table] == ["Backprop", "DecoupledGreedy"]
-    assert table[1]["test top-1, %"] == "85.00 ± 7.07"
-    assert table[1]["each block, %"] == "50.0 85.0"
-    assert table[1]["peak MiB"] == "1.0 (×0.25)"
-    assert "| DecoupledGreedy | 2 |" in (runs / "report.md").read_text()
-    assert (runs / "report.png").read_bytes().startswith(b"\x89PNG")
-
-
-@pytest.fixture
-def grouped_runs(runs):
-    macs = {"slowest_node_macs": 2e6, "inference_macs": 5e6, "ensemble_macs": 7e6}
-    finished(runs, "backprop again", **(macs | {"slowest_node_macs": 8e6}), seed=1)
-    for sharing in (True, False):
-        metrics = {
-            "test/top1": 0.8,
-            "test/ensemble/top1": 0.82,
-            "test/block2/top1": 0.79,
-            "test/block2/group1/top1": 0.7,
-        }
-        changes = {"method": "NeuronGroups", "num_blocks": 2, "num_groups": 4, "metrics": metrics}
-        settings = {"num_groups": 4, "sharing": sharing, "network": {"init_args": {"depth": 32}}}
-        finished(runs, f"groups {sharing}", settings, **changes, **macs)
-    return runs
-
-
-def test_settings_and_groups_are_rows_of_their_own(grouped_runs):
-    rows = group(find_runs([grouped_runs]))
-    assert [(row.method, *row.nodes) for row in rows] == [
-        ("Backprop", 1, 1),
-        ("DecoupledGreedy", 2, 1),
-        ("NeuronGroups (sharing False)", 2, 4),
-        ("NeuronGroups (sharing True)", 2, 4),
+def test_settings_groups_and_epochs_are_rows_of_their_own():
+    groups = [line({"sharing": sharing}, **grouped()) for sharing in (True, False)]
+    found = rows(*groups, line(**local()), line(epochs=3), line(**MACS | {"slowest_node_macs": 8e6}))
+    assert [(row.method, *row.nodes, row.first["epochs"]) for row in found] == [
+        ("Backprop", 1, 1, 3),
+        ("Backprop", 1, 1, 2),
+        ("DecoupledGreedy", 2, 1, 2),
+        ("NeuronGroups (sharing False)", 2, 4, 2),
+        ("NeuronGroups (sharing True)", 2, 4, 2),
     ]
-    assert rows[3].ratio["slowest_node_macs"] == pytest.approx(0.25)
+    assert found[-1].ratio["slowest_node_macs"] == pytest.approx(0.25)
 
 
-def test_only_seeds_are_averaged(tmp_path):
-    for seed, rate in ((0, 0.1), (1, 0.1), (0, 0.2)):
-        finished(tmp_path, f"{rate}-{seed}", {"optimizer": {"init_args": {"lr": rate}}}, seed=seed)
-    assert [(row.method, len(row.runs)) for row in group(find_runs([tmp_path]))] == [
-        ("Backprop (lr 0.1)", 2),
-        ("Backprop (lr 0.2)", 1),
-    ]
+def test_of_the_same_run_twice_the_last_counts():
+    (row,) = rows(*(line(seed=seed, name=name) for name, seed in (("a", 0), ("b", 1), ("c", 1))))
+    assert list(row.runs["name"]) == ["a", "c"]
+
+
+def test_times_of_other_threads_are_not_compared():
+    _, same, other = rows(line(), line(**local()), line(**local(num_blocks=4, device="CPU, 2 threads")))
+    assert same.ratio["images_per_second"] == 0.5
+    assert "images_per_second" not in other.ratio
+    assert other.ratio["peak_activation_bytes"] == 0.25
+
+
+def test_the_base_shares_most_settings_and_is_no_base_of_its_own():
+    losses = [{"output_loss": {"class_path": f"losses.{loss}"}} for loss in ("CrossEntropy", "ExpGB")]
+    lines = [line(options, **changes) for options in losses for changes in ({}, local())]
+    found = {row.method: row for row in rows(*lines)}
+    whole, blocks = found["Backprop (ExpGB)"], found["DecoupledGreedy (ExpGB)"]
+    assert whole.base is None
+    assert list(blocks.base.first[["method", "settings"]]) == list(whole.first[["method", "settings"]])
+
+
+@pytest.mark.parametrize(("epochs", "base"), [(2, 2), (3, 3), (4, 2)])
+def test_the_base_has_as_many_epochs_if_there_is_one(epochs, base):
+    layers = rows(line(epochs=2), line(epochs=3), line(**local(epochs=epochs)))[-1]
+    assert layers.base.first["epochs"] == base
+
+
+def test_neither_one_block_of_groups_nor_what_keeps_no_activations_is_a_base():
+    found = rows(line(**local()), line(method="NeuronGroups", num_groups=4), line(peak_activation_bytes=0))
+    assert [row.base for row in found] == [None] * 3
+
+
+def test_a_method_without_labels_is_compared_with_its_own_single_block():
+    lines = [line(), line(**local()), line(**probed(2, images_per_second=300.0))]
+    assert rows(*lines)[-1].base is None
+    _, dgl, _, simclr = rows(*lines, line(**probed(1, images_per_second=600.0)))
+    assert (simclr.nodes, simclr.ratio["images_per_second"]) == ((2, 1), 0.5)
+    assert dgl.base.method == "Backprop"
+
+
+# -- names --------------------------------------------------------------------------------------------
+
+
+def loss(name, **arguments):
+    return {"loss": {"class_path": f"lightly.loss.{name}", "init_args": arguments}}
+
+
+def decay(decay):
+    return {"regularization": {"weight_decay": decay}, "optimizer": {"init_args": {"weight_decay": 5e-4}}}
+
+
+@pytest.mark.parametrize(
+    ("models", "names"),
+    [
+        ([{"optimizer": {"init_args": {"lr": rate}}} for rate in (0.1, 0.2)], ["lr 0.1", "lr 0.2"]),
+        (
+            [loss("NTXentLoss", temperature=0.5), loss("BarlowTwinsLoss", lambda_param=0.005)],
+            ["BarlowTwinsLoss", "NTXentLoss"],
+        ),
+        ([loss("NTXentLoss", temperature=t) for t in (0.5, 0.2)], ["temperature 0.2", "temperature 0.5"]),
+        # One has a part that the other lacks: told apart by that part's settings.
+        ([{"difficulty": None}, {"difficulty": {"mode": "rising"}}], ["difficulty None", "mode rising"]),
+        # Of settings that are called alike, and of entries of a mapping, the part before is named too.
+        ([decay(1), decay(2)], ["regularization.weight_decay 1", "regularization.weight_decay 2"]),
+        ([{"batch_sizes": {3: size}} for size in (64, 128)], ["batch_sizes.3 128", "batch_sizes.3 64"]),
+    ],
+)
+def test_rows_are_named_by_what_tells_them_apart(models, names):
+    assert sorted(row.variant for row in rows(*map(line, models))) == names
+
+
+def test_a_class_says_nothing_of_what_is_inside_it():
+    coder = {"class_path": "coders.Zlib", "init_args": {"level": 9}}
+    coded = {"class_path": "hooks.EntropyCoded", "init_args": {"c": 1.0, "coder": coder}}
+    half, none = {"class_path": "hooks.Half", "init_args": {"c": 0.5}}, {"class_path": "hooks.Uncompressed"}
+    models = [{"hook": hook} for hook in (coded, half, none)]
+    assert [row.variant for row in rows(*map(line, models))] == ["EntropyCoded", "Half", "Uncompressed"]
 
 
 def callback(name, **arguments):
@@ -117,240 +178,136 @@ def callback(name, **arguments):
     return {"class_path": f"experiments.callbacks.{name}", "init_args": arguments}
 
 
-def test_a_callback_that_changes_training_is_named_and_one_that_watches_is_not(tmp_path):
+def test_a_callback_that_changes_training_is_named_and_one_that_watches_is_not():
     watch, drop = callback("HiddenLayers", every_n_epochs=1), callback("InfoBatch", ratio=0.5, until=0.875)
-    finished(tmp_path, "plain", {}, {"callbacks": [watch]}, callbacks=[])
-    finished(tmp_path, "filtered", {}, {"callbacks": [watch, drop]}, callbacks=[drop])
-    finished(tmp_path, "plain, seed 1", {}, {"callbacks": []}, seed=1, callbacks=[])
-    rows = group(find_runs([tmp_path]))
-    assert [(row.method, len(row.runs)) for row in rows] == [("Backprop", 2), ("Backprop (InfoBatch)", 1)]
-    assert [row.base for row in rows] == [None, None]
-    finished(tmp_path, "filtered more", {}, callbacks=[callback("InfoBatch", ratio=0.8, until=0.875)])
-    assert sorted(row.method for row in group(find_runs([tmp_path]))) == [
-        "Backprop",
-        "Backprop (InfoBatch, ratio 0.5)",
-        "Backprop (InfoBatch, ratio 0.8)",
+    lines = [
+        line(trainer={"callbacks": [watch]}, callbacks=[]),
+        line(trainer={"callbacks": [watch, drop]}, callbacks=[drop]),
+        line(trainer={"callbacks": []}, callbacks=[], seed=1),
     ]
+    assert [(row.variant, len(row.runs), row.base) for row in rows(*lines)] == [("", 2, None), ("InfoBatch", 1, None)]
+    more = line(callbacks=[callback("InfoBatch", ratio=0.8, until=0.875)])
+    names = ["", "InfoBatch, ratio 0.5", "InfoBatch, ratio 0.8"]
+    assert [row.variant for row in rows(*lines, more)] == names
 
 
-def test_of_a_summary_that_does_not_tell_them_all_callbacks_count(tmp_path):
-    finished(tmp_path, "plain", {}, {"callbacks": None})
-    finished(tmp_path, "watched", {}, {"callbacks": callback("HiddenLayers", every_n_epochs=1)})  # one may stand alone
-    finished(tmp_path, "filtered", {}, {"callbacks": [callback("InfoBatch", ratio=0.5)]})
-    rows = group(find_runs([tmp_path]))
-    assert [row.method for row in rows] == ["Backprop", "Backprop (HiddenLayers)", "Backprop (InfoBatch)"]
+def test_of_a_summary_that_does_not_tell_them_all_callbacks_count():
+    alone, listed = callback("HiddenLayers", every_n_epochs=1), [callback("InfoBatch", ratio=0.5)]
+    lines = [line(trainer={"callbacks": callbacks}) for callbacks in (None, alone, listed)]
+    assert [row.variant for row in rows(*lines)] == ["", "HiddenLayers", "InfoBatch"]
 
 
-def test_a_class_says_nothing_of_what_is_inside_it(tmp_path):
-    coder = {"class_path": "coders.Zlib", "init_args": {"level": 9}}
-    hooks = {
-        "half": {"class_path": "hooks.Half", "init_args": {"c": 0.5}},
-        "none": {"class_path": "hooks.Uncompressed"},
-        "coded": {"class_path": "hooks.EntropyCoded", "init_args": {"c": 1.0, "coder": coder}},
-    }
-    for name, hook in hooks.items():
-        finished(tmp_path, name, {}, {"strategy": {"class_path": "CompressedDDP", "init_args": {"hook": hook}}})
-    rows = group(find_runs([tmp_path]))
-    assert [row.method for row in rows] == ["Backprop (EntropyCoded)", "Backprop (Half)", "Backprop (Uncompressed)"]
+# -- tables and pictures ------------------------------------------------------------------------------
 
 
-def test_an_entry_of_a_mapping_is_named_with_the_mapping(tmp_path):
-    for size in (64, 128):
-        finished(tmp_path, str(size), {"batch_sizes": {3: size}})
-    rows = group(find_runs([tmp_path]))
-    assert [row.method for row in rows] == ["Backprop (batch_sizes.3 128)", "Backprop (batch_sizes.3 64)"]
+def write(folder, name, settings=None, **changes):
+    """A run folder with nothing but a summary, and a configuration if settings of the model are given."""
+    (folder / name).mkdir(parents=True)
+    (folder / name / "summary.json").write_text(json.dumps(SUMMARY | changes | {"name": name}))
+    if settings is not None:
+        (folder / name / "config.yaml").write_text(yaml.safe_dump(config_of(settings)))
 
 
-def test_backprop_rows_are_the_base_of_others_not_of_themselves(tmp_path):
-    for loss in ("CrossEntropy", "ExpGB"):
-        options = {"output_loss": {"class_path": f"losses.{loss}"}}
-        finished(tmp_path, loss, options, images_per_second=1000.0)
-        finished(tmp_path, f"{loss} in blocks", options, method="DecoupledGreedy", num_blocks=2)
-    rows = {row.method: row for row in group(find_runs([tmp_path]))}
-    assert rows["Backprop (ExpGB)"].base is None
-    assert rows["DecoupledGreedy (ExpGB)"].base.first["name"] == "ExpGB"
-    main([str(tmp_path)])
-    assert "of several, the one of as many epochs that shares most settings" in (tmp_path / "report.md").read_text()
-
-
-def test_a_setting_that_another_is_called_like_is_named_with_its_class(tmp_path):
-    for decay in (1, 2):
-        regularization, optimizer = {"weight_decay": decay}, {"init_args": {"weight_decay": 5e-4}}
-        finished(tmp_path, str(decay), {"regularization": regularization, "optimizer": optimizer})
-    assert [row.method for row in group(find_runs([tmp_path]))] == [
-        "Backprop (regularization.weight_decay 1)",
-        "Backprop (regularization.weight_decay 2)",
-    ]
-
-
-def test_times_of_other_threads_are_not_compared(runs):
-    finished(runs, "dgl 4", method="DecoupledGreedy", num_blocks=4, device="CPU, 2 threads")
-    base, same, other = group(find_runs([runs]))
-    assert (base.base, same.ratio["images_per_second"]) == (None, pytest.approx(0.5))
-    assert "images_per_second" not in other.ratio
-    assert other.ratio["peak_activation_bytes"] == 1
-
-
-def test_what_blocks_reached_whose_heads_are_gone_is_shown(tmp_path):
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory):
+    """The folder of a report on many runs, its lines by method and K, and what was printed."""
+    folder = tmp_path_factory.mktemp("runs")
+    write(folder, "backprop", **MACS | {"slowest_node_macs": 8e6})
+    for name, seed, top1 in (("dgl0", 0, 0.8), ("dgl1", 1, 0.5), ("dgl1 again", 1, 0.9)):
+        write(folder, name, **local(seed, top1))
+    for sharing in (True, False):
+        write(folder, f"groups {sharing}", {"sharing": sharing}, **grouped())
+    for name, options in {"simclr": (2, 0, 0.5), "simclr 1": (2, 1, 0.6), "simclr whole": (1, 0)}.items():
+        write(folder, name, **probed(*options))
     metrics = {"test/top1": 0.8, "test/block2/top1": 0.8, "val/block1/top1": 0.6, "val/block2/top1": 0.7}
-    settings = {"epochs_per_block": 1}
-    finished(tmp_path, "layers", settings, method="Layerwise", num_blocks=2, metrics=metrics)
-    main([str(tmp_path)])
-    with (tmp_path / "report.csv").open() as file:
-        (line,) = csv.DictReader(file)
-    assert (line["each block, %"], line["each block when it was done, validation images, %"]) == ("80.0", "60.0 70.0")
-    assert "Where blocks learn one after the other" in (tmp_path / "report.md").read_text()
-
-
-def test_a_repeated_run_is_said_to_be_left_out(runs, capsys):
-    finished(runs, "dgl1 again", method="DecoupledGreedy", num_blocks=2, seed=1)
-    main([str(runs)])
-    assert "only the last by name counts: 1 left out" in capsys.readouterr().out
-
-
-def test_no_column_of_many_blocks_is_cut_off(tmp_path, capsys):
+    write(folder, "layers", {"epochs_per_block": 1}, method="Layerwise", num_blocks=2, metrics=metrics)
     metrics = {f"{split}/block{k}/top1": k / 20 for split in ("test", "train_set") for k in range(1, 17)}
-    finished(tmp_path, "deep", method="DecoupledGreedy", num_blocks=16, metrics=metrics | {"test/top1": 0.8})
-    main([str(tmp_path)])
+    write(folder, "deep", **local(num_blocks=16, metrics=metrics | {"test/top1": 0.8}))
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        main([str(folder)])
+    table = pd.read_csv(folder / "report.csv", dtype=str).set_index(["method", "K"])
+    return folder, table, printed.getvalue()
+
+
+def test_report_writes_tables_and_pictures(reported):
+    folder, table, printed = reported
+    assert f"tensorboard --logdir {folder}" in printed
+    assert "| DecoupledGreedy | 2 |" in (folder / "report.md").read_text()
+    for picture in ("report.png", "cost.png"):
+        assert (folder / picture).read_bytes().startswith(b"\x89PNG")
+    dgl = table.loc["DecoupledGreedy", "2"]
+    assert (dgl["seeds"], dgl["test top-1, %"], dgl["each block, %"]) == ("2", "85.00 ± 7.07", "50.0 85.0")
+    assert (dgl["peak MiB"], dgl["images/s"]) == ("1.0 (×0.25)", "500.0 (×0.50)")
+    groups = table.loc["NeuronGroups (sharing True)", "2"]
+    assert (groups["G"], groups["one group, %"], groups["ensemble, %"]) == ("4", "70.00", "82.00")
+    assert groups["slowest node, M MACs"] == "2.0 (×0.25)"
+
+
+def test_report_shows_what_blocks_reached_whose_heads_are_gone(reported):
+    layers = reported[1].loc["Layerwise", "2"]
+    assert layers["each block, %"] == "80.0"
+    assert layers["each block when it was done, validation images, %"] == "60.0 70.0"
+    kept = {f"{split}/block{k}/top1": 0.5 for split in ("test", "val") for k in (1, 2)}
+    (row,) = rows(line({"epochs_per_block": 1}, **local(metrics=kept)))
+    assert row.when_done() == {}
+
+
+def test_report_shows_probes_of_each_block(reported):
+    folder, table, _ = reported
+    simclr, heading = table.loc["SimCLR", "2"], "linear probe (100 epochs), each block, %"
+    assert (simclr[heading], simclr["kNN (k200, t0.1), each block, %"]) == ("65.0 75.0", "– 40.0")
+    assert table.loc["Backprop", "1"][heading] == "–"
+    row = next(row for row in group(find_runs([folder])) if row.method == "SimCLR" and row.nodes == (2, 1))
+    assert _depth_lines(row) == {"o--": pytest.approx({1: 65.0, 2: 75.0})}
+
+
+def test_no_column_of_many_blocks_is_cut_off(reported):
     each = " ".join(f"{5 * k:.1f}" for k in range(1, 17))
-    line = next(line for line in capsys.readouterr().out.splitlines() if "DecoupledGreedy" in line)
-    assert line.count(each) == 2
-    assert "80.00" in line
+    shown = [row for row in reported[2].splitlines() if row.count(each) == 2]
+    assert len(shown) == 1
+    assert "80.00" in shown[0]
 
 
-def test_what_keeps_no_activations_has_no_figure_for_them(tmp_path):
-    finished(tmp_path, "fitted", method="ClosedFormMLP", peak_activation_bytes=0)
+def test_the_note_says_what_the_reader_must_know(reported, tmp_path, capsys):
+    always = "Test split; speed as it was on the machine at that time."
+    said = [
+        "(×…) is the ratio to Backprop of the same network, data and batch size; of a method without labels, to its "
+        "own run with one block.",
+        "Where blocks learn one after the other, epochs are those of all blocks, images/s of one block.",
+        "Of runs of the same setting and seed only the last by name counts: 1 left out.",
+    ]
+    assert " ".join([always, *said]) in reported[2].splitlines()
+    write(tmp_path, "backprop")
+    write(tmp_path, "longer", epochs=3, peak_activation_bytes=0)
+    write(tmp_path, "dgl", **local())
     main([str(tmp_path)])
-    assert "peak MiB" not in (tmp_path / "report.md").read_text()
+    several = "(of several, the one of as many epochs that shares most settings)"
+    note = f"{always} (×…) is the ratio to Backprop of the same network, data and batch size {several}."
+    assert note in capsys.readouterr().out.splitlines()
 
 
-def test_report_shows_groups_and_costs(grouped_runs):
-    main([str(grouped_runs)])
-    with (grouped_runs / "report.csv").open() as file:
-        line = list(csv.DictReader(file))[2]
-    assert (line["K"], line["G"], line["one group, %"], line["ensemble, %"]) == ("2", "4", "70.00", "82.00")
-    assert line["slowest node, M MACs"] == "2.0 (×0.25)"
-    assert (grouped_runs / "cost.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_one_block_of_groups_is_no_base(runs):
-    (runs / "backprop" / "summary.json").unlink()
-    finished(runs, "thin", method="NeuronGroups", num_groups=4)
-    assert all(row.base is None for row in group(find_runs([runs])))
-
-
-def probed(folder, name, num_blocks, seed=0, linear=0.5, **changes):
-    """A run of a method that predicts no class, probed."""
-    blocks = range(1, num_blocks + 1)
-    metrics = {f"probe_lin100/block{k}/gap/top1": linear + k / 10 for k in blocks}
-    metrics |= {f"probe_lin10/block{k}/gap/top1": 0.1 for k in blocks} | {"probe_lin100/block1/gap/lr": 0.3}
-    metrics |= {f"knn_k200_t0.1/block{k}/gap/top1": 0.4 for k in blocks if k > 1}
-    finished(folder, name, method="SimCLR", num_blocks=num_blocks, seed=seed, metrics=metrics, **changes)
-
-
-def test_report_shows_probes_of_each_block(runs):
-    probed(runs, "simclr 1", 2, seed=0, linear=0.5)
-    probed(runs, "simclr 2", 2, seed=1, linear=0.6)
-    main([str(runs)])
-    with (runs / "report.csv").open() as file:
-        table = list(csv.DictReader(file))
-    assert table[2]["linear probe (100 epochs), each block, %"] == "65.0 75.0"
-    assert table[2]["kNN (k200, t0.1), each block, %"] == "– 40.0"
-    assert table[0]["linear probe (100 epochs), each block, %"] == "–"
-    row = group(find_runs([runs]))[2]
-    assert _depth_line(row) == ([0.5, 1.0], pytest.approx([65.0, 75.0]), "o--")
-
-
-def test_a_method_without_labels_is_compared_with_its_own_single_block(runs, capsys):
-    probed(runs, "simclr", 2, images_per_second=300.0)
-    assert group(find_runs([runs]))[2].base is None
-    probed(runs, "simclr whole", 1, images_per_second=600.0)
-    rows = {(row.method, row.nodes[0]): row for row in group(find_runs([runs]))}
-    assert rows["SimCLR", 2].ratio["images_per_second"] == pytest.approx(0.5)
-    assert rows["DecoupledGreedy", 2].base.method == "Backprop"
-    main([str(runs)])
-    assert "of a method without labels, to its own run with one block" in (runs / "report.md").read_text()
-
-
-def test_a_report_of_methods_without_labels_alone_is_drawn(tmp_path):
-    probed(tmp_path, "simclr", 2)
+def test_what_no_run_has_is_left_out(tmp_path):
+    write(tmp_path, "simclr", **probed(2, peak_activation_bytes=0))
     main([str(tmp_path)])
+    text = (tmp_path / "report.md").read_text()
+    assert not any(heading in text for heading in ("peak MiB", "test top-1", "ratio", "left out"))
     assert (tmp_path / "cost.png").is_file()
 
 
-def test_runs_of_other_epochs_are_rows_of_their_own(runs):
-    finished(runs, "longer", epochs=3)
-    rows = group(find_runs([runs]))
-    assert sorted(row.first["epochs"] for row in rows if row.first["method"] == "Backprop") == [2, 3]
+@pytest.mark.parametrize(("file", "text"), [("summary.json", "{"), ("config.yaml", "model: [")])
+def test_a_damaged_file_is_named(file, text, tmp_path):
+    write(tmp_path, "backprop")
+    (tmp_path / "backprop" / file).write_text(text)
+    with pytest.raises(RunError, match=f"backprop/{file} is damaged"):
+        find_runs([tmp_path])
 
 
-@pytest.mark.parametrize(("epochs", "base"), [(2, "backprop"), (3, "longer"), (4, "backprop")])
-def test_the_base_has_as_many_epochs_if_there_is_one(epochs, base, tmp_path):
-    for name, length in (("backprop", 2), ("longer", 3)):
-        finished(tmp_path, name, epochs=length)
-    finished(tmp_path, "layers", method="Layerwise", num_blocks=2, epochs=epochs)
-    (layers,) = [row for row in group(find_runs([tmp_path])) if row.first["method"] == "Layerwise"]
-    assert layers.base.first["name"] == base
-
-
-def test_a_damaged_summary_is_named(runs):
-    (runs / "backprop" / "summary.json").write_text("{")
-    with pytest.raises(RunError, match=r"backprop/summary\.json is damaged"):
-        find_runs([runs])
-
-
-def test_a_damaged_configuration_is_named(runs):
-    (runs / "backprop" / "config.yaml").write_text("model: [")
-    with pytest.raises(RunError, match=r"backprop/config\.yaml is damaged"):
-        find_runs([runs])
-
-
-COMMON = {"network": "VGG", "dataset": "Digits", "batch_size": 8, "epochs": 1, "method": "M", "seed": 0}
-COMMON |= {"num_blocks": 2, "metrics": {"test/top1": 0.5}}
-
-
-def variants(*models):
-    """What tells runs apart whose configurations have these arguments of the model."""
-    runs = [line_of(COMMON, {"model": {"init_args": arguments}}) for arguments in models]
-    return sorted(row.variant for row in group(pd.DataFrame(runs)))
-
-
-def test_rows_are_named_by_what_tells_them_apart():
-    contrastive = {"loss": {"class_path": "lightly.loss.NTXentLoss", "init_args": {"temperature": 0.5}}}
-    barlow = {"loss": {"class_path": "lightly.loss.BarlowTwinsLoss", "init_args": {"lambda_param": 0.005}}}
-    assert variants(contrastive, barlow) == ["BarlowTwinsLoss", "NTXentLoss"]
-    colder = {"loss": {"class_path": "lightly.loss.NTXentLoss", "init_args": {"temperature": 0.2}}}
-    assert variants(contrastive, colder) == ["temperature 0.2", "temperature 0.5"]
-    # One has a part that the other lacks: told apart by that part's settings.
-    difficult = {"difficulty": {"mode": "rising"}}
-    assert variants(contrastive | {"difficulty": None}, contrastive | difficult) == ["difficulty None", "mode rising"]
-
-
-def test_settings_whose_names_end_alike_are_told_apart():
-    def run(optimizer, regularization):
-        decays = {"optimizer": optimizer, "regularization": regularization}
-        return {name: {"init_args": {"weight_decay": decay}} for name, decay in decays.items()}
-
-    assert variants(run(0.1, 1), run(0.2, 2)) == [
-        "optimizer.weight_decay 0.1, regularization.weight_decay 1",
-        "optimizer.weight_decay 0.2, regularization.weight_decay 2",
-    ]
-
-
-def test_the_same_run_twice_counts_as_one_seed():
-    runs = [line_of(COMMON | {"seed": seed, "name": name}, {}) for name, seed in (("a", 0), ("b", 1), ("c", 1))]
-    (row,) = group(pd.DataFrame(runs))
-    assert list(row.runs["name"]) == ["a", "c"]
-
-
-@pytest.mark.parametrize("command", ["report", "suite"])
-def test_no_torch_is_imported(command, runs, tmp_path):
+def test_neither_report_nor_suite_imports_torch(tmp_path):
+    write(tmp_path, "study/backprop")  # finished: nothing is left to do but to report
     (tmp_path / "study.yaml").write_text("runs: [{config: nowhere.yaml, name: backprop}]")
-    lines = {
-        "report": f"from experiments.report.command import main; main(['{runs}'])",
-        "suite": f"from experiments.suite import main; main(['{tmp_path}/study.yaml', '--runs={tmp_path}'], None)",
-    }
-    (tmp_path / "study").mkdir(exist_ok=True)
-    (runs / "backprop").rename(tmp_path / "study" / "backprop")  # finished: nothing is left to do but to report
-    program = f"import sys; {lines[command]}; assert not {{'torch', 'lightning'}} & set(sys.modules)"
+    program = (
+        "import sys; from experiments.cli import main; "
+        f"main(['report', '{tmp_path}']); main(['suite', '{tmp_path}/study.yaml', '--runs={tmp_path}']); "
+        "assert not {'torch', 'lightning'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -3,15 +3,16 @@
 import json
 from pathlib import Path
 
-from helpers import fit, summary
+from helpers import summary
 
-from experiments.run.summary import write_json
+from experiments.run.summary import changing_callbacks, write_json
 
 
-def test_callbacks_that_change_training_are_told_with_their_arguments(tmp_path, finished):
-    drop, watch = "--trainer.callbacks+=InfoBatch", "--trainer.callbacks+=TrainingAccuracy"
-    told = summary(fit(tmp_path, watch, drop, "--trainer.callbacks.ratio=0.25"))["callbacks"]
-    assert told == [{"class_path": "experiments.callbacks.InfoBatch", "init_args": {"ratio": 0.25, "until": 0.875}}]
+def test_callbacks_that_change_training_are_told_with_their_arguments(finished):
+    drop = {"class_path": "experiments.callbacks.InfoBatch", "init_args": {"ratio": 0.25}}
+    watch = {"class_path": "experiments.callbacks.TrainingAccuracy", "init_args": {}}
+    assert changing_callbacks({"trainer": {"callbacks": [watch, drop]}}) == [drop]
+    assert changing_callbacks({"trainer": {"callbacks": drop}}) == [drop]
     assert summary(finished)["callbacks"] == []
 
 
