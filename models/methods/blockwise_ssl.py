@@ -13,13 +13,15 @@ Both views pass block k, its loss goes back and its graph is freed before block 
 ordinary method with the same head.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from lightly.loss import BarlowTwinsLoss
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
 from losses import SubsampledNTXent, correlation_parts, largest_deviation, pretext_top1
@@ -33,7 +35,6 @@ from models.networks.heads.expansion import ConvExpansion, full_precision
 from models.networks.heads.pooling import PoolingCallable
 from models.networks.layers.noise import FeatureNoise
 from models.parts.difficulty import Difficulty, nearest
-from models.parts.frozen_statistics import frozen_statistics
 from models.plan import StepPlan
 
 LossCallable = Callable[[], nn.Module]
@@ -127,17 +128,13 @@ class BlockwiseSSL(LocalLearning):
         if any(len(a) < 2 for a, _ in pairs.values()):
             raise UsageError("Pairs of views of one image have nothing to differ from: batches hold at least 2.")
         self._strengths = self._assigned(list(pairs))
-        return 0, {strength: pairs[strength] for strength in set(self._strengths)}
+        return 0, {strength: pairs[strength] for strength in set(self._strengths[: self.learners.stop])}
 
     @override
     def block_output(self, k: int, x: Mapping[float, Pair]) -> dict[float, Pair]:
         """What block k makes of its own views and, without learning from them, of those that later blocks take."""
-        later = set(self._strengths[k : self.learners.stop])
-        return {
-            strength: self._features(k, pair) if strength == self._strengths[k] else self._passed(k, pair)
-            for strength, pair in x.items()
-            if strength in later
-        }
+        own = self._strengths[k]
+        return {s: self._features(k, pair) if s == own else self._passed(k, pair) for s, pair in x.items()}
 
     @override
     def local_loss(self, k: int, features: Mapping[float, Pair], batch: LabelledImages) -> Tensor:
@@ -146,9 +143,7 @@ class BlockwiseSSL(LocalLearning):
         z_a, z_b = self.heads[k](a), self.heads[k](b)
         with full_precision(z_a):  # squares underflow in half precision
             z_a, z_b = z_a.float(), z_b.float()
-            self._deviations[k] = largest_deviation(z_a.detach())
-            if self.logs_this_step:
-                self._record_embeddings(k, z_a.detach(), z_b.detach())
+            self._watch(k, z_a.detach(), z_b.detach())
             return self.loss_scale * self.loss_weights[k] * self.pair_loss(k, z_a, z_b, a)
 
     def pair_loss(self, k: int, z_a: Tensor, z_b: Tensor, features: Tensor) -> Tensor:
@@ -184,7 +179,7 @@ class BlockwiseSSL(LocalLearning):
 
     def _passed(self, k: int, pair: Pair) -> Pair:
         """The same for views that block k does not learn from: BatchNorm forgets them."""
-        with torch.no_grad(), frozen_statistics(self.blocks[k]):
+        with torch.no_grad(), _frozen_statistics(self.blocks[k]):
             return self._features(k, pair)
 
     def _assigned(self, strengths: list[float]) -> list[float]:
@@ -204,12 +199,14 @@ class BlockwiseSSL(LocalLearning):
 
     # -- watching ------------------------------------------------------------------------------------
 
-    def _record_embeddings(self, k: int, z_a: Tensor, z_b: Tensor) -> None:
-        invariance, redundancy = correlation_parts(z_a, z_b)
-        self.record(k, "invariance", invariance)
-        self.record(k, "redundancy", redundancy)
-        self.record(k, "pretext_top1", pretext_top1(z_a, z_b))
-        self.record(k, "deviation", self._deviations[k])
+    def _watch(self, k: int, z_a: Tensor, z_b: Tensor) -> None:
+        self._deviations[k] = largest_deviation(z_a)
+        if self.logs_this_step:
+            invariance, redundancy = correlation_parts(z_a, z_b)
+            self.record(k, "invariance", invariance)
+            self.record(k, "redundancy", redundancy)
+            self.record(k, "pretext_top1", pretext_top1(z_a, z_b))
+            self.record(k, "deviation", self._deviations[k])
 
     @override
     def on_train_batch_end(self, outputs: object, batch: LabelledImages, batch_idx: int) -> None:
@@ -220,14 +217,13 @@ class BlockwiseSSL(LocalLearning):
         """
         super().on_train_batch_end(outputs, batch, batch_idx)
         deviations, self._deviations = self._deviations, {}
-        collapsed = [k for k, deviation in deviations.items() if deviation < _COLLAPSED]
-        if collapsed:
-            k = collapsed[0]
-            raise TrainingError(
-                f"{self.block_names[k]} has collapsed at step {self.global_step}: all images of the batch have one "
-                "embedding. Lower the learning rate, or give it a loss that keeps variance; the checkpoints of earlier "
-                "epochs are untouched."
-            )
+        for k, deviation in deviations.items():
+            if deviation < _COLLAPSED:
+                raise TrainingError(
+                    f"{self.block_names[k]} has collapsed at step {self.global_step}: all images of the batch have one "
+                    "embedding. Lower the learning rate, or give it a loss that keeps variance; the checkpoints of "
+                    "earlier epochs are untouched."
+                )
 
     # -- beside training -------------------------------------------------------------------------------
 
@@ -293,3 +289,16 @@ def _temper(losses: Sequence[Any], difficulties: list[float], difficulty: Diffic
     for loss, factor in zip(losses, factors, strict=True):
         loss.temperature = full * factor
     return factors
+
+
+@contextmanager
+def _frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """Within, BatchNorm layers in training mode normalise by the batch but leave their running statistics alone."""
+    layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
+    for layer in layers:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.track_running_stats = True

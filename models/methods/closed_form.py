@@ -89,8 +89,7 @@ class ClosedFormMLP(Classifier):
             nn.init.zeros_(weights)
         hidden = [targets(fan_in + 1, width, num_classes) for fan_in, width in pairwise(sizes)]
         self.targets = nn.ModuleList([*hidden, RandomFeatures(sizes[-1] + 1, 0, num_classes)])  # none after the last
-        self.solved: Tensor
-        self.register_buffer("solved", torch.tensor(0))
+        self.solved: Tensor = nn.Buffer(torch.tensor(0))
         self.requires_grad_(False)
         self._equations: NormalEquations | None = None
 

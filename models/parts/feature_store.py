@@ -1,6 +1,5 @@
 """Features that frozen blocks hand on, computed once and read back in every epoch of the block that learns."""
 
-import copy
 import os
 import shutil
 import tempfile
@@ -40,12 +39,6 @@ class FeatureStore:
             raise UsageError(f"A feature store holds at least 1 pass over the data, not {passes}.")
         self.passes, self.folder, self._dtype = passes, folder, getattr(torch, dtype)
 
-    def for_epochs(self, epochs: int) -> "FeatureStore":
-        """The same with no more passes than so many epochs read, a pass each."""
-        fitting = copy.copy(self)
-        fitting.passes = min(self.passes, epochs)
-        return fitting
-
     def require_folder(self) -> None:
         """See that the folder, if there is one, can be written.
 
@@ -59,22 +52,23 @@ class FeatureStore:
         """Features as they will be read back, float32."""
         return features.to(self._dtype).float()
 
-    def new(self, images: int, shape: Sequence[int]) -> "StoredFeatures":
+    def new(self, passes: int, images: int, shape: Sequence[int]) -> "StoredFeatures":
         """Room for the features of all images.
 
         Args:
+            passes: number of augmented versions.
             images: N.
             shape: of one image's features.
 
         Raises:
             UsageError: there is not enough memory, or room on the disk.
         """
-        size = self.passes * images * int(np.prod(shape)) * self._dtype.itemsize
+        size = passes * images * int(np.prod(shape)) * self._dtype.itemsize
         if self.folder is None:
-            return StoredFeatures(_in_memory(size, self._dtype), self.passes, images, shape)
+            return StoredFeatures(_in_memory(size, self._dtype), passes, images, shape)
         path = _reserve(Path(self.folder), size)
         flat = torch.from_file(str(path), shared=True, size=size // self._dtype.itemsize, dtype=self._dtype)
-        return StoredFeatures(flat, self.passes, images, shape, path)
+        return StoredFeatures(flat, passes, images, shape, path)
 
 
 class StoredFeatures:
@@ -89,8 +83,8 @@ class StoredFeatures:
     """
 
     def __init__(self, flat: Tensor, passes: int, images: int, shape: Sequence[int], path: Path | None = None) -> None:
-        *rest, last = [shape[0]] if len(shape) == 1 else [*shape[1:], shape[0]]  # channels last, as networks run
-        self._rows, self._path = flat.view(passes, images, *rest, last), path
+        channels, *sides = shape
+        self._rows, self._path = flat.view(passes, images, *sides, channels), path  # channels last, as networks run
         self._checksums = np.zeros((passes, images), np.uint32)
         # Also after an exception, and at the end of the process.
         self._remove = weakref.finalize(self, path.unlink, missing_ok=True) if path else lambda: None

@@ -22,24 +22,25 @@ class TrainingData(Protocol):
 
 
 class StoredInputs:
-    """Features of all training images after the frozen blocks, in as many augmented versions as the store has passes.
+    """Features of all training images after the frozen blocks, in augmented versions, of which an epoch reads one.
 
     Args:
         store: where they are kept.
+        epochs: of a block: no more versions are stored than it reads.
 
     Attributes:
         blocks: number of blocks whose output is stored; 0: nothing is yet.
     """
 
-    def __init__(self, store: FeatureStore) -> None:
-        self._store, self.blocks = store, 0
+    def __init__(self, store: FeatureStore, epochs: int) -> None:
+        self.store, self.passes, self.blocks = store, min(store.passes, epochs), 0
         self._features: StoredFeatures | None = None
 
     def read(self, epoch: int, images: Tensor, indices: Tensor | None) -> Tensor:
         """What is stored of images, or, if nothing is, the images; ``epoch`` (of the block) says which version."""
         if self._features is None or indices is None:
             return images
-        return self._features.read(epoch % self._store.passes, indices.cpu()).to(images.device)
+        return self._features.read(epoch % self.passes, indices.cpu()).to(images.device)
 
     @torch.no_grad()
     def advance(self, blocks: Sequence[nn.Module], data: TrainingData, device: torch.device) -> None:
@@ -50,10 +51,10 @@ class StoredInputs:
         """
         new = None
         with isolate_rng():  # a resumed run stores anew: the step's random numbers stay the same
-            for number in range(self._store.passes):
+            for number in range(self.passes):
                 for indices, x in self._versions(number, data, device):
                     features = self._through(blocks[self.blocks :], x)
-                    new = new or self._store.new(len(data.training_images), features.shape[1:])
+                    new = new or self.store.new(self.passes, len(data.training_images), features.shape[1:])
                     new.write(number, indices.cpu(), features)
             self.close()
             self._features, self.blocks = new, len(blocks)
@@ -75,7 +76,7 @@ class StoredInputs:
 
     def _through(self, blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
         for block in blocks:
-            x = self._store.rounded(block(x))
+            x = self.store.rounded(block(x))
         return x
 
     def _compare_with_recomputed(self, blocks: Sequence[nn.Module], data: TrainingData, device: torch.device) -> None:
