@@ -13,7 +13,7 @@ Both views pass block k, its loss goes back and its graph is freed before block 
 ordinary method with the same head.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -104,11 +104,33 @@ class BlockwiseSSL(LocalLearning):
         self.losses = nn.ModuleList(loss() for _ in blocks)
         self.noise, self.concatenate_views, self.loss_scale = noise or nn.Identity(), concatenate_views, loss_scale
         self.make_loss, self.make_projector = loss, projector
-        self.difficulty = difficulty
-        self.difficulties = (difficulty or Difficulty("constant_full")).of_blocks(num_blocks)
-        self.loss_weights = _temper([*self.losses], self.difficulties, difficulty)
+        self.difficulty = difficulty or Difficulty("constant_full")
+        self.difficulties = self.difficulty.of_blocks(num_blocks)
+        self.loss_weights = self._temper([*self.losses])
         self._strengths = [1.0] * num_blocks
         self._deviations: dict[int, Tensor] = {}
+
+    def _temper(self, losses: list[Any]) -> list[float]:
+        """Set the temperature of every block's loss; the factors that keep the scale of its gradients.
+
+        Raises:
+            UsageError: the loss has no such setting.
+        """
+        kind, easy = type(losses[0]).__name__, self.difficulty.easy_temperature
+        if self.difficulty.easy_negatives is not None and not isinstance(losses[0], SubsampledNTXent):
+            raise UsageError(f"difficulty.easy_negatives needs losses.SubsampledNTXent; {kind} takes all negatives.")
+        if easy is None:
+            return [1.0] * len(losses)
+        if not hasattr(losses[0], "temperature"):
+            raise UsageError(
+                f"difficulty.easy_temperature needs a contrastive loss: {kind} has no temperature. Use "
+                "lightly.loss.NTXentLoss."
+            )
+        full = losses[0].temperature
+        factors = [(easy / full) ** (1 - d) for d in self.difficulties]
+        for loss, factor in zip(losses, factors, strict=True):
+            loss.temperature = full * factor
+        return factors
 
     # -- the algorithm: what goes through the blocks is, per strength of views, a pair -----------------
 
@@ -158,7 +180,7 @@ class BlockwiseSSL(LocalLearning):
         loss = self.losses[k]
         if not isinstance(loss, SubsampledNTXent):
             return loss(z_a, z_b)
-        if self.difficulty is not None and self.difficulty.easy_negatives is not None:
+        if self.difficulty.easy_negatives is not None:
             easy, most = self.difficulty.easy_negatives, 2 * len(z_a) - 2
             loss.negatives = round(easy + self.difficulties[k] * (most - easy))
         return loss(z_a, z_b, pooled(features))
@@ -188,7 +210,7 @@ class BlockwiseSSL(LocalLearning):
         Raises:
             UsageError: blocks want views of several strengths, but there is one.
         """
-        if self.difficulty is None or not self.difficulty.views:
+        if not self.difficulty.views:
             return [max(strengths)] * self.num_blocks
         if len(strengths) == 1 and len(set(self.difficulties)) > 1:
             raise UsageError(
@@ -264,31 +286,6 @@ class BlockwiseSSL(LocalLearning):
         return super().why_one_process or (
             "compares the images of a batch with each other, and each process would see its own only"
         )
-
-
-def _temper(losses: Sequence[Any], difficulties: list[float], difficulty: Difficulty | None) -> list[float]:
-    """Set the temperature of every block's loss; the factors that keep the scale of its gradients.
-
-    Raises:
-        UsageError: the loss has no such setting.
-    """
-    if difficulty is None:
-        return [1.0] * len(losses)
-    kind = type(losses[0]).__name__
-    if difficulty.easy_negatives is not None and not isinstance(losses[0], SubsampledNTXent):
-        raise UsageError(f"difficulty.easy_negatives needs losses.SubsampledNTXent; {kind} takes all negatives.")
-    if difficulty.easy_temperature is None:
-        return [1.0] * len(losses)
-    if not hasattr(losses[0], "temperature"):
-        raise UsageError(
-            f"difficulty.easy_temperature needs a contrastive loss: {kind} has no temperature. Use "
-            "lightly.loss.NTXentLoss."
-        )
-    full = losses[0].temperature
-    factors = [(difficulty.easy_temperature / full) ** (1 - d) for d in difficulties]
-    for loss, factor in zip(losses, factors, strict=True):
-        loss.temperature = full * factor
-    return factors
 
 
 @contextmanager

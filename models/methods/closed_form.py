@@ -206,7 +206,7 @@ class ClosedFormMLP(Classifier):
         """Bring a checkpoint's sums to the device, which is not known when they are read."""
         self._began = time.perf_counter()
         if self._equations:
-            self._equations = self._equations.to(self.device)
+            self._equations = NormalEquations(*(sums.to(self.device) for sums in vars(self._equations).values()))
 
     @override
     def setup(self, stage: str) -> None:

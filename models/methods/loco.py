@@ -42,7 +42,7 @@ class LoCo(BlockwiseSSL):
         super().__init__(num_blocks=num_blocks, **options)
         if num_blocks < 2:
             raise UsageError("LoCo's units are pairs of blocks: num_blocks must be at least 2.")
-        if self.schedule.epochs_per_block is not None or (self.difficulty and self.difficulty.views):
+        if self.schedule.epochs_per_block is not None or self.difficulty.views:
             raise UsageError("LoCo's blocks learn together, on the same views: leave epochs_per_block and views out.")
         self.heads[0] = nn.Sequential()  # the first block has no loss of its own
 

@@ -53,12 +53,7 @@ class FeatureStore:
         return features.to(self._dtype).float()
 
     def new(self, passes: int, images: int, shape: Sequence[int]) -> "StoredFeatures":
-        """Room for the features of all images.
-
-        Args:
-            passes: number of augmented versions.
-            images: N.
-            shape: of one image's features.
+        """Room for the features, of one shape, of all images in so many augmented versions.
 
         Raises:
             UsageError: there is not enough memory, or room on the disk.
@@ -72,15 +67,7 @@ class FeatureStore:
 
 
 class StoredFeatures:
-    """Features of all training images in a number of passes.
-
-    Args:
-        flat: where they are kept, 1-D.
-        passes: number of passes.
-        images: N.
-        shape: of one image's features.
-        path: the file they are in, if any.
-    """
+    """Features of all training images, N × passes of one shape, kept in ``flat``, 1-D: in the file ``path``, if any."""
 
     def __init__(self, flat: Tensor, passes: int, images: int, shape: Sequence[int], path: Path | None = None) -> None:
         channels, *sides = shape

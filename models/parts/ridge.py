@@ -41,10 +41,6 @@ class NormalEquations:
         self.cross.addmm_(features.T, targets)
         self.squares.add_(targets.square().sum(dim=0))
 
-    def to(self, device: torch.device) -> "NormalEquations":
-        """The same on another device."""
-        return NormalEquations(self.gram.to(device), self.cross.to(device), self.squares.to(device))
-
     def solve(self, ridge: float) -> Tensor:
         """W = (HᵀH + λI)⁻¹ HᵀZ, ``(d, m)``, by Cholesky; the constant is penalised like every feature.
 

@@ -22,7 +22,6 @@ from models.local_learning import LocalLearning, TrainingError
 from models.methods.blockwise_ssl import BlockwiseSSL
 from models.methods.loco import LoCo
 from models.networks.heads.embeddings import BiasFreeProjector
-from models.networks.heads.expansion import ConvExpansion
 from models.networks.heads.pooling import GlobalPooling, LocalPooling
 from models.networks.layers.noise import FeatureNoise
 from models.networks.memory.saved_tensors import SavedTensorMeter
@@ -97,21 +96,6 @@ def test_one_block_is_an_ordinary_training_loop():
     assert_equal_weights(model, other)
 
 
-def test_updating_at_once_equals_summing_all_losses_first():
-    model = ssl(3)
-    late = copy.deepcopy(model)
-    steps(model, batch())
-    optimizer = make_sgd([p for k in range(3) for p in late.block_parameters(k)])
-    pair, total = views()[1:], 0
-    for k in range(3):
-        pair = [late.blocks[k](x) for x in pair]
-        total = total + late.losses[k](*(late.heads[k](x) for x in pair))
-        pair = [x.detach() for x in pair]
-    total.backward()
-    optimizer.step()
-    assert_equal_weights(model, late)
-
-
 def test_peak_is_one_blocks_and_nothing_is_left_between_blocks():
     model = ssl(pooling=GlobalPooling)
     peak, left = saved_in_a_step(model, batch(views(size=64)))
@@ -120,16 +104,6 @@ def test_peak_is_one_blocks_and_nothing_is_left_between_blocks():
     of_the_loss = 6 * 4 * (64 * 10 + 10 * 10)  # some embeddings and correlation matrices
     assert cost.peak_activation_bytes <= peak <= cost.peak_activation_bytes + of_the_loss
     assert cost.predicted_memory_ratio < 0.75
-
-
-def test_pieces_keep_the_expanded_map_out_of_memory():
-    in_pieces, kept = (partial(ConvExpansion, piece_mib=piece) for piece in (0.01, None))
-    pieces, whole, globally = (
-        network_cost(ssl(expand_dim=128, pooling=pooling), 64).predicted_memory_ratio
-        for pooling in (in_pieces, kept, GlobalPooling)
-    )
-    assert whole > 2 > 1 > pieces
-    assert pieces < 1.2 * globally  # what is left: the projector reads 128 values instead of 8 or 16
 
 
 def test_end_to_end_counterpart_has_one_block_and_global_pooling():

@@ -20,6 +20,7 @@ from experiments.measure.cost import network_cost
 from losses.errors import NetworkError, UsageError
 from models.methods.backprop import Backprop
 from models.methods.layerwise import Layerwise
+from models.networks.cut import Cut
 from models.networks.heads.classifiers import AuxHead
 from models.networks.mlp import MLP
 from models.networks.vgg import VGG
@@ -61,10 +62,30 @@ class AtEpochs(L.Callback):
 # -- the schedule --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("units", [3, 2, 1])
-def test_blocks_have_as_many_units_as_asked(units):
-    model = layerwise(units_per_block=units)
-    assert [len(block) for block in model.blocks] == {3: [3], 2: [2, 1], 1: [1, 1, 1]}[units]
+@pytest.mark.parametrize(
+    ("options", "lengths"),
+    [
+        ({}, [1, 1, 1]),
+        ({"units_per_block": 2}, [2, 1]),
+        ({"units_per_block": 3}, [3]),
+        ({"num_blocks": 2, "cut": Cut(after=["conv1"])}, [1, 2]),
+    ],
+)
+def test_blocks_have_as_many_units_as_asked(options, lengths):
+    assert [len(block) for block in layerwise(**options).blocks] == lengths
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"units_per_block": 0}, "block of 0 units .* network of 3 "),
+        ({"units_per_block": 4}, "block of 4 units .* network of 3 "),
+        ({"units_per_block": 1, "num_blocks": 2}, "units_per_block, here 1, or by num_blocks, here 2, not by both"),
+    ],
+)
+def test_blocks_that_the_network_cannot_give_are_refused(options, message):
+    with pytest.raises(NetworkError, match=message):
+        layerwise(**options)
 
 
 def test_one_block_of_all_units_is_backpropagation_bit_for_bit(tmp_path):
@@ -160,19 +181,6 @@ def test_a_block_of_p_linear_layers_saves_p_and_one_activations(units):
     saved = [node.activation_bytes for node in network_cost(model, size).nodes]
     # Every layer's input and the last one's output, which the linear head reads: nothing else is kept.
     assert saved == [(units + 1) * size * d * 4] * (8 // units)
-
-
-@pytest.mark.parametrize("units", [0, 4])
-def test_refuses_blocks_that_the_network_cannot_give(units):
-    with pytest.raises(NetworkError, match=f"block of {units} units .* network of 3 "):
-        layerwise(units_per_block=units)
-
-
-def test_one_unit_makes_a_block_unless_units_or_blocks_are_given_but_not_both():
-    assert len(layerwise().blocks) == 3
-    assert len(layerwise(num_blocks=2).blocks) == 2
-    with pytest.raises(NetworkError, match="units_per_block, here 1, or by num_blocks, here 2, not by both"):
-        layerwise(units_per_block=1, num_blocks=2)
 
 
 # -- regularization ------------------------------------------------------------------------------------
