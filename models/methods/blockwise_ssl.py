@@ -111,11 +111,7 @@ class BlockwiseSSL(LocalLearning):
         self._deviations: dict[int, Tensor] = {}
 
     def _temper(self, losses: list[Any]) -> list[float]:
-        """Set the temperature of every block's loss; the factors that keep the scale of its gradients.
-
-        Raises:
-            UsageError: the loss has no such setting.
-        """
+        """Set the temperature of every block's loss; the factors that keep the scale of its gradients."""
         kind, easy = type(losses[0]).__name__, self.difficulty.easy_temperature
         if self.difficulty.easy_negatives is not None and not isinstance(losses[0], SubsampledNTXent):
             raise UsageError(f"difficulty.easy_negatives needs losses.SubsampledNTXent; {kind} takes all negatives.")
@@ -205,11 +201,7 @@ class BlockwiseSSL(LocalLearning):
             return self._features(k, pair)
 
     def _assigned(self, strengths: list[float]) -> list[float]:
-        """Strength of the views that each block takes, of those that the data give.
-
-        Raises:
-            UsageError: blocks want views of several strengths, but there is one.
-        """
+        """Strength of the views that each block takes, of those that the data give."""
         if not self.difficulty.views:
             return [max(strengths)] * self.num_blocks
         if len(strengths) == 1 and len(set(self.difficulties)) > 1:

@@ -146,12 +146,6 @@ class InfoProHead(nn.Module):
     The decoder enlarges the features to the image's size (bilinear), then two 3×3 convolutions:
     C → width with BatchNorm and ReLU, width → image channels. This form could not be read in the published
     code here; the cost that GN-DGL plots for it agrees within 2 % in all eight cells.
-
-    Args:
-        aux: the auxiliary head.
-        feature_shape: ``(C, H, W)``.
-        image_shape: shape of the image to rebuild.
-        width: hidden channels.
     """
 
     def __init__(

@@ -25,9 +25,8 @@ from models.methods.decoupled_greedy import DecoupledGreedy
 from models.networks.chain import NetworkCallable
 from models.networks.cut import Cut
 from models.networks.layers.overparameterized import collapse, overparameterize
-from models.parts.feature_store import FeatureStore
+from models.parts.feature_store import FeatureStore, StoredInputs
 from models.parts.regularization import Regularization
-from models.parts.stored_inputs import StoredInputs
 from models.plan import StepPlan
 
 

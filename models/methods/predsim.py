@@ -127,14 +127,7 @@ class PredSim(LocalClassification):
 
 
 class PredSimHead(nn.ModuleDict):
-    """``similarity``, whose output's similarities are matched, and ``prediction``; only those that β gives weight.
-
-    Args:
-        feature_shape: ``(C, H, W)``, or ``(C,)``: the similarity's layer is linear then.
-        num_classes: width of the prediction, whose weights start at 0.
-        inputs: most inputs of the prediction.
-        beta: β.
-    """
+    """``similarity``, whose output's similarities are matched, and ``prediction``; only those that β gives weight."""
 
     def __init__(self, feature_shape: tuple[int, ...], num_classes: int, inputs: int, beta: float) -> None:
         super().__init__()

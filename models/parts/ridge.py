@@ -81,15 +81,8 @@ def class_codes(labels: Tensor, num_classes: int) -> Tensor:
 def simplex_prototypes(num_classes: int, width: int, kappa: float = 1.0) -> Tensor:
     """One target vector per class, as far from each other as can be: the corners of a simplex, rotated at random.
 
-    P = κ √h √(C / (C − 1)) (I − 11ᵀ / C) U with orthonormal rows U, so PPᵀ = κ² h C / (C − 1) (I − 11ᵀ / C).
-
-    Args:
-        num_classes: C, at least 2.
-        width: h, units of the layer.
-        kappa: κ, root mean square of a prototype's entries.
-
-    Returns:
-        ``(C, h)``, float64.
+    P = κ √h √(C / (C − 1)) (I − 11ᵀ / C) U, ``(C, h)``, float64, with orthonormal rows U for C classes and a layer
+    of h units, so PPᵀ = κ² h C / (C − 1) (I − 11ᵀ / C); κ is the root mean square of a prototype's entries.
 
     Raises:
         NetworkError: fewer units than classes, which leave no room for C orthonormal rows.

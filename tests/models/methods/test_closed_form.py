@@ -1,8 +1,8 @@
 """ClosedFormMLP: what it solves for, in a Trainer and without one."""
 
-import lightning.pytorch as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import LambdaCallback
 from torch.nn import functional as F
 from training import train
 
@@ -121,21 +121,12 @@ def test_batches_in_any_order_give_what_all_points_at_once_do(targets, points, t
     assert run.callback_metrics["val/top1"] == run.callback_metrics["val/block2/top1"]
 
 
-class SaveAt(L.Callback):
-    """Saves after numbers of batches."""
-
-    def __init__(self, steps, folder):
-        self.steps, self.folder = steps, folder
-
-    def on_train_batch_end(self, trainer, *_):
-        if trainer.global_step in self.steps:
-            trainer.save_checkpoint(self.folder / f"{trainer.global_step}.ckpt")
-
-
 def test_a_resumed_run_ends_with_the_same_weights(tmp_path):
-    steps = 5, 13, 32  # within the first layer, after it, within the read-out
-    solved(whole := closed(), tmp_path, callbacks=[SaveAt(steps, tmp_path)])
-    for step in steps:
+    def save(trainer, *_):
+        trainer.save_checkpoint(tmp_path / f"{trainer.global_step}.ckpt")
+
+    solved(whole := closed(), tmp_path, callbacks=[LambdaCallback(on_train_batch_end=save)])
+    for step in (5, 13, 32):  # within the first layer, after it, within the read-out
         checkpoint = tmp_path / f"{step}.ckpt"
         assert ("normal_equations" in torch.load(checkpoint, weights_only=True)) == (step % 13 != 0)
         assert solved(resumed := closed(seed=9), tmp_path, resume=checkpoint).global_step == 39

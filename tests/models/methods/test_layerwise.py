@@ -1,6 +1,8 @@
 """Blocks that learn one after the other: schedule, heads, regularization, what they read from a feature store."""
 
+import math
 import os
+from collections import Counter
 from functools import partial
 from types import SimpleNamespace
 
@@ -8,6 +10,7 @@ import lightning.pytorch as L
 import pytest
 import torch
 import training
+from lightning.pytorch.callbacks import LambdaCallback
 from torch.optim import SGD
 from torch.utils.data import DataLoader
 from training import assert_equal_weights
@@ -47,16 +50,6 @@ def train(model, tmp_path, callbacks=(), resume=None, data=None, **arguments):
     data = data or Digits(batch_size=32, augment=Augment())
     arguments = {"max_epochs": 6, "limit_train_batches": 3} | arguments
     return training.train(model, tmp_path, data, callbacks, resume, **arguments)
-
-
-class AtEpochs(L.Callback):
-    """Calls a function after every epoch with what Lightning's hooks get."""
-
-    def __init__(self, look):
-        self.look, self.seen = look, []
-
-    def on_train_epoch_end(self, trainer, pl_module):
-        self.seen.append(self.look(trainer, pl_module))
 
 
 # -- the schedule --------------------------------------------------------------------------------------
@@ -100,11 +93,12 @@ def test_one_block_of_all_units_is_backpropagation_bit_for_bit(tmp_path):
 @pytest.fixture(scope="module")
 def sequence(tmp_path_factory):
     """Three blocks of two epochs each: the model, its figures, and what there was at the end of every epoch."""
+    epochs = []
 
     def look(trainer, model):
         figures = trainer.callback_metrics
         model.eval()
-        seen = SimpleNamespace(
+        now = SimpleNamespace(
             has_state=[len(o.state) > 0 for o in trainer.optimizers],
             weight_decay=[o.param_groups[0]["weight_decay"] for o in trainer.optimizers],
             factors=[any("parametrizations" in name for name, _ in block.named_parameters()) for block in model.blocks],
@@ -113,11 +107,12 @@ def sequence(tmp_path_factory):
             logits=model(IMAGES),
         )
         model.train()
-        return seen
+        epochs.append(now)
 
-    model, epochs = layerwise(regularization=Regularization(weight_decay=4, overparameterize=3)), AtEpochs(look)
-    trainer = train(model, tmp_path_factory.mktemp("sequence"), [epochs, meter := Meter()])
-    return SimpleNamespace(model=model, epochs=epochs.seen, figures=trainer.callback_metrics, seconds=meter.seconds)
+    model = layerwise(regularization=Regularization(weight_decay=4, overparameterize=3))
+    callbacks = [LambdaCallback(on_train_epoch_end=look), meter := Meter()]
+    trainer = train(model, tmp_path_factory.mktemp("sequence"), callbacks)
+    return SimpleNamespace(model=model, epochs=epochs, figures=trainer.callback_metrics, seconds=meter.seconds)
 
 
 def test_finished_heads_and_their_optimizers_state_are_dropped(sequence):
@@ -165,11 +160,12 @@ def test_resumes_exactly_inside_every_block_whatever_its_batches(store, tmp_path
 
     def save(trainer, model):
         trainer.save_checkpoint(tmp_path / f"{trainer.current_epoch}.ckpt")
-        return trainer.global_step
+        steps.append(trainer.global_step)
 
-    whole = run(0, [epochs := AtEpochs(save)])
-    assert epochs.seen == [4, 8, 11, 13, 15, 17]
-    for epoch in range(5):
+    steps = []
+    whole = run(0, [LambdaCallback(on_train_epoch_end=save)])
+    assert steps == [4, 8, 11, 13, 15, 17]
+    for epoch in (0, 1, 2, 4):
         assert_equal_weights(whole, run(7, resume=tmp_path / f"{epoch}.ckpt"))
 
 
@@ -221,11 +217,11 @@ def test_a_store_changes_nothing_but_the_time_without_augmentation(tmp_path):
     folder = tmp_path / "store"
     computed, stored = layerwise(), layerwise(store=FeatureStore(folder=str(folder)))
     train(computed, tmp_path)
-    files = AtEpochs(lambda trainer, model: len(os.listdir(folder)))
-    train(stored, tmp_path, [files])
+    files = []
+    train(stored, tmp_path, [LambdaCallback(on_train_epoch_end=lambda *_: files.append(len(os.listdir(folder))))])
     for name, tensor in computed.state_dict().items():
         torch.testing.assert_close(stored.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
-    assert files.seen == [0, 0, 1, 1, 1, 1]
+    assert files == [0, 0, 1, 1, 1, 1]
     assert not os.listdir(folder)
 
 
@@ -240,24 +236,12 @@ def test_epochs_of_a_block_read_one_pass_after_the_other(monkeypatch):
 
 
 def test_frozen_blocks_are_not_run_with_a_store(tmp_path):
-    calls = []
-
-    class Count(L.Callback):
-        def on_train_epoch_start(self, trainer, pl_module):
-            calls.append(0)
-
-    model = layerwise(store=FeatureStore())
-
-    def count(block, inputs, output):
-        if model.trainer.training:
-            calls[-1] += 1
-
-    model.blocks[0].register_forward_hook(count)
-    train(model, tmp_path, [Count()])
+    model, calls = layerwise(store=FeatureStore()), Counter()
+    model.blocks[0].register_forward_hook(lambda *_: calls.update([model.current_epoch] * model.trainer.training))
+    train(model, tmp_path)
     images, size = 1293, 32
-    batches = -(-images // size)
     # Two epochs of three steps; once through all images and one batch to compare; again that one batch.
-    assert calls == [3, 3, batches + 1, 0, 1, 0]
+    assert calls == {0: 3, 1: 3, 2: math.ceil(images / size) + 1, 4: 1}
 
 
 def test_a_store_wants_a_data_module(tmp_path):

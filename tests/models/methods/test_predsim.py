@@ -56,17 +56,13 @@ def test_loss_and_gradient_are_the_weighted_sum_of_the_papers(network, beta):
     model, batch = shake(build(network, beta=beta)).double(), draw()
     features = model.blocks[0](batch.images.double()).detach().requires_grad_()
     loss = model.local_loss(0, features, batch)
-    head = model.heads[0]
-    expected = 0
+    head, expected = model.heads[0], 0
     if beta < 1:
-        linear = head["prediction"][-1]
-        logits = features.flatten(1) @ linear.weight.T + linear.bias
+        logits = head["prediction"][-1](features.flatten(1))
         expected = expected + (1 - beta) * F.cross_entropy(logits, batch.labels)
     if beta > 0:
-        if features.dim() == 4:
-            z = F.conv2d(features, head["similarity"][0].weight, padding=1)
-        else:
-            z = features @ head["similarity"].weight.T
+        layer, maps = head["similarity"], features.dim() == 4
+        z = F.conv2d(features, layer[0].weight, padding=1) if maps else features @ layer.weight.T
         targets = similarity_matrix(torch.eye(CLASSES, dtype=torch.float64)[batch.labels])
         expected = expected + beta * (similarity_matrix(z) - targets).square().mean()
     torch.testing.assert_close(loss, expected)

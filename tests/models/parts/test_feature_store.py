@@ -12,8 +12,7 @@ from torch import nn
 from datamodules.augment import Augment
 from datamodules.digits import Digits
 from losses.errors import UsageError
-from models.parts.feature_store import FeatureStore
-from models.parts.stored_inputs import StoredInputs
+from models.parts.feature_store import FeatureStore, StoredInputs
 
 CPU, ALL = torch.device("cpu"), torch.arange(4)
 
