@@ -132,11 +132,7 @@ class BlockwiseSSL(LocalLearning):
 
     @override
     def step_input(self, batch: LabelledImages) -> tuple[int, dict[float, Pair]]:
-        """The first block; the pairs of views that some block takes, by their strength.
-
-        Raises:
-            UsageError: there are none, or single images.
-        """
+        """The first block; the pairs of views that some block takes, by their strength."""
         if not batch.views:
             raise UsageError(
                 "Self-supervised blocks learn from pairs of views: give the data views, for example "
@@ -224,11 +220,7 @@ class BlockwiseSSL(LocalLearning):
 
     @override
     def on_train_batch_end(self, outputs: object, batch: LabelledImages, batch_idx: int) -> None:
-        """Stop at a loss that is no number or at collapsed embeddings; log; step the schedules.
-
-        Raises:
-            TrainingError: all images of the batch have the same embedding.
-        """
+        """Stop at a loss that is no number or at collapsed embeddings; log; step the schedules."""
         super().on_train_batch_end(outputs, batch, batch_idx)
         deviations, self._deviations = self._deviations, {}
         for k, deviation in deviations.items():

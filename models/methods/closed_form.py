@@ -118,9 +118,6 @@ class ClosedFormMLP(Classifier):
 
         Returns:
             What is logged of it, as the class says.
-
-        Raises:
-            UsageError: λ is too small for float64.
         """
         k, equations, self._equations = int(self.solved), self._equations, None
         assert equations, "samples are accumulated first"
@@ -210,11 +207,7 @@ class ClosedFormMLP(Classifier):
 
     @override
     def setup(self, stage: str) -> None:
-        """Refuse what would leave layers unsolved.
-
-        Raises:
-            UsageError: several processes, another number of epochs than there are layers, or one of steps.
-        """
+        """Refuse several processes, and limits of epochs or steps that would leave layers unsolved."""
         require_supported_processes(self, self.trainer)
         short = self.trainer.fast_dev_run  # type: ignore[attr-defined]  # a connector of Lightning's sets it
         limits, needed = (self.trainer.max_epochs, self.trainer.max_steps), self.schedule.epochs

@@ -108,11 +108,7 @@ class Layerwise(DecoupledGreedy):
 
     @override
     def configure_optimizers(self) -> tuple[list[Optimizer], list[LRScheduler]]:
-        """One optimizer and schedule per block, with raised weight decay.
-
-        Raises:
-            UsageError: a factor, and no weight decay that it could raise.
-        """
+        """One optimizer and schedule per block, with raised weight decay, of which there must be some."""
         optimizers, schedulers = super().configure_optimizers()
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         factor = self.regularization.weight_decay

@@ -79,11 +79,7 @@ class PredSim(LocalClassification):
 
     @override
     def on_train_batch_start(self, batch: LabelledImages, batch_idx: int) -> None:
-        """Refuse a batch that has nothing to compare.
-
-        Raises:
-            UsageError: a batch of one image.
-        """
+        """Refuse a batch of one image, which has nothing to compare."""
         if self.beta and len(batch.labels) < 2:
             raise UsageError(
                 "The similarity loss compares the images of a batch, but a batch has only one. Choose a "

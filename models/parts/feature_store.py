@@ -1,11 +1,12 @@
 """Features that frozen blocks hand on, computed once and read back in every epoch of the block that learns."""
 
+import math
 import os
 import shutil
 import tempfile
 import weakref
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -38,44 +39,44 @@ class FeatureStore:
     ) -> None:
         if passes < 1:
             raise UsageError(f"A feature store holds at least 1 pass over the data, not {passes}.")
-        self.passes, self.folder, self._dtype = passes, folder, getattr(torch, dtype)
+        self.passes, self.folder, self.dtype = passes, folder, getattr(torch, dtype)
 
     def require_folder(self) -> None:
-        """See that the folder, if there is one, can be written.
-
-        Raises:
-            UsageError: it cannot.
-        """
+        """See that the folder, if there is one, can be written."""
         if self.folder is not None:
             _reserve(Path(self.folder), 1).unlink()
 
     def rounded(self, features: Tensor) -> Tensor:
         """Features as they will be read back, float32."""
-        return features.to(self._dtype).float()
-
-    def new(self, passes: int, images: int, shape: Sequence[int]) -> "StoredFeatures":
-        """Room for the features, of one shape, of all images in so many augmented versions.
-
-        Raises:
-            UsageError: there is not enough memory, or room on the disk.
-        """
-        size = passes * images * int(np.prod(shape)) * self._dtype.itemsize
-        if self.folder is None:
-            return StoredFeatures(_in_memory(size, self._dtype), passes, images, shape)
-        path = _reserve(Path(self.folder), size)
-        flat = torch.from_file(str(path), shared=True, size=size // self._dtype.itemsize, dtype=self._dtype)
-        return StoredFeatures(flat, passes, images, shape, path)
+        return features.to(self.dtype).float()
 
 
 class StoredFeatures:
-    """Features of all training images, N × passes of one shape, kept in ``flat``, 1-D: in the file ``path``, if any."""
+    """Features of all training images in a number of passes.
 
-    def __init__(self, flat: Tensor, passes: int, images: int, shape: Sequence[int], path: Path | None = None) -> None:
+    Args:
+        store: where and how to store them.
+        passes: number of passes.
+        images: N.
+        shape: of one image's features.
+
+    Raises:
+        UsageError: there is not enough memory, or room on the disk.
+    """
+
+    def __init__(self, store: FeatureStore, passes: int, images: int, shape: Sequence[int]) -> None:
         channels, *sides = shape
-        self._rows, self._path = flat.view(passes, images, *sides, channels), path  # channels last, as networks run
+        rows = passes, images, *sides, channels  # channels last, as networks run
+        if store.folder is None:
+            self._path, self._rows = None, _in_memory(rows, store.dtype)
+            self._remove: Callable[[], object] = lambda: None
+        else:
+            size = math.prod(rows)
+            self._path = path = _reserve(Path(store.folder), size * store.dtype.itemsize)
+            self._rows = torch.from_file(str(path), shared=True, size=size, dtype=store.dtype).view(rows)
+            # Also after an exception, and at the end of the process.
+            self._remove = weakref.finalize(self, path.unlink, missing_ok=True)
         self._checksums = np.zeros((passes, images), np.uint32)
-        # Also after an exception, and at the end of the process.
-        self._remove = weakref.finalize(self, path.unlink, missing_ok=True) if path else lambda: None
 
     def __len__(self) -> int:
         return self._rows.shape[1]
@@ -150,7 +151,7 @@ class StoredInputs:
             for number in range(self.passes):
                 for indices, x in self._versions(number, data, device):
                     features = self._through(blocks[self.blocks :], x)
-                    new = new or self.store.new(self.passes, len(data.training_images), features.shape[1:])
+                    new = new or StoredFeatures(self.store, self.passes, len(data.training_images), features.shape[1:])
                     new.write(number, indices.cpu(), features)
             self.close()
             self._features, self.blocks = new, len(blocks)
@@ -194,11 +195,11 @@ def _checksums(rows: Tensor) -> np.ndarray:
     return np.fromiter((zlib.crc32(row) for row in flat), np.uint32, len(flat))
 
 
-def _in_memory(size: int, dtype: torch.dtype) -> Tensor:
-    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def _in_memory(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    size, there = math.prod(shape) * dtype.itemsize, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if size > there:
         raise _too_large(size, there, "memory is there", "give it a folder on a disk")
-    return torch.empty(size // dtype.itemsize, dtype=dtype)
+    return torch.empty(shape, dtype=dtype)
 
 
 def _reserve(folder: Path, size: int) -> Path:

@@ -90,14 +90,6 @@ def test_loss_is_weighted_reconstruction_and_task(loss):
     torch.testing.assert_close(model.local_loss(0, features, batch), 5 * rebuild + task, rtol=1e-4, atol=1e-4)
 
 
-def test_last_block_is_trained_by_the_network_s_classifier():
-    model, (batch, _) = build(), draw()
-    features = torch.randn(12, 16, 4, 4)
-    torch.testing.assert_close(
-        model.local_loss(3, features, batch), F.cross_entropy(model.heads[3](features), batch.labels)
-    )
-
-
 @pytest.mark.parametrize("loss", ["contrast", "softmax"])
 def test_loss_of_a_block_reaches_that_block_only(loss):
     assert_isolated(build(loss=loss), draw()[0])

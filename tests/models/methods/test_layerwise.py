@@ -19,13 +19,11 @@ from datamodules.augment import Augment
 from datamodules.batch import Batch
 from datamodules.digits import Digits
 from experiments.callbacks.meter import Meter
-from experiments.measure.cost import network_cost
 from losses.errors import NetworkError, UsageError
 from models.methods.backprop import Backprop
 from models.methods.layerwise import Layerwise
 from models.networks.cut import Cut
 from models.networks.heads.classifiers import AuxHead
-from models.networks.mlp import MLP
 from models.networks.vgg import VGG
 from models.parts.feature_store import FeatureStore
 from models.parts.regularization import Regularization
@@ -167,16 +165,6 @@ def test_resumes_exactly_inside_every_block_whatever_its_batches(store, tmp_path
     assert steps == [4, 8, 11, 13, 15, 17]
     for epoch in (0, 1, 2, 4):
         assert_equal_weights(whole, run(7, resume=tmp_path / f"{epoch}.ckpt"))
-
-
-@pytest.mark.parametrize("units", [1, 2, 4, 8])
-def test_a_block_of_p_linear_layers_saves_p_and_one_activations(units):
-    d, size = 64, 16  # 8×8 pixels, layers as wide
-    network = partial(MLP, hidden=[d] * 8, batch_norm=False)
-    model = layerwise(network=network, units_per_block=units, head=partial(AuxHead, convs=0, fcs=1))
-    saved = [node.activation_bytes for node in network_cost(model, size).nodes]
-    # Every layer's input and the last one's output, which the linear head reads: nothing else is kept.
-    assert saved == [(units + 1) * size * d * 4] * (8 // units)
 
 
 # -- regularization ------------------------------------------------------------------------------------

@@ -71,13 +71,6 @@ def test_loss_and_gradient_are_the_weighted_sum_of_the_papers(network, beta):
     assert ours[0].abs().max() > 0
 
 
-def test_the_classifier_is_trained_by_cross_entropy_alone():
-    model, batch = shake(build()), draw()
-    features = torch.randn(16, 12)
-    expected = F.cross_entropy(model.heads[-1](features), batch.labels)
-    torch.testing.assert_close(model.local_loss(4, features, batch), expected)
-
-
 @pytest.mark.parametrize("network", NETWORKS)
 def test_predictions_start_at_zero_weights(network):
     model = build(network)
