@@ -69,13 +69,9 @@ class Difficulty:
                     f"difficulty.values names {len(self.values)} difficulties for {num_blocks} blocks: give one each."
                 )
             return list(self.values)
-        return _COURSES[self.mode](self._rising(num_blocks))
-
-    def _rising(self, num_blocks: int) -> list[float]:
-        if num_blocks == 1:
-            return [self.hardest]
+        depths = [k / (num_blocks - 1) for k in range(num_blocks)] if num_blocks > 1 else [1.0]
         span = self.hardest - self.easiest
-        return [self.easiest + span * (k / (num_blocks - 1)) ** self.power for k in range(num_blocks)]
+        return _COURSES[self.mode]([self.easiest + span * depth**self.power for depth in depths])
 
 
 _COURSES = {

@@ -226,23 +226,6 @@ def test_a_batch_without_the_views_that_blocks_take_is_refused(data, message):
         model.training_step(data, 0)
 
 
-class Forgetful(nn.Linear):
-    """A projector that gives every image the same embedding."""
-
-    def __init__(self, input_dim):
-        super().__init__(input_dim, 3)
-
-    def forward(self, x):
-        return super().forward(0 * x)
-
-
-class Summing(Forgetful):
-    """A projector that gives no embeddings at all."""
-
-    def forward(self, x):
-        return super().forward(x).sum()
-
-
 def end_of_step(model, monkeypatch):
     monkeypatch.setattr(LocalLearning, "on_train_batch_end", lambda *_: None)
     model.on_train_batch_end(None, batch(), 0)
@@ -251,13 +234,19 @@ def end_of_step(model, monkeypatch):
 def test_collapsed_block_is_named(monkeypatch):
     model = ssl(2)
     end_of_step(steps(model, batch()), monkeypatch)
-    model.heads[1].projector = Forgetful(16)
+    nn.init.zeros_(model.heads[1].projector.layers[-1].weight)
     with pytest.raises(TrainingError, match="block2 has collapsed at step 0"):
         end_of_step(steps(model, batch()), monkeypatch)
 
 
 @pytest.mark.parametrize(
-    "wrong", [partial(nn.Conv2d, out_channels=3, kernel_size=3), partial(BiasFreeProjector, widths=(8, 0)), Summing]
+    "wrong",
+    [
+        partial(nn.Conv2d, out_channels=3, kernel_size=3),
+        partial(BiasFreeProjector, widths=(8, 0)),
+        lambda width: nn.Flatten(start_dim=0),
+    ],
+    ids=["of maps", "no dimension", "no batch"],
 )
 def test_what_is_no_projector_is_refused(wrong):
     with pytest.raises(NetworkError, match="must turn vectors"):

@@ -19,7 +19,7 @@ from models.parts.difficulty import Difficulty, nearest
 def test_courses(mode, course):
     difficulty = Difficulty(mode, easiest=0.2, hardest=0.8)
     assert difficulty.of_blocks(4) == pytest.approx(course)
-    assert difficulty.of_blocks(1) == [0.8]  # one block has the full task
+    assert difficulty.of_blocks(1) == pytest.approx([0.8])  # one block has the full task
 
 
 def test_power_bends_the_course():
