@@ -10,8 +10,8 @@ from models.parts.optimizers import BlockLARS
 def test_steps_are_the_published_rule():
     torch.manual_seed(0)
     layer = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).double()
-    lr, decay, trust = 0.3, 1e-2, 0.001
-    optimizer = BlockLARS(layer.parameters(), lr=lr, weight_decay=decay)
+    lr, decay, trust = 0.3, 1e-2, 0.002
+    optimizer = BlockLARS(layer.parameters(), lr=lr, weight_decay=decay, trust_coefficient=trust)
     expected = {name: p.detach().clone() for name, p in layer.named_parameters()}
     momentum = {name: torch.zeros_like(p) for name, p in expected.items()}
     for _ in range(3):
