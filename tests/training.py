@@ -5,6 +5,7 @@ import torch
 
 from datamodules.augment import Augment
 from datamodules.digits import Digits
+from models.networks.memory.saved_tensors import SavedTensorMeter
 
 
 def train(model, tmp_path, data=None, callbacks=(), resume=None, **trainer_arguments):
@@ -39,3 +40,33 @@ def evaluated(model, batch):
     model.on_validation_epoch_start()
     model.validation_step(batch, 0)
     return model._evaluation.compute()
+
+
+def assert_isolated(model, batch):
+    """See that the loss of each part reaches every parameter of that part, and no other."""
+    reached = []
+
+    def backward_only(k, loss):
+        loss.backward()
+        reached.append({name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()})
+        model.zero_grad()
+
+    model.update_block = backward_only
+    model.training_step(batch, 0)
+    parts = [(f"blocks.{k}.", f"heads.{k}.") for k in range(model.schedule.parts)]
+    assert reached == [{n for n, _ in model.named_parameters() if n.startswith(own)} for own in parts]
+
+
+def saved_in_a_step(model, batch):
+    """Most bytes that one step saves for backward passes at a time, and what is left of them after each part."""
+    left = []
+
+    def backward_only(k, loss):
+        loss.backward()
+        del loss
+        left.append(meter.current)
+
+    model.update_block = backward_only
+    with SavedTensorMeter([*model.parameters(), *model.buffers()]) as meter:
+        model.training_step(batch, 0)
+    return meter.peak, left

@@ -13,13 +13,15 @@ Both views pass block k, its loss goes back and its graph is freed before block 
 ordinary method with the same head.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from lightly.loss import BarlowTwinsLoss
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
 from losses import SubsampledNTXent, correlation_parts, largest_deviation, pretext_top1
@@ -33,7 +35,6 @@ from models.networks.heads.expansion import ConvExpansion, full_precision
 from models.networks.heads.pooling import PoolingCallable
 from models.networks.layers.noise import FeatureNoise
 from models.parts.difficulty import Difficulty, nearest
-from models.parts.frozen_statistics import frozen_statistics
 from models.plan import StepPlan
 
 LossCallable = Callable[[], nn.Module]
@@ -103,21 +104,35 @@ class BlockwiseSSL(LocalLearning):
         self.losses = nn.ModuleList(loss() for _ in blocks)
         self.noise, self.concatenate_views, self.loss_scale = noise or nn.Identity(), concatenate_views, loss_scale
         self.make_loss, self.make_projector = loss, projector
-        self.difficulty = difficulty
-        self.difficulties = (difficulty or Difficulty("constant_full")).of_blocks(num_blocks)
-        self.loss_weights = _temper([*self.losses], self.difficulties, difficulty)
+        self.difficulty = difficulty or Difficulty("constant_full")
+        self.difficulties = self.difficulty.of_blocks(num_blocks)
+        self.loss_weights = self._temper([*self.losses])
         self._strengths = [1.0] * num_blocks
         self._deviations: dict[int, Tensor] = {}
+
+    def _temper(self, losses: list[Any]) -> list[float]:
+        """Set the temperature of every block's loss; the factors that keep the scale of its gradients."""
+        kind, easy = type(losses[0]).__name__, self.difficulty.easy_temperature
+        if self.difficulty.easy_negatives is not None and not isinstance(losses[0], SubsampledNTXent):
+            raise UsageError(f"difficulty.easy_negatives needs losses.SubsampledNTXent; {kind} takes all negatives.")
+        if easy is None:
+            return [1.0] * len(losses)
+        if not hasattr(losses[0], "temperature"):
+            raise UsageError(
+                f"difficulty.easy_temperature needs a contrastive loss: {kind} has no temperature. Use "
+                "lightly.loss.NTXentLoss."
+            )
+        full = losses[0].temperature
+        factors = [(easy / full) ** (1 - d) for d in self.difficulties]
+        for loss, factor in zip(losses, factors, strict=True):
+            loss.temperature = full * factor
+        return factors
 
     # -- the algorithm: what goes through the blocks is, per strength of views, a pair -----------------
 
     @override
     def step_input(self, batch: LabelledImages) -> tuple[int, dict[float, Pair]]:
-        """The first block; the pairs of views that some block takes, by their strength.
-
-        Raises:
-            UsageError: there are none, or single images.
-        """
+        """The first block; the pairs of views that some block takes, by their strength."""
         if not batch.views:
             raise UsageError(
                 "Self-supervised blocks learn from pairs of views: give the data views, for example "
@@ -127,17 +142,13 @@ class BlockwiseSSL(LocalLearning):
         if any(len(a) < 2 for a, _ in pairs.values()):
             raise UsageError("Pairs of views of one image have nothing to differ from: batches hold at least 2.")
         self._strengths = self._assigned(list(pairs))
-        return 0, {strength: pairs[strength] for strength in set(self._strengths)}
+        return 0, {strength: pairs[strength] for strength in set(self._strengths[: self.learners.stop])}
 
     @override
     def block_output(self, k: int, x: Mapping[float, Pair]) -> dict[float, Pair]:
         """What block k makes of its own views and, without learning from them, of those that later blocks take."""
-        later = set(self._strengths[k : self.learners.stop])
-        return {
-            strength: self._features(k, pair) if strength == self._strengths[k] else self._passed(k, pair)
-            for strength, pair in x.items()
-            if strength in later
-        }
+        own = self._strengths[k]
+        return {s: self._features(k, pair) if s == own else self._passed(k, pair) for s, pair in x.items()}
 
     @override
     def local_loss(self, k: int, features: Mapping[float, Pair], batch: LabelledImages) -> Tensor:
@@ -146,9 +157,7 @@ class BlockwiseSSL(LocalLearning):
         z_a, z_b = self.heads[k](a), self.heads[k](b)
         with full_precision(z_a):  # squares underflow in half precision
             z_a, z_b = z_a.float(), z_b.float()
-            self._deviations[k] = largest_deviation(z_a.detach())
-            if self.logs_this_step:
-                self._record_embeddings(k, z_a.detach(), z_b.detach())
+            self._watch(k, z_a.detach(), z_b.detach())
             return self.loss_scale * self.loss_weights[k] * self.pair_loss(k, z_a, z_b, a)
 
     def pair_loss(self, k: int, z_a: Tensor, z_b: Tensor, features: Tensor) -> Tensor:
@@ -163,7 +172,7 @@ class BlockwiseSSL(LocalLearning):
         loss = self.losses[k]
         if not isinstance(loss, SubsampledNTXent):
             return loss(z_a, z_b)
-        if self.difficulty is not None and self.difficulty.easy_negatives is not None:
+        if self.difficulty.easy_negatives is not None:
             easy, most = self.difficulty.easy_negatives, 2 * len(z_a) - 2
             loss.negatives = round(easy + self.difficulties[k] * (most - easy))
         return loss(z_a, z_b, pooled(features))
@@ -184,16 +193,12 @@ class BlockwiseSSL(LocalLearning):
 
     def _passed(self, k: int, pair: Pair) -> Pair:
         """The same for views that block k does not learn from: BatchNorm forgets them."""
-        with torch.no_grad(), frozen_statistics(self.blocks[k]):
+        with torch.no_grad(), _frozen_statistics(self.blocks[k]):
             return self._features(k, pair)
 
     def _assigned(self, strengths: list[float]) -> list[float]:
-        """Strength of the views that each block takes, of those that the data give.
-
-        Raises:
-            UsageError: blocks want views of several strengths, but there is one.
-        """
-        if self.difficulty is None or not self.difficulty.views:
+        """Strength of the views that each block takes, of those that the data give."""
+        if not self.difficulty.views:
             return [max(strengths)] * self.num_blocks
         if len(strengths) == 1 and len(set(self.difficulties)) > 1:
             raise UsageError(
@@ -204,30 +209,27 @@ class BlockwiseSSL(LocalLearning):
 
     # -- watching ------------------------------------------------------------------------------------
 
-    def _record_embeddings(self, k: int, z_a: Tensor, z_b: Tensor) -> None:
-        invariance, redundancy = correlation_parts(z_a, z_b)
-        self.record(k, "invariance", invariance)
-        self.record(k, "redundancy", redundancy)
-        self.record(k, "pretext_top1", pretext_top1(z_a, z_b))
-        self.record(k, "deviation", self._deviations[k])
+    def _watch(self, k: int, z_a: Tensor, z_b: Tensor) -> None:
+        self._deviations[k] = largest_deviation(z_a)
+        if self.logs_this_step:
+            invariance, redundancy = correlation_parts(z_a, z_b)
+            self.record(k, "invariance", invariance)
+            self.record(k, "redundancy", redundancy)
+            self.record(k, "pretext_top1", pretext_top1(z_a, z_b))
+            self.record(k, "deviation", self._deviations[k])
 
     @override
     def on_train_batch_end(self, outputs: object, batch: LabelledImages, batch_idx: int) -> None:
-        """Stop at a loss that is no number or at collapsed embeddings; log; step the schedules.
-
-        Raises:
-            TrainingError: all images of the batch have the same embedding.
-        """
+        """Stop at a loss that is no number or at collapsed embeddings; log; step the schedules."""
         super().on_train_batch_end(outputs, batch, batch_idx)
         deviations, self._deviations = self._deviations, {}
-        collapsed = [k for k, deviation in deviations.items() if deviation < _COLLAPSED]
-        if collapsed:
-            k = collapsed[0]
-            raise TrainingError(
-                f"{self.block_names[k]} has collapsed at step {self.global_step}: all images of the batch have one "
-                "embedding. Lower the learning rate, or give it a loss that keeps variance; the checkpoints of earlier "
-                "epochs are untouched."
-            )
+        for k, deviation in deviations.items():
+            if deviation < _COLLAPSED:
+                raise TrainingError(
+                    f"{self.block_names[k]} has collapsed at step {self.global_step}: all images of the batch have one "
+                    "embedding. Lower the learning rate, or give it a loss that keeps variance; the checkpoints of "
+                    "earlier epochs are untouched."
+                )
 
     # -- beside training -------------------------------------------------------------------------------
 
@@ -270,26 +272,14 @@ class BlockwiseSSL(LocalLearning):
         )
 
 
-def _temper(losses: Sequence[Any], difficulties: list[float], difficulty: Difficulty | None) -> list[float]:
-    """Set the temperature of every block's loss; the factors that keep the scale of its gradients.
-
-    Raises:
-        UsageError: the loss has no such setting.
-    """
-    if difficulty is None:
-        return [1.0] * len(losses)
-    kind = type(losses[0]).__name__
-    if difficulty.easy_negatives is not None and not isinstance(losses[0], SubsampledNTXent):
-        raise UsageError(f"difficulty.easy_negatives needs losses.SubsampledNTXent; {kind} takes all negatives.")
-    if difficulty.easy_temperature is None:
-        return [1.0] * len(losses)
-    if not hasattr(losses[0], "temperature"):
-        raise UsageError(
-            f"difficulty.easy_temperature needs a contrastive loss: {kind} has no temperature. Use "
-            "lightly.loss.NTXentLoss."
-        )
-    full = losses[0].temperature
-    factors = [(difficulty.easy_temperature / full) ** (1 - d) for d in difficulties]
-    for loss, factor in zip(losses, factors, strict=True):
-        loss.temperature = full * factor
-    return factors
+@contextmanager
+def _frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """Within, BatchNorm layers in training mode normalise by the batch but leave their running statistics alone."""
+    layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
+    for layer in layers:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.track_running_stats = True

@@ -89,8 +89,7 @@ class ClosedFormMLP(Classifier):
             nn.init.zeros_(weights)
         hidden = [targets(fan_in + 1, width, num_classes) for fan_in, width in pairwise(sizes)]
         self.targets = nn.ModuleList([*hidden, RandomFeatures(sizes[-1] + 1, 0, num_classes)])  # none after the last
-        self.solved: Tensor
-        self.register_buffer("solved", torch.tensor(0))
+        self.solved: Tensor = nn.Buffer(torch.tensor(0))
         self.requires_grad_(False)
         self._equations: NormalEquations | None = None
 
@@ -119,9 +118,6 @@ class ClosedFormMLP(Classifier):
 
         Returns:
             What is logged of it, as the class says.
-
-        Raises:
-            UsageError: λ is too small for float64.
         """
         k, equations, self._equations = int(self.solved), self._equations, None
         assert equations, "samples are accumulated first"
@@ -207,15 +203,11 @@ class ClosedFormMLP(Classifier):
         """Bring a checkpoint's sums to the device, which is not known when they are read."""
         self._began = time.perf_counter()
         if self._equations:
-            self._equations = self._equations.to(self.device)
+            self._equations = NormalEquations(*(sums.to(self.device) for sums in vars(self._equations).values()))
 
     @override
     def setup(self, stage: str) -> None:
-        """Refuse what would leave layers unsolved.
-
-        Raises:
-            UsageError: several processes, another number of epochs than there are layers, or one of steps.
-        """
+        """Refuse several processes, and limits of epochs or steps that would leave layers unsolved."""
         require_supported_processes(self, self.trainer)
         short = self.trainer.fast_dev_run  # type: ignore[attr-defined]  # a connector of Lightning's sets it
         limits, needed = (self.trainer.max_epochs, self.trainer.max_steps), self.schedule.epochs

@@ -18,38 +18,37 @@ from typing_extensions import override
 
 from losses import top1
 from losses.errors import UsageError
-from models.classification import LocalClassification
 from models.method import LabelledImages
-from models.networks.chain import NetworkCallable, initialise_convolutions
-from models.networks.cut import Cut, block_shapes, cut_chain
+from models.methods.decoupled_greedy import DecoupledGreedy
+from models.networks.chain import initialise_convolutions
 from models.networks.heads.classifiers import AuxHead, HeadCallable
 
-PUBLISHED_WEIGHTS: Mapping[int, tuple[tuple[float, float], tuple[float, float]]] = {
+Ends = tuple[tuple[float, float], tuple[float, float]]
+"""(λ₁, λ₂) of the first and of the last but one block."""
+
+PUBLISHED_WEIGHTS: Mapping[int, Ends] = {
     2: ((5, 1), (0, 0)),
     4: ((6, 0), (1, 2)),
     8: ((5, 0), (0, 2)),
     16: ((5, 0.05), (0.2, 0.5)),
 }
-"""K → (λ₁, λ₂) of the first and of the last but one block; ResNet-32 on CIFAR-10, contrast."""
+"""By K; ResNet-32 on CIFAR-10, contrast."""
 
 _TEMPERATURE = 0.07
 
 
-class InfoPro(LocalClassification):
+class InfoPro(DecoupledGreedy):
     """InfoPro: blocks 1 … K − 1 reconstruct the image and contrast the classes; the last one classifies.
 
     In contrast mode only the last block predicts: there is no accuracy of the others and no ensemble. With
     ``loss: softmax`` all do. The reconstruction's loss keeps two more images than ``cost`` counts.
 
     Args:
-        network: the network, a class from ``models.networks``.
         image_shape: ``(C, H, W)``; the command line takes it from the data.
-        num_classes: number of classes; the command line takes it from the data.
         image_mean: of each channel, by which images were normalised; the command line takes it from the data.
         image_std: likewise.
         num_blocks: K.
         num_groups: must be 1: InfoPro has no neuron groups.
-        cut: where to cut.
         head: auxiliary head of blocks 1 … K − 1, a class from ``models.networks``.
         loss: what the auxiliary head is trained on: ``contrast`` (supervised, temperature 0.07) or
             ``softmax`` (the output loss, cross-entropy by default).
@@ -57,29 +56,25 @@ class InfoPro(LocalClassification):
             published ones if none are given.
         embedding: width of z in contrast mode.
         decoder_width: hidden channels of the decoder.
-        training: output_loss, optimizer and the other arguments of :class:`LocalClassification` and its base.
+        options: network, cut, optimizer and the other arguments of :class:`DecoupledGreedy`.
 
     Raises:
         UsageError: neuron groups, or no published weights for this K.
-        NetworkError: the network cannot be cut as asked; the network or a head does not fit the images.
     """
 
     def __init__(
         self,
-        network: NetworkCallable,
         image_shape: tuple[int, int, int],
-        num_classes: int,
         image_mean: Sequence[float],
         image_std: Sequence[float],
         num_blocks: int = 2,
         num_groups: int = 1,
-        cut: Cut = Cut(),
         head: HeadCallable = AuxHead,
         loss: Literal["contrast", "softmax"] = "contrast",
-        weights: tuple[tuple[float, float], tuple[float, float]] | None = None,
+        weights: Ends | None = None,
         embedding: int = 128,
         decoder_width: int = 12,
-        **training: Any,
+        **options: Any,
     ) -> None:
         if num_groups != 1:
             raise UsageError(
@@ -87,20 +82,15 @@ class InfoPro(LocalClassification):
                 "models.NeuronGroups."
             )
         block_weights = _block_weights(num_blocks, weights)
-        chain = network(image_shape, num_classes)
-        outputs = embedding if loss == "contrast" else num_classes
 
-        def make_head(shape: tuple[int, ...]) -> nn.Module:
-            return InfoProHead(head(shape, outputs), shape, chain.image_shape, decoder_width)
+        def make_head(shape: tuple[int, ...], num_classes: int) -> Any:  # no Head: it has two outputs
+            outputs = embedding if loss == "contrast" else num_classes
+            return InfoProHead(head(shape, outputs), shape, image_shape, decoder_width)
 
-        blocks = cut_chain(chain, num_blocks, cut, make_head)
-        heads = [*map(make_head, block_shapes(chain, blocks)[:-1]), chain.classifier]
-        super().__init__(network, chain, num_classes, blocks, heads, **training)
+        super().__init__(image_shape=image_shape, num_blocks=num_blocks, head=make_head, last_head=None, **options)
         self.weights, self._contrast = block_weights, _contrast() if loss == "contrast" else None
-        self.image_mean: Tensor
-        self.image_std: Tensor
-        self.register_buffer("image_mean", torch.tensor(image_mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("image_std", torch.tensor(image_std).view(-1, 1, 1), persistent=False)
+        self.image_mean = nn.Buffer(torch.tensor(image_mean).view(-1, 1, 1), persistent=False)
+        self.image_std = nn.Buffer(torch.tensor(image_std).view(-1, 1, 1), persistent=False)
 
     @override
     def local_loss(self, k: int, features: Tensor, batch: LabelledImages) -> Tensor:
@@ -110,17 +100,15 @@ class InfoPro(LocalClassification):
         reconstruction, z = self.heads[k](features)
         image = (batch.images * self.image_std + self.image_mean).clamp(0, 1)
         rebuild = F.binary_cross_entropy_with_logits(reconstruction, image)
-        tell_apart = self._head_loss(z, batch.labels)
+        labels = batch.labels
+        tell_apart = self._contrast(z.float(), labels) if self._contrast else self.prediction_loss(z, labels)
         if self.logs_this_step:
             self.record(k, "reconstruction", rebuild.detach())
             self.record(k, "contrast" if self._contrast else "softmax", tell_apart.detach())
             if not self._contrast:
-                self.record(k, "top1", top1(z, batch.labels))
+                self.record(k, "top1", top1(z, labels))
         first, second = self.weights[k]
         return first * rebuild + second * tell_apart
-
-    def _head_loss(self, z: Tensor, labels: Tensor) -> Tensor:
-        return self._contrast(z.float(), labels) if self._contrast else self.prediction_loss(z, labels)
 
     @override
     def block_prediction(self, k: int, features: Tensor) -> Tensor | None:
@@ -137,9 +125,7 @@ def _contrast() -> nn.Module:
     return SupConLoss(_TEMPERATURE)
 
 
-def _block_weights(
-    num_blocks: int, ends: tuple[tuple[float, float], tuple[float, float]] | None
-) -> list[tuple[float, ...]]:
+def _block_weights(num_blocks: int, ends: Ends | None) -> list[tuple[float, ...]]:
     """(λ₁, λ₂) of blocks 1 … K − 1, linear between those of the first and the last of them."""
     if num_blocks == 1:
         return []
@@ -160,12 +146,6 @@ class InfoProHead(nn.Module):
     The decoder enlarges the features to the image's size (bilinear), then two 3×3 convolutions:
     C → width with BatchNorm and ReLU, width → image channels. This form could not be read in the published
     code here; the cost that GN-DGL plots for it agrees within 2 % in all eight cells.
-
-    Args:
-        aux: the auxiliary head.
-        feature_shape: ``(C, H, W)``.
-        image_shape: shape of the image to rebuild.
-        width: hidden channels.
     """
 
     def __init__(

@@ -24,11 +24,9 @@ from models.method import LabelledImages
 from models.methods.decoupled_greedy import DecoupledGreedy
 from models.networks.chain import NetworkCallable
 from models.networks.cut import Cut
-from models.networks.heads.classifiers import AuxHead, HeadCallable
 from models.networks.layers.overparameterized import collapse, overparameterize
-from models.parts.feature_store import FeatureStore
+from models.parts.feature_store import FeatureStore, StoredInputs
 from models.parts.regularization import Regularization
-from models.parts.stored_inputs import StoredInputs
 from models.plan import StepPlan
 
 
@@ -48,16 +46,13 @@ class Layerwise(DecoupledGreedy):
         num_blocks: K, instead of p: the network is then cut by ``cut``.
         cut: where to cut into K blocks.
         epochs_per_block: E; ``trainer.max_epochs`` is K·E.
-        head: auxiliary head of blocks 1 … K − 1, a class from ``models.networks``.
-        last_head: head of block K, which predicts in the end; the network's own classifier by default.
         keep_heads: keep the heads of finished blocks: all are evaluated, and their ensemble.
         regularization: of the learning block.
         store: keep the features of the frozen blocks instead of computing them in every epoch.
-        training: optimizer, scheduler and the other arguments of :class:`LocalLearning`.
+        options: head, last_head, optimizer and the other arguments of :class:`DecoupledGreedy`.
 
     Raises:
-        NetworkError: p is none or more than the network has units, it cannot be cut as asked, or p and K are both
-            given; the network or a head does not fit the images.
+        NetworkError: p is none or more than the network has units, or p and K are both given.
     """
 
     def __init__(
@@ -69,12 +64,10 @@ class Layerwise(DecoupledGreedy):
         num_blocks: int | None = None,
         cut: Cut = Cut(),
         epochs_per_block: int = 10,
-        head: HeadCallable = AuxHead,
-        last_head: HeadCallable | None = None,
         keep_heads: bool = False,
         regularization: Regularization = Regularization(),
         store: FeatureStore | None = None,
-        **training: Any,
+        **options: Any,
     ) -> None:
         if num_blocks is not None and units_per_block is not None:
             raise NetworkError(
@@ -86,23 +79,14 @@ class Layerwise(DecoupledGreedy):
                 names = network(image_shape, num_classes).unit_names
             num_blocks, cut = _every(1 if units_per_block is None else units_per_block, names)
         super().__init__(
-            network,
-            image_shape,
-            num_classes,
-            num_blocks,
-            cut,
-            head,
-            last_head,
-            epochs_per_block=epochs_per_block,
-            **training,
+            network, image_shape, num_classes, num_blocks, cut, epochs_per_block=epochs_per_block, **options
         )
         self.keep_heads, self.regularization, self._epochs = keep_heads, regularization, epochs_per_block
         self.disturb = regularization.disturbance()
         for block in self.blocks:
             overparameterize(block, regularization.overparameterize)
         self._all_heads = [copy.deepcopy(head).to("meta") for head in self.heads]  # for cost: dropped ones too
-        self._store = store.for_epochs(epochs_per_block) if store else None
-        self._inputs = StoredInputs(self._store) if self._store else None
+        self._inputs = StoredInputs(store, epochs_per_block) if store else None
         self._finished = 0
         self._reached = num_blocks  # in training the number of the block that learns
         self._resumed: dict[str, float] = {}  # metrics
@@ -124,11 +108,7 @@ class Layerwise(DecoupledGreedy):
 
     @override
     def configure_optimizers(self) -> tuple[list[Optimizer], list[LRScheduler]]:
-        """One optimizer and schedule per block, with raised weight decay.
-
-        Raises:
-            UsageError: a factor, and no weight decay that it could raise.
-        """
+        """One optimizer and schedule per block, with raised weight decay, of which there must be some."""
         optimizers, schedulers = super().configure_optimizers()
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         factor = self.regularization.weight_decay
@@ -146,8 +126,8 @@ class Layerwise(DecoupledGreedy):
     @override
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        if stage == "fit" and self._store:
-            self._store.require_folder()  # not only when the second block begins
+        if stage == "fit" and self._inputs:
+            self._inputs.store.require_folder()  # not only when the second block begins
 
     @override
     def on_train_batch_start(self, batch: LabelledImages, batch_idx: int) -> None:
@@ -215,7 +195,7 @@ class Layerwise(DecoupledGreedy):
     def plan(self) -> StepPlan:
         """All heads, also those that are dropped by now; with a store frozen blocks are not run again."""
         plan = replace(super().plan(), heads=self._all_heads)
-        return replace(plan, forward_passes=plan.backward_passes) if self._store else plan
+        return replace(plan, forward_passes=plan.backward_passes) if self._inputs else plan
 
     # -- checkpoints --------------------------------------------------------------------------------
 

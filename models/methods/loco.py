@@ -20,7 +20,7 @@ from typing_extensions import override
 
 from losses.errors import UsageError
 from models.method import LabelledImages
-from models.methods.blockwise_ssl import BlockwiseSSL, Pair
+from models.methods.blockwise_ssl import BlockwiseSSL
 from models.plan import StepPlan
 
 
@@ -42,7 +42,7 @@ class LoCo(BlockwiseSSL):
         super().__init__(num_blocks=num_blocks, **options)
         if num_blocks < 2:
             raise UsageError("LoCo's units are pairs of blocks: num_blocks must be at least 2.")
-        if self.schedule.epochs_per_block is not None or (self.difficulty and self.difficulty.views):
+        if self.schedule.epochs_per_block is not None or self.difficulty.views:
             raise UsageError("LoCo's blocks learn together, on the same views: leave epochs_per_block and views out.")
         self.heads[0] = nn.Sequential()  # the first block has no loss of its own
 
@@ -58,7 +58,7 @@ class LoCo(BlockwiseSSL):
             last = k == self.num_blocks - 1
             self.backward_block(k, loss, retain_graph=not last)  # block k's graph serves the unit above, too
             del loss  # the head's graph goes now
-            self._backward_below(outputs, border)
+            torch.autograd.backward(outputs, [entry.grad for entry in border])  # on into the block below
             self.step_block(k - 1)
             outputs = above
         self.step_block(self.num_blocks - 1)
@@ -69,7 +69,3 @@ class LoCo(BlockwiseSSL):
         backward = [1, *[2] * (self.num_blocks - 2), 1]
         units = [range(k, k + 2) for k in range(self.num_blocks - 1)]
         return replace(super().plan(), backward_passes=backward, held_together=units)
-
-    def _backward_below(self, outputs: Pair, border: Pair) -> None:
-        """Carry the gradient that reached the border on into the block below."""
-        torch.autograd.backward(outputs, [entry.grad for entry in border])

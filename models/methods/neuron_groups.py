@@ -56,9 +56,8 @@ class NeuronGroups(LocalClassification):
         training: output_loss, optimizer and the other arguments of :class:`LocalClassification` and its base.
 
     Raises:
-        NetworkError: the network cannot be cut, or not be grouped, as asked.
+        NetworkError: the network cannot be cut, or not be grouped, as asked; it or a head does not fit the images.
         UsageError: a negative weight or temperature.
-        NetworkError: the network or a head does not fit the images.
     """
 
     def __init__(
@@ -87,9 +86,8 @@ class NeuronGroups(LocalClassification):
             end_at_last_map(chain)
 
         def block_head(shape: tuple[int, ...]) -> nn.Module:
-            if num_groups == 1:
-                return head(shape, num_classes)
-            return GroupHeads(head, shape, num_classes, num_groups, sharing)
+            grouped = num_groups > 1
+            return GroupHeads(head, shape, num_classes, num_groups, sharing) if grouped else head(shape, num_classes)
 
         blocks = cut_chain(chain, num_blocks, cut, lambda shape: head(shape, num_classes))
         shapes = block_shapes(chain, blocks)

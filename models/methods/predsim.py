@@ -79,11 +79,7 @@ class PredSim(LocalClassification):
 
     @override
     def on_train_batch_start(self, batch: LabelledImages, batch_idx: int) -> None:
-        """Refuse a batch that has nothing to compare.
-
-        Raises:
-            UsageError: a batch of one image.
-        """
+        """Refuse a batch of one image, which has nothing to compare."""
         if self.beta and len(batch.labels) < 2:
             raise UsageError(
                 "The similarity loss compares the images of a batch, but a batch has only one. Choose a "
@@ -127,14 +123,7 @@ class PredSim(LocalClassification):
 
 
 class PredSimHead(nn.ModuleDict):
-    """``similarity``, whose output's similarities are matched, and ``prediction``; only those that β gives weight.
-
-    Args:
-        feature_shape: ``(C, H, W)``, or ``(C,)``: the similarity's layer is linear then.
-        num_classes: width of the prediction, whose weights start at 0.
-        inputs: most inputs of the prediction.
-        beta: β.
-    """
+    """``similarity``, whose output's similarities are matched, and ``prediction``; only those that β gives weight."""
 
     def __init__(self, feature_shape: tuple[int, ...], num_classes: int, inputs: int, beta: float) -> None:
         super().__init__()

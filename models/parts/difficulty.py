@@ -23,13 +23,7 @@ class Difficulty:
     Controls: ``constant_full`` (all at ``hardest``: plain local learning), ``constant_mean`` (all at the mean of the
     rising values), ``reversed``, and ``reversed_keep_last``, whose last block, which is evaluated, has the full task.
 
-    Each knob equals the ordinary recipe at d = 1:
-
-    - views: the block takes the pair of views whose strength (``data.views.levels``) is nearest to its d;
-    - temperature: τ = easy_temperature^(1 − d) · τ_recipe^d, the loss multiplied by τ / τ_recipe, because
-      gradients go as 1 / τ;
-    - negatives: round(easy_negatives + d · (2B − 2 − easy_negatives)) per anchor
-      (``losses.SubsampledNTXent``, which also says which are taken).
+    What d sets equals the ordinary recipe at d = 1.
 
     Args:
         mode: the course over the depth.
@@ -37,9 +31,11 @@ class Difficulty:
         hardest: largest d.
         power: curvature; 1 is a straight line.
         values: d of each block, instead of a mode.
-        views: whether blocks take views of their own strength.
-        easy_temperature: τ at d = 0; None leaves the temperature alone.
-        easy_negatives: negatives at d = 0; None leaves them alone.
+        views: blocks take the pair of views whose strength (``data.views.levels``) is nearest to their d.
+        easy_temperature: τ = easy_temperature^(1 − d) · τ_recipe^d, the loss multiplied by τ / τ_recipe, because
+            gradients go as 1 / τ; None leaves the temperature alone.
+        easy_negatives: round(easy_negatives + d · (2B − 2 − easy_negatives)) negatives per anchor
+            (``losses.SubsampledNTXent``, which also says which are taken); None leaves them alone.
 
     Raises:
         UsageError: values outside 0 … 1, or ``easiest`` above ``hardest``.
@@ -62,7 +58,7 @@ class Difficulty:
             )
 
     def of_blocks(self, num_blocks: int) -> list[float]:
-        """D of each block, first block first.
+        """The d of each block, first block first.
 
         Raises:
             UsageError: ``values`` are given, but not one per block.
@@ -73,13 +69,9 @@ class Difficulty:
                     f"difficulty.values names {len(self.values)} difficulties for {num_blocks} blocks: give one each."
                 )
             return list(self.values)
-        return _COURSES[self.mode](self._rising(num_blocks))
-
-    def _rising(self, num_blocks: int) -> list[float]:
-        if num_blocks == 1:
-            return [self.hardest]
+        depths = [k / (num_blocks - 1) for k in range(num_blocks)] if num_blocks > 1 else [1.0]
         span = self.hardest - self.easiest
-        return [self.easiest + span * (k / (num_blocks - 1)) ** self.power for k in range(num_blocks)]
+        return _COURSES[self.mode]([self.easiest + span * depth**self.power for depth in depths])
 
 
 _COURSES = {

@@ -1,18 +1,19 @@
 """Features that frozen blocks hand on, computed once and read back in every epoch of the block that learns."""
 
-import copy
+import math
 import os
 import shutil
 import tempfile
 import weakref
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
 
 from losses.errors import UsageError
 
@@ -38,62 +39,44 @@ class FeatureStore:
     ) -> None:
         if passes < 1:
             raise UsageError(f"A feature store holds at least 1 pass over the data, not {passes}.")
-        self.passes, self.folder, self._dtype = passes, folder, getattr(torch, dtype)
-
-    def for_epochs(self, epochs: int) -> "FeatureStore":
-        """The same with no more passes than so many epochs read, a pass each."""
-        fitting = copy.copy(self)
-        fitting.passes = min(self.passes, epochs)
-        return fitting
+        self.passes, self.folder, self.dtype = passes, folder, getattr(torch, dtype)
 
     def require_folder(self) -> None:
-        """See that the folder, if there is one, can be written.
-
-        Raises:
-            UsageError: it cannot.
-        """
+        """See that the folder, if there is one, can be written."""
         if self.folder is not None:
             _reserve(Path(self.folder), 1).unlink()
 
     def rounded(self, features: Tensor) -> Tensor:
         """Features as they will be read back, float32."""
-        return features.to(self._dtype).float()
-
-    def new(self, images: int, shape: Sequence[int]) -> "StoredFeatures":
-        """Room for the features of all images.
-
-        Args:
-            images: N.
-            shape: of one image's features.
-
-        Raises:
-            UsageError: there is not enough memory, or room on the disk.
-        """
-        size = self.passes * images * int(np.prod(shape)) * self._dtype.itemsize
-        if self.folder is None:
-            return StoredFeatures(_in_memory(size, self._dtype), self.passes, images, shape)
-        path = _reserve(Path(self.folder), size)
-        flat = torch.from_file(str(path), shared=True, size=size // self._dtype.itemsize, dtype=self._dtype)
-        return StoredFeatures(flat, self.passes, images, shape, path)
+        return features.to(self.dtype).float()
 
 
 class StoredFeatures:
     """Features of all training images in a number of passes.
 
     Args:
-        flat: where they are kept, 1-D.
+        store: where and how to store them.
         passes: number of passes.
         images: N.
         shape: of one image's features.
-        path: the file they are in, if any.
+
+    Raises:
+        UsageError: there is not enough memory, or room on the disk.
     """
 
-    def __init__(self, flat: Tensor, passes: int, images: int, shape: Sequence[int], path: Path | None = None) -> None:
-        *rest, last = [shape[0]] if len(shape) == 1 else [*shape[1:], shape[0]]  # channels last, as networks run
-        self._rows, self._path = flat.view(passes, images, *rest, last), path
+    def __init__(self, store: FeatureStore, passes: int, images: int, shape: Sequence[int]) -> None:
+        channels, *sides = shape
+        rows = passes, images, *sides, channels  # channels last, as networks run
+        if store.folder is None:
+            self._path, self._rows = None, _in_memory(rows, store.dtype)
+            self._remove: Callable[[], object] = lambda: None
+        else:
+            size = math.prod(rows)
+            self._path = path = _reserve(Path(store.folder), size * store.dtype.itemsize)
+            self._rows = torch.from_file(str(path), shared=True, size=size, dtype=store.dtype).view(rows)
+            # Also after an exception, and at the end of the process.
+            self._remove = weakref.finalize(self, path.unlink, missing_ok=True)
         self._checksums = np.zeros((passes, images), np.uint32)
-        # Also after an exception, and at the end of the process.
-        self._remove = weakref.finalize(self, path.unlink, missing_ok=True) if path else lambda: None
 
     def __len__(self) -> int:
         return self._rows.shape[1]
@@ -125,17 +108,98 @@ class StoredFeatures:
         self._remove()
 
 
+class TrainingData(Protocol):
+    """What is asked of a data module."""
+
+    batch_size: int
+    training_images: Any
+
+    def training_pass(self, number: int | None, device: torch.device) -> Iterable[Any]:
+        """Batches of all training images in order, with their ``indices``, augmented as a function of the number."""
+
+
+class StoredInputs:
+    """Features of all training images after the frozen blocks, in augmented versions, of which an epoch reads one.
+
+    Args:
+        store: where they are kept.
+        epochs: of a block: no more versions are stored than it reads.
+
+    Attributes:
+        blocks: number of blocks whose output is stored; 0: nothing is yet.
+    """
+
+    def __init__(self, store: FeatureStore, epochs: int) -> None:
+        self.store, self.passes, self.blocks = store, min(store.passes, epochs), 0
+        self._features: StoredFeatures | None = None
+
+    def read(self, epoch: int, images: Tensor, indices: Tensor | None) -> Tensor:
+        """What is stored of images, or, if nothing is, the images; ``epoch`` (of the block) says which version."""
+        if self._features is None or indices is None:
+            return images
+        return self._features.read(epoch % self.passes, indices.cpu()).to(images.device)
+
+    @torch.no_grad()
+    def advance(self, blocks: Sequence[nn.Module], data: TrainingData, device: torch.device) -> None:
+        """Store what all these frozen blocks hand on, in place of what the first of them did.
+
+        Raises:
+            UsageError: there is no room, or what comes out of the store is not what the images give.
+        """
+        new = None
+        with isolate_rng():  # a resumed run stores anew: the step's random numbers stay the same
+            for number in range(self.passes):
+                for indices, x in self._versions(number, data, device):
+                    features = self._through(blocks[self.blocks :], x)
+                    new = new or StoredFeatures(self.store, self.passes, len(data.training_images), features.shape[1:])
+                    new.write(number, indices.cpu(), features)
+            self.close()
+            self._features, self.blocks = new, len(blocks)
+            self._compare_with_recomputed(blocks, data, device)
+
+    def close(self) -> None:
+        """Free the memory, or remove the file."""
+        if self._features:
+            self._features.close()
+        self._features, self.blocks = None, 0
+
+    def _versions(self, number: int, data: TrainingData, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        """Indices and features, or at first augmented images, of pass ``number``, in order."""
+        if self._features is None:
+            yield from ((batch.indices, batch.images) for batch in data.training_pass(number, device))
+        else:
+            for indices in torch.arange(len(self._features)).split(data.batch_size):
+                yield indices, self._features.read(number, indices).to(device)
+
+    def _through(self, blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
+        for block in blocks:
+            x = self.store.rounded(block(x))
+        return x
+
+    def _compare_with_recomputed(self, blocks: Sequence[nn.Module], data: TrainingData, device: torch.device) -> None:
+        """See on one batch that what was handed from store to store is what the images give."""
+        batch = next(iter(data.training_pass(0, device)))
+        stored = self.read(0, batch.images, batch.indices).cpu()
+        right = self._through(blocks, batch.images).cpu()
+        if not torch.allclose(stored, right, rtol=1e-3, atol=1e-3 * float(right.abs().max())):
+            raise UsageError(
+                f"Stored features of block {len(blocks)} differ from recomputed ones by "
+                f"{(stored - right).abs().max():.3g}. Does the data module augment a pass twice in the same way? If "
+                "not, train without a store."
+            )
+
+
 def _checksums(rows: Tensor) -> np.ndarray:
     """CRC-32 of each row."""
     flat = rows.contiguous().flatten(1).view(torch.uint8).numpy()
     return np.fromiter((zlib.crc32(row) for row in flat), np.uint32, len(flat))
 
 
-def _in_memory(size: int, dtype: torch.dtype) -> Tensor:
-    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def _in_memory(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    size, there = math.prod(shape) * dtype.itemsize, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if size > there:
         raise _too_large(size, there, "memory is there", "give it a folder on a disk")
-    return torch.empty(size // dtype.itemsize, dtype=dtype)
+    return torch.empty(shape, dtype=dtype)
 
 
 def _reserve(folder: Path, size: int) -> Path:

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from losses.errors import NetworkError
 
@@ -17,8 +18,6 @@ from losses.errors import NetworkError
 @dataclass
 class NormalEquations:
     """The sums over samples that ridge regression of targets Z on features H needs, whatever the samples' order.
-
-    Sums of two parts of the data add up (``+``) to those of the whole, so processes would all-reduce (sum) them.
 
     Attributes:
         gram: HᵀH, ``(d, d)``; the last feature is the constant 1.
@@ -42,20 +41,14 @@ class NormalEquations:
         self.cross.addmm_(features.T, targets)
         self.squares.add_(targets.square().sum(dim=0))
 
-    def to(self, device: torch.device) -> "NormalEquations":
-        """The same on another device."""
-        return NormalEquations(self.gram.to(device), self.cross.to(device), self.squares.to(device))
-
-    def __add__(self, other: "NormalEquations") -> "NormalEquations":
-        return NormalEquations(self.gram + other.gram, self.cross + other.cross, self.squares + other.squares)
-
     def solve(self, ridge: float) -> Tensor:
         """W = (HᵀH + λI)⁻¹ HᵀZ, ``(d, m)``, by Cholesky; the constant is penalised like every feature.
 
         Raises:
             torch.linalg.LinAlgError: λ is too small for float64.
         """
-        return torch.cholesky_solve(self.cross, torch.linalg.cholesky(self._damped(ridge)))
+        damped = self.gram + ridge * torch.eye(len(self.gram), dtype=self.gram.dtype, device=self.gram.device)
+        return torch.cholesky_solve(self.cross, torch.linalg.cholesky(damped))
 
     def condition(self, ridge: float) -> Tensor:
         """Condition number of HᵀH + λI: largest over smallest eigenvalue."""
@@ -74,9 +67,6 @@ class NormalEquations:
         values = torch.linalg.eigvalsh(self.gram - torch.outer(sums, sums) / count).clamp(min=0).sqrt()
         return torch.special.entr(values / values.sum()).sum().exp()
 
-    def _damped(self, ridge: float) -> Tensor:
-        return self.gram + ridge * torch.eye(len(self.gram), dtype=self.gram.dtype, device=self.gram.device)
-
 
 def with_constant(features: Tensor) -> Tensor:
     """[H, 1]: a column of ones appended to ``(B, d)``, whose weights are the biases."""
@@ -91,15 +81,8 @@ def class_codes(labels: Tensor, num_classes: int) -> Tensor:
 def simplex_prototypes(num_classes: int, width: int, kappa: float = 1.0) -> Tensor:
     """One target vector per class, as far from each other as can be: the corners of a simplex, rotated at random.
 
-    P = κ √h √(C / (C − 1)) (I − 11ᵀ / C) U with orthonormal rows U, so PPᵀ = κ² h C / (C − 1) (I − 11ᵀ / C).
-
-    Args:
-        num_classes: C, at least 2.
-        width: h, units of the layer.
-        kappa: κ, root mean square of a prototype's entries.
-
-    Returns:
-        ``(C, h)``, float64.
+    P = κ √h √(C / (C − 1)) (I − 11ᵀ / C) U, ``(C, h)``, float64, with orthonormal rows U for C classes and a layer
+    of h units, so PPᵀ = κ² h C / (C − 1) (I − 11ᵀ / C); κ is the root mean square of a prototype's entries.
 
     Raises:
         NetworkError: fewer units than classes, which leave no room for C orthonormal rows.
@@ -117,23 +100,7 @@ def simplex_prototypes(num_classes: int, width: int, kappa: float = 1.0) -> Tens
 
 
 class HiddenTargets(nn.Module):
-    """What a hidden layer is fitted to; built as ``Targets(fan_in, width, num_classes, …)``.
-
-    Args:
-        fan_in: features, constant included, that the layer reads.
-        width: units of the layer.
-        num_classes: C.
-    """
-
-    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Targets ``(B, width)`` of features ``(B, fan_in)`` and labels ``(B,)``, float64."""
-        raise NotImplementedError(f"{type(self).__name__} does not say what its targets are.")
-
-
-class RandomFeatures(HiddenTargets):
-    """No targets: the layer keeps its first, random weights, as in an extreme learning machine ("elm").
-
-    The baseline that matters: random features explain nearly all of the success of closed-form fitting.
+    """What a hidden layer is fitted to.
 
     Args:
         fan_in: features, constant included, that the layer reads.
@@ -143,9 +110,21 @@ class RandomFeatures(HiddenTargets):
 
     def __init__(self, fan_in: int, width: int, num_classes: int) -> None:
         super().__init__()
+        self.num_classes = num_classes
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        """``(B, 0)``."""
+        """Targets ``(B, width)`` of features ``(B, fan_in)`` and labels ``(B,)``, float64."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what its targets are.")
+
+
+class RandomFeatures(HiddenTargets):
+    """No targets, ``(B, 0)``: the layer keeps its first, random weights, as in an extreme learning machine ("elm").
+
+    The baseline that matters: random features explain nearly all of the success of closed-form fitting.
+    """
+
+    @override
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         return features[:, :0]
 
 
@@ -156,23 +135,17 @@ class ForwardProjection(HiddenTargets):
     and Gaussian with standard deviation 1/√fan_in.
 
     Args:
-        fan_in: features, constant included, that the layer reads.
-        width: units of the layer.
-        num_classes: C.
         g: squashes the projections.
     """
 
     def __init__(self, fan_in: int, width: int, num_classes: int, g: Literal["sign", "tanh"] = "sign") -> None:
-        super().__init__()
+        super().__init__(fan_in, width, num_classes)
         self.g = getattr(torch, g)
-        self.num_classes = num_classes
-        self.q: Tensor
-        self.u: Tensor
-        self.register_buffer("q", _gaussian(fan_in, width))
-        self.register_buffer("u", _gaussian(num_classes, width))
+        self.q = nn.Buffer(_gaussian(fan_in, width))
+        self.u = nn.Buffer(_gaussian(num_classes, width))
 
+    @override
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Targets ``(B, width)`` of features ``(B, fan_in)`` and labels ``(B,)``."""
         return self.g(features @ self.q) + self.g(class_codes(labels, self.num_classes) @ self.u)
 
 
@@ -183,9 +156,6 @@ class Platonic(HiddenTargets):
     :func:`simplex_prototypes`; with μ = 0 they leave C − 1 directions of the features, and deep networks fail.
 
     Args:
-        fan_in: features, constant included, that the layer reads.
-        width: units of the layer.
-        num_classes: C.
         mu: μ, weight of the random projection.
         kappa: κ, scale of the prototypes.
         g: squashes the projection.
@@ -200,15 +170,13 @@ class Platonic(HiddenTargets):
         kappa: float = 1.0,
         g: Literal["sign", "tanh"] = "sign",
     ) -> None:
-        super().__init__()
+        super().__init__(fan_in, width, num_classes)
         self.g, self.mu = getattr(torch, g), mu
-        self.q: Tensor
-        self.prototypes: Tensor
-        self.register_buffer("q", _gaussian(fan_in, width))
-        self.register_buffer("prototypes", simplex_prototypes(num_classes, width, kappa))
+        self.q = nn.Buffer(_gaussian(fan_in, width))
+        self.prototypes = nn.Buffer(simplex_prototypes(num_classes, width, kappa))
 
+    @override
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Targets ``(B, width)`` of features ``(B, fan_in)`` and labels ``(B,)``."""
         return self.prototypes[labels] + self.mu * self.g(features @ self.q)
 
 

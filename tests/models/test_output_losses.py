@@ -106,9 +106,9 @@ def test_evaluation_reports_the_output_loss():
 
 
 def test_infopro_classifies_by_the_output_loss():
-    statistics = {"image_mean": [0.0], "image_std": [1.0]}
+    task = {"network": network, "image_shape": SHAPE, "num_classes": CLASSES, "image_mean": [0.0], "image_std": [1.0]}
     torch.manual_seed(0)
-    model = InfoPro(network, SHAPE, CLASSES, **statistics, head=head, loss="softmax", output_loss=ExpGB).double()
+    model = InfoPro(**task, head=head, loss="softmax", output_loss=ExpGB).double()
     batch = draw()
     features = model.blocks[0](batch.images)
     rebuilt, z = model.heads[0](features)

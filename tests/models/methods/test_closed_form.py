@@ -1,41 +1,36 @@
 """ClosedFormMLP: what it solves for, in a Trainer and without one."""
 
-import lightning.pytorch as L
 import pytest
 import torch
-from sklearn.linear_model import Ridge
+from lightning.pytorch.callbacks import LambdaCallback
 from torch.nn import functional as F
+from training import train
 
-from datamodules.digits import Digits
-from datamodules.toys import Checkerboard, Rings
+from datamodules.toys import Checkerboard
 from losses.errors import UsageError
 from models.methods.closed_form import ClosedFormMLP
 from models.parts.ridge import ForwardProjection, Platonic, RandomFeatures, class_codes
 
-SHAPE = (2, 1, 1)
-EVERY = pytest.mark.parametrize("targets", [RandomFeatures, ForwardProjection, Platonic])
-
 
 def closed(widths=(20, 20), seed=0, **arguments):
     torch.manual_seed(seed)
-    return ClosedFormMLP(SHAPE, 2, widths, **arguments)
+    return ClosedFormMLP((2, 1, 1), 2, widths, **arguments)
 
 
-def points(task=Checkerboard, **options):
-    split = task(**options).load(train=True)
+@pytest.fixture(scope="module")
+def points():
+    """All training images of a toy, normalised, and their labels."""
+    data = Checkerboard()
+    data.setup("fit")
+    split = data.training_images
     batch = split.__getitems__(torch.arange(len(split)))
-    return batch.images.permute(0, 3, 1, 2), batch.labels
+    return data.normalised(batch.images), batch.labels
 
 
-def fit(model, images, labels, batch=None, order_seed=None):
+def fit(model, images, labels):
     figures = {}
     for _ in range(model.num_blocks + 1):
-        order = torch.arange(len(labels))
-        if order_seed is not None:
-            order_seed += 1
-            order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(order_seed))
-        for rows in order.split(batch or len(labels)):
-            model.accumulate(images[rows], labels[rows])
+        model.accumulate(images, labels)
         figures |= model.solve()
     return figures
 
@@ -44,94 +39,47 @@ def weights(model):
     return torch.cat([p.flatten() for p in model.parameters()])
 
 
-def top1(model, images, labels):
-    return float((model(images).argmax(dim=1) == labels).float().mean())
-
-
 # -- what is solved ---------------------------------------------------------------------------------
 
 
-def test_every_layer_solves_the_equations_of_the_features_before_it():
-    images, labels = points()
-    model = closed((20, 15), ridge=0.1)
+@pytest.mark.parametrize("widths", [(20, 15), ()], ids=["hidden", "linear"])
+def test_every_layer_solves_the_equations_of_the_features_before_it(widths, points):
+    images, labels = points
+    model = closed(widths, ridge=0.1)
     fit(model, images, labels)
     h = images.flatten(1).double()
-    goals = [*(targets for targets in model.targets[:-1]), None]
-    for block, readout, targets in zip([*model.blocks, None], model.readouts, goals, strict=True):
+    for k, readout in enumerate(model.readouts):
         extended = torch.cat([h, torch.ones(len(h), 1, dtype=torch.float64)], dim=1)
         wanted = [(readout, class_codes(labels, 2))]
-        wanted += [(block[0], targets(extended, labels))] if block else []
+        if k < model.num_blocks:
+            layer = model.blocks[k][0]
+            wanted.append((layer, model.targets[k](extended, labels)))
+            h = F.relu(layer(h))
         for linear, z in wanted:
             w = torch.cat([linear.weight, linear.bias[:, None]], dim=1).T
-            torch.testing.assert_close(
-                extended.T @ (extended @ w - z) + 0.1 * w, torch.zeros_like(w), atol=1e-8, rtol=0
-            )
-        h = F.relu(block[0](h)) if block else h
+            residual = extended.T @ (extended @ w - z) + 0.1 * w
+            torch.testing.assert_close(residual, torch.zeros_like(w), atol=1e-8, rtol=0)
     torch.testing.assert_close(model(images), model.readouts[-1](h))
 
 
-def test_without_hidden_layers_it_is_linear_ridge_regression():
-    images, labels = points()
-    model = closed((), ridge=0.3)
-    fit(model, images, labels)
-    x = torch.cat([images.flatten(1).double(), torch.ones(len(labels), 1)], dim=1)
-    theirs = Ridge(alpha=0.3, fit_intercept=False).fit(x, class_codes(labels, 2)).coef_
-    torch.testing.assert_close(model.readouts[0].weight, torch.from_numpy(theirs[:, :2]))
-    torch.testing.assert_close(model.readouts[0].bias, torch.from_numpy(theirs[:, 2]))
-
-
-@EVERY
-def test_batches_and_their_order_do_not_matter(targets):
-    images, labels = points()
-    whole, shuffled = closed(targets=targets), closed(targets=targets)
-    fit(whole, images, labels)
-    fit(shuffled, images, labels, batch=32, order_seed=0)
-    assert float((weights(shuffled) - weights(whole)).norm() / weights(whole).norm()) < 1e-6
-
-
-@EVERY
-def test_as_many_units_as_points_and_no_ridge_know_all_training_points(targets):
-    images, labels = points(points=100)
-    model = closed((150,), targets=targets, ridge=1e-10)
-    fit(model, images, labels)
-    assert top1(model, images, labels) == 1
-
-
-def test_random_features_stay_as_they_were_drawn():
-    images, labels = points()
+def test_random_features_stay_as_they_were_drawn(points):
     model = closed(targets=RandomFeatures)
     before = [block[0].weight.clone() for block in model.blocks]
-    figures = fit(model, images, labels)
+    figures = fit(model, *points)
     assert all(torch.equal(block[0].weight, w) for block, w in zip(model.blocks, before, strict=True))
     assert not any(name.endswith("target_r2") for name in figures)
 
 
 def test_a_random_layer_has_hes_standard_deviation_biases_included():
     torch.manual_seed(0)
-    model = ClosedFormMLP((399, 1, 1), 2, [1000])
+    model = ClosedFormMLP((3, 7, 19), 2, [1000])
     assert float(model.blocks[0][0].weight.std()) == pytest.approx((2 / 400) ** 0.5, rel=0.02)
     assert float(model.blocks[0][0].bias.std()) == pytest.approx((2 / 400) ** 0.5, rel=0.1)
+    assert model(torch.rand(4, 3, 7, 19)).shape == (4, 2)
 
 
-def test_a_small_ridge_overfits_and_more_units_know_more():
-    images, labels = points()
-    unseen, their_labels = points(seed=1)
-
-    def reached(widths, ridge):
-        model = closed(widths, ridge=ridge)
-        fit(model, images, labels)
-        return top1(model, images, labels), top1(model, unseen, their_labels)
-
-    narrow, wide, overfitted = reached([20], 1e-2), reached([300], 1e-2), reached([300], 1e-7)
-    assert wide[0] > narrow[0] + 0.1
-    assert wide[1] > narrow[1] + 0.1
-    assert overfitted[0] >= wide[0]
-    assert overfitted[1] < wide[1] - 0.02
-
-
-def test_what_is_logged_of_a_layer():
-    images, labels = points()
-    figures = fit(closed((30, 20)), images, labels)
+def test_what_is_logged_of_a_layer(points):
+    figures = fit(closed((30, 20)), *points)
     per_features = ("condition", "effective_rank", "readout_r2", "seconds")
     expected = {f"{name}/{figure}" for name in ("input", "block1", "block2") for figure in per_features}
     assert set(figures) == expected | {"block1/target_r2", "block2/target_r2"}
@@ -140,8 +88,8 @@ def test_what_is_logged_of_a_layer():
     assert figures["block1/condition"] > figures["input/condition"] > 1
 
 
-def test_each_depth_predicts_as_soon_as_it_is_solved():
-    images, labels = points()
+def test_each_depth_predicts_as_soon_as_it_is_solved_and_probes_read_the_hidden_layers(points):
+    images, labels = points
     model = closed((30, 20))
     assert list(model.block_logits(images)) == ["input"]
     assert not model(images).any()
@@ -150,106 +98,64 @@ def test_each_depth_predicts_as_soon_as_it_is_solved():
         model.solve()
         assert list(model.block_logits(images)) == names
         assert torch.equal(model(images), model.block_logits(images)[names[-1]])
-
-
-def test_probes_read_the_hidden_layers():
-    images, labels = points()
-    model = closed((30, 20))
-    fit(model, images, labels)
     features = model.block_features(images)
     assert {name: h.shape[1] for name, h in features.items()} == {"block1/gap": 30, "block2/gap": 20}
     assert list(model.block_features(images, last=1)) == ["block1/gap"]
-    torch.testing.assert_close(model.readouts[-1](features["block2/gap"]), model(images))
+    assert torch.equal(model.readouts[-1](features["block2/gap"]), model(images))
 
 
 # -- in a Trainer -------------------------------------------------------------------------------------
 
 
-def trainer(tmp_path, epochs=3, **options):
-    quiet = {
-        "logger": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "enable_checkpointing": False,
-    }
-    return L.Trainer(accelerator="cpu", devices=1, max_epochs=epochs, default_root_dir=tmp_path, **(quiet | options))
+def solved(model, tmp_path, **options):
+    return train(model, tmp_path, Checkerboard(), **({"max_epochs": 3, "limit_train_batches": 1.0} | options))
 
 
-@EVERY
-def test_a_trainer_fits_what_the_equations_say(targets, tmp_path):
+@pytest.mark.parametrize("targets", [RandomFeatures, ForwardProjection, Platonic])
+def test_batches_in_any_order_give_what_all_points_at_once_do(targets, points, tmp_path):
     model, by_hand = closed(targets=targets), closed(targets=targets)
-    data = Checkerboard()
-    run = trainer(tmp_path)
-    run.fit(model, datamodule=data)
-    split = data.training_images
-    batch = split.__getitems__(torch.arange(len(split)))
-    fit(by_hand, data.normalised(batch.images), batch.labels)
+    run = solved(model, tmp_path)
+    fit(by_hand, *points)
     assert float((weights(model) - weights(by_hand)).norm() / weights(by_hand).norm()) < 1e-6
     assert run.global_step == 3 * 13
     assert run.callback_metrics["val/top1"] == run.callback_metrics["val/block2/top1"]
 
 
-class StopAfter(L.Callback):
-    """Saves after a number of batches and ends the run there, as a kill would."""
+def test_a_resumed_run_ends_with_the_same_weights(tmp_path):
+    def save(trainer, *_):
+        trainer.save_checkpoint(tmp_path / f"{trainer.global_step}.ckpt")
 
-    def __init__(self, step, path):
-        self.step, self.path = step, path
-
-    def on_train_batch_end(self, trainer, *_):
-        if trainer.global_step == self.step:
-            trainer.save_checkpoint(self.path)
-            raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize("step", [5, 13, 20, 32])
-def test_a_resumed_run_ends_with_the_same_weights(step, tmp_path):
-    whole, cut, resumed = closed(), closed(), closed(seed=9)
-    trainer(tmp_path).fit(whole, datamodule=Checkerboard())
-    with pytest.raises(SystemExit):
-        trainer(tmp_path, callbacks=[StopAfter(step, tmp_path / "cut.ckpt")]).fit(cut, datamodule=Checkerboard())
-    saved = torch.load(tmp_path / "cut.ckpt", weights_only=True)
-    assert ("normal_equations" in saved) == (step % 13 != 0)
-    run = trainer(tmp_path)
-    run.fit(resumed, datamodule=Checkerboard(), ckpt_path=tmp_path / "cut.ckpt")
-    assert run.global_step == 39
-    assert torch.equal(weights(resumed), weights(whole))
-
-
-def test_images_are_flattened(tmp_path):
-    torch.manual_seed(0)
-    model = ClosedFormMLP((1, 8, 8), 10, [300], targets=Platonic, ridge=1.0)
-    run = trainer(tmp_path, 2)
-    run.fit(model, datamodule=Digits())
-    assert run.callback_metrics["val/top1"] > 0.9
+    solved(whole := closed(), tmp_path, callbacks=[LambdaCallback(on_train_batch_end=save)])
+    for step in (5, 13, 32):  # within the first layer, after it, within the read-out
+        checkpoint = tmp_path / f"{step}.ckpt"
+        assert ("normal_equations" in torch.load(checkpoint, weights_only=True)) == (step % 13 != 0)
+        assert solved(resumed := closed(seed=9), tmp_path, resume=checkpoint).global_step == 39
+        assert torch.equal(weights(resumed), weights(whole))
 
 
 # -- mistakes -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ridge", [0, -1e-3, float("nan")])
-def test_a_ridge_that_is_not_positive_is_refused(ridge):
-    with pytest.raises(UsageError, match=rf"ridge is the λ .* above 0, not {ridge:g}"):
-        closed(ridge=ridge)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ridge": 0}, "ridge is the λ .* above 0, not 0"),
+        ({"ridge": float("nan")}, "above 0, not nan"),
+        ({"widths": (5, 0)}, r"at least 1 each, not \[5, 0\]"),
+    ],
+)
+def test_what_cannot_be_solved_is_refused(options, message):
+    with pytest.raises(UsageError, match=message):
+        closed(**options)
 
 
-def test_a_ridge_that_float64_cannot_tell_from_none_is_refused():
-    images, labels = points(Rings, points=50)
-    model = closed((200,), ridge=1e-300)
+def test_a_ridge_that_float64_cannot_tell_from_none_is_refused(points):
+    images, labels = points
     with pytest.raises(UsageError, match=r"ridge of 1e-300 is too small: .* block1 is singular"):
-        fit(model, 1e6 * images, labels)
+        fit(closed((200,), ridge=1e-300), 1e6 * images[:50], labels[:50])
 
 
-def test_a_layer_without_units_is_refused():
-    with pytest.raises(UsageError, match=r"at least 1 each, not \[5, 0\]"):
-        closed((5, 0))
-
-
-@pytest.mark.parametrize("epochs", [1, 2, 4])
-def test_another_number_of_epochs_than_layers_is_refused(epochs, tmp_path):
-    with pytest.raises(UsageError, match=rf"set trainer.max_epochs to 3, .* not {epochs}"):
-        trainer(tmp_path, epochs).fit(closed(), datamodule=Checkerboard())
-
-
-def test_a_limit_of_steps_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="no max_steps"):
-        trainer(tmp_path, max_steps=20).fit(closed(), datamodule=Checkerboard())
+@pytest.mark.parametrize("limits", [{"max_epochs": 2}, {"max_epochs": 4}, {"max_steps": 20}])
+def test_another_number_of_epochs_than_layers_is_refused(limits, tmp_path):
+    with pytest.raises(UsageError, match=r"set trainer.max_epochs to 3, .* and no max_steps"):
+        solved(closed(), tmp_path, **limits)

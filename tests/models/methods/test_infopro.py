@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 from torch.nn import functional as F
-from training import evaluated
+from training import assert_isolated, evaluated
 
 from datamodules.batch import Batch
 from experiments.measure.cost import network_cost
@@ -18,14 +18,30 @@ from models.networks.vgg import VGG
 
 SHAPE, CLASSES = (3, 8, 8), 5
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
-WEIGHTS = ((5.0, 1.0), (1.0, 3.0))
-network = partial(VGG, plan=[8, "M", 8, 16, 16])
+STATISTICS = {"image_mean": MEAN, "image_std": STD}
 
 
 def build(num_blocks=4, **arguments):
     torch.manual_seed(0)
-    arguments = {"weights": WEIGHTS, "head": partial(AuxHead, hidden=8), "embedding": 6, **arguments}
-    return InfoPro(network, SHAPE, CLASSES, MEAN, STD, num_blocks, cut=Cut(by="units"), **arguments)
+    network = partial(VGG, plan=[8, "M", 8, 16, 16])
+    task = {"network": network, "image_shape": SHAPE, "num_classes": CLASSES, "cut": Cut(by="units"), **STATISTICS}
+    small = {"weights": ((5.0, 1.0), (1.0, 3.0)), "head": partial(AuxHead, hidden=8), "embedding": 6}
+    return InfoPro(num_blocks=num_blocks, **(task | small | arguments))
+
+
+def published(num_blocks, width=1):
+    """As in the papers, of a ResNet-32 on CIFAR-10."""
+    with torch.device("meta"):
+        return InfoPro(
+            network=partial(CifarResNet, depth=32, widths=[width * w for w in (16, 16, 32, 64)]),
+            image_shape=(3, 32, 32),
+            num_classes=10,
+            num_blocks=num_blocks,
+            cut=Cut(by="published"),
+            head=partial(AuxHead, hidden=128 * width),
+            decoder_width=12 * width,
+            **STATISTICS,
+        )
 
 
 def draw(size=12):
@@ -59,10 +75,7 @@ def contrast(z, labels):
     ],
 )
 def test_published_weights_are_linear_from_the_first_to_the_last_but_one(num_blocks, expected):
-    with torch.device("meta"):
-        model = InfoPro(partial(CifarResNet, depth=32), (3, 32, 32), 10, MEAN, STD, num_blocks, cut=Cut(by="published"))
-    assert len(model.weights) == len(expected)
-    for found, pair in zip(model.weights, expected, strict=True):
+    for found, pair in zip(published(num_blocks).weights, expected, strict=True):
         assert found == pytest.approx(pair)
 
 
@@ -77,27 +90,9 @@ def test_loss_is_weighted_reconstruction_and_task(loss):
     torch.testing.assert_close(model.local_loss(0, features, batch), 5 * rebuild + task, rtol=1e-4, atol=1e-4)
 
 
-def test_last_block_is_trained_by_the_network_s_classifier():
-    model, (batch, _) = build(), draw()
-    features = torch.randn(12, 16, 4, 4)
-    torch.testing.assert_close(
-        model.local_loss(3, features, batch), F.cross_entropy(model.heads[3](features), batch.labels)
-    )
-
-
-def test_loss_of_a_block_reaches_that_block_only():
-    model, (batch, _) = build(), draw()
-    x, losses = batch.images, []
-    for k, block in enumerate(model.blocks):
-        features = block(x)
-        losses.append(model.local_loss(k, features, batch))
-        x = features.detach()
-    for k, loss in enumerate(losses):
-        model.zero_grad(set_to_none=True)
-        loss.backward()
-        for j in range(4):
-            reached = [p.grad is not None and bool(p.grad.any()) for p in model.block_parameters(j)]
-            assert all(reached) if j == k else not any(reached)
+@pytest.mark.parametrize("loss", ["contrast", "softmax"])
+def test_loss_of_a_block_reaches_that_block_only(loss):
+    assert_isolated(build(loss=loss), draw()[0])
 
 
 @pytest.mark.parametrize(
@@ -121,13 +116,7 @@ def test_only_heads_that_classify_predict(loss, names):
 )
 def test_slowest_node_is_the_plotted_one(width, num_blocks, macs):
     """GN-DGL, Figures: M MACs, read off a plot (method sheet, section 10)."""
-    resnet = partial(CifarResNet, depth=32, widths=[width * w for w in (16, 16, 32, 64)])
-    head = partial(AuxHead, hidden=128 * width)
-    with torch.device("meta"):
-        model = InfoPro(
-            resnet, (3, 32, 32), 10, MEAN, STD, num_blocks, cut=Cut(by="published"), head=head, decoder_width=12 * width
-        )
-    assert network_cost(model, 2).slowest_node_macs / 1e6 == pytest.approx(macs, rel=0.02)
+    assert network_cost(published(num_blocks, width), 2).slowest_node_macs / 1e6 == pytest.approx(macs, rel=0.02)
 
 
 def test_what_infopro_cannot_do():

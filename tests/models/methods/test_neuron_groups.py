@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from training import evaluated
+from training import assert_equal_weights, evaluated
 
 from datamodules.batch import Batch
 from experiments.studies.published_loop import PublishedLoop
@@ -27,8 +27,8 @@ head = partial(AuxHead, hidden=8)
 CUTS = {1: [], 2: ["layer1_1"], 3: ["layer1_1", "layer2_0"]}
 
 
-def build(num_blocks, num_groups, seed=0, **arguments):
-    torch.manual_seed(seed)
+def build(num_blocks, num_groups, **arguments):
+    torch.manual_seed(0)
     arguments = {"cut": Cut(after=CUTS[num_blocks]), "head": head, "final_head": head, **arguments}
     return NeuronGroups(network, SHAPE, CLASSES, num_blocks, num_groups, **arguments).double()
 
@@ -37,16 +37,6 @@ def draw(size=6):
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(size, *SHAPE, generator=generator, dtype=torch.float64)
     return Batch(images, torch.randint(CLASSES, (size,), generator=generator))
-
-
-def stages(model, images):
-    """Features of every block (the final head's included), attached within a block only, and their logits."""
-    found = []
-    for block, block_head in zip([*model.blocks, nn.Identity()], model.heads, strict=True):
-        features = block(images)
-        found.append((features, block_head(features)))
-        images = features.detach()
-    return found
 
 
 def gradient_per_node(model):
@@ -68,52 +58,26 @@ def is_zero(gradient):
 
 
 @pytest.mark.parametrize("sharing", [True, False])
-@pytest.mark.parametrize("num_groups", [2, 4])
-@pytest.mark.parametrize("num_blocks", [1, 2, 3])
+@pytest.mark.parametrize(("num_blocks", "num_groups"), [(1, 2), (3, 4)])
 def test_loss_of_a_group_reaches_that_group_of_that_block_only(num_blocks, num_groups, sharing):
-    model, batch = build(num_blocks, num_groups, sharing=sharing), draw()
-    found = stages(model, batch.images)
+    model, (x, labels, *_) = build(num_blocks, num_groups, sharing=sharing), draw()
     for k in range(num_blocks):
+        features = model.blocks[k](x)
+        logits = model.heads[k](features)
         for g in range(num_groups):
             model.zero_grad(set_to_none=True)
-            F.cross_entropy(found[k][1][:, g], batch.labels).backward(retain_graph=True)
+            F.cross_entropy(logits[:, g], labels).backward(retain_graph=True)
             for node, gradients in gradient_per_node(model).items():
                 for name, gradient in gradients.items():
                     assert is_zero(gradient) == (node != (k, g)), (node, name)
             assert all(is_zero(p.grad) for p in model.heads[-1].parameters())
-
-
-def test_diversity_reaches_a_group_through_the_other_groups_predictions_only():
-    """Its gradient on (k, g) is that with all other groups' logits held constant; other blocks get none."""
-    model, batch = build(2, 4), draw()
-    found = stages(model, batch.images)
-    for k in range(2):
-        logits = found[k][1]
-        model.zero_grad(set_to_none=True)
-        diversity(logits, batch.labels).backward(retain_graph=True)
-        together = gradient_per_node(model)
-        for g in range(4):
-            model.zero_grad(set_to_none=True)
-            alone = torch.where(torch.arange(4).view(1, 4, 1) == g, logits, logits.detach())
-            diversity(alone, batch.labels).backward(retain_graph=True)
-            own = gradient_per_node(model)
-            for name, gradient in own[k, g].items():
-                torch.testing.assert_close(together[k, g][name], gradient)
-                assert gradient.any()
-        assert all(is_zero(gradient) for gradient in [x for g in range(4) for x in together[1 - k, g].values()])
-
-
-def test_final_head_sends_nothing_back():
-    model, batch = build(2, 4), draw()
-    F.cross_entropy(stages(model, batch.images)[-1][1], batch.labels).backward()
-    for k in range(2):
-        assert all(is_zero(p.grad) for p in model.block_parameters(k))
-    assert all(p.grad.any() for p in model.block_parameters(2))
+        x = model.hand_on(k, features)
+    assert not x.requires_grad  # what the final head reads
 
 
 def test_values_of_other_groups_are_read_but_get_no_gradient():
     model = build(2, 4).eval()
-    features = stages(model, draw().images)[0][0].detach().requires_grad_()
+    features = model.blocks[0](draw().images).detach().requires_grad_()
     logits = model.heads[0](features)
     gradient = torch.autograd.grad(logits[:, 1].sum(), features)[0]
     assert [bool(part.any()) for part in gradient.chunk(4, dim=1)] == [False, True, False, False]
@@ -125,12 +89,12 @@ def test_values_of_other_groups_are_read_but_get_no_gradient():
 
 
 def test_groups_that_do_not_share_never_see_each_other():
-    model = build(3, 4, sharing=False).eval()
-    found = stages(model, draw().images)
+    model, images = build(3, 4, sharing=False).eval(), draw().images
+    before = model.block_logits(images)
     nn.init.normal_(model.blocks[0].stem[0].weight.data[:2])  # group 1 of the first block
-    for (_, before), (_, after) in zip(found[:-1], stages(model, draw().images)[:-1], strict=True):
-        assert not torch.allclose(before[:, 0], after[:, 0])
-        torch.testing.assert_close(before[:, 1:], after[:, 1:])
+    for name, after in list(model.block_logits(images).items())[:-1]:
+        assert not torch.allclose(before[name][:, 0], after[:, 0])
+        torch.testing.assert_close(before[name][:, 1:], after[:, 1:])
 
 
 # -- equality --------------------------------------------------------------------------------------------
@@ -151,26 +115,28 @@ def published(model):
     return PublishedLoop(model.blocks, loop_heads, model.heads[-1], model.diversity, model.temperature)
 
 
+def gradients_of_a_step(model, batch):
+    """Name → gradient, of all parts."""
+    model.update_block = lambda k, loss: loss.backward()
+    model.training_step(batch, 0)
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
 @pytest.mark.parametrize("weight", [0.0, 0.5])
 @pytest.mark.parametrize(("num_blocks", "num_groups"), [(1, 2), (2, 4), (3, 2)])
 def test_gradients_equal_those_of_the_published_loop(num_blocks, num_groups, weight):
     model, batch = build(num_blocks, num_groups, diversity=weight), draw()
     loop = published(model)
-    x = batch.images
-    for k, block in enumerate([*model.blocks, nn.Identity()]):
-        features = block(x)
-        model.local_loss(k, features, batch).backward()
-        x = features.detach()
-    ours = {name: parameter.grad for name, parameter in model.named_parameters()}
+    ours = gradients_of_a_step(model, batch)
     model.zero_grad(set_to_none=True)
     loop.step(batch.images, batch.labels)
     for name, parameter in model.named_parameters():
         if name.startswith(("blocks", f"heads.{num_blocks}")):
             torch.testing.assert_close(ours[name], parameter.grad)
     for k, singles in enumerate(loop.heads):
-        for name, gradient in [(n, ours[f"heads.{k}.{n}"]) for n, _ in model.heads[k].named_parameters()]:
+        for name, _ in model.heads[k].named_parameters():
             parts = torch.stack([dict(single.named_parameters())[name].grad for single in singles])
-            torch.testing.assert_close(gradient.reshape(parts.shape), parts)
+            torch.testing.assert_close(ours[f"heads.{k}.{name}"].reshape(parts.shape), parts)
 
 
 def test_one_group_is_decoupled_greedy_learning():
@@ -179,18 +145,10 @@ def test_one_group_is_decoupled_greedy_learning():
     torch.manual_seed(0)
     theirs = DecoupledGreedy(network, SHAPE, CLASSES, 3, Cut(after=CUTS[3]), head).double()
     batch = draw()
-    assert ours.block_names == ["block1", "block2", "block3"]
-    for model in (ours, theirs):
-        x = batch.images
-        for k, block in enumerate(model.blocks):
-            features = block(x)
-            model.local_loss(k, features, batch).backward()
-            x = features.detach()
-    pairs = zip(ours.named_parameters(), theirs.named_parameters(), strict=True)
-    for (name, one), (other_name, other) in pairs:
-        assert name == other_name
-        assert torch.equal(one, other)
-        assert torch.equal(one.grad, other.grad)
+    assert_equal_weights(ours, theirs)
+    expected = gradients_of_a_step(theirs, batch)
+    for name, gradient in gradients_of_a_step(ours, batch).items():
+        assert torch.equal(gradient, expected[name]), name
 
 
 def test_one_group_with_a_final_head_has_a_head_on_every_block():
@@ -231,12 +189,7 @@ def test_head_ensemble_and_single_group_are_all_reported():
 
 def test_vgg_groups_its_convolutions_and_leaves_the_rest_to_the_final_head():
     model = NeuronGroups(partial(VGG6a, width=1 / 16), (3, 16, 16), CLASSES, 4, 4, head=head, cut=Cut(by="units"))
-    assert [list(dict(block.named_children())) for block in model.blocks] == [
-        ["conv1"],
-        ["conv2"],
-        ["conv3"],
-        ["conv4"],
-    ]
+    assert [[*dict(block.named_children())] for block in model.blocks] == [[f"conv{k}"] for k in (1, 2, 3, 4)]
     logits = model.block_logits(torch.randn(2, 3, 16, 16))
     assert logits["final"].shape == (2, CLASSES)
     assert [m.out_features for m in model.heads[-1].modules() if isinstance(m, nn.Linear)] == [64, CLASSES]
