@@ -103,7 +103,7 @@ class LocalClassification(Classifier, LocalLearning):
         features = images
         for k, features in enumerate(self.walk(images)):
             logits[self.part_names[k]] = self.block_prediction(k, features)
-        if self.has_final_head:
+        if len(self.heads) > self.num_blocks:
             logits["final"] = self.block_prediction(self.num_blocks, features)
         return {name: z for name, z in logits.items() if z is not None}
 

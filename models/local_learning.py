@@ -81,10 +81,10 @@ class LocalLearning(Method):
         self.make_network, self.network_name = network, chain.name
         self.image_shape, self.num_classes = chain.image_shape, num_classes
         self.blocks, self.heads = nn.ModuleList(blocks), nn.ModuleList(heads)
-        for part in (self.blocks, self.heads) if recompute else ():
-            recomputed.recompute(part)
-        self.num_blocks, self.has_final_head = len(blocks), len(heads) > len(blocks)
-        self.schedule = Schedule(len(heads), epochs_per_block)
+        if recompute:
+            recomputed.recompute(self.blocks)
+            recomputed.recompute(self.heads)
+        self.num_blocks, self.schedule = len(blocks), Schedule(len(heads), epochs_per_block)
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.scheduler_interval, self.clip = scheduler_interval, clip
         self.to(memory_format=torch.channels_last)
@@ -109,7 +109,7 @@ class LocalLearning(Method):
                 with torch.no_grad():
                     features = self.block_output(k, x)
             x = self.hand_on(k, features)  # nothing else goes on
-        if self.has_final_head and self.num_blocks in self.learners:
+        if self.num_blocks in self.learners:  # a final head
             self.update_block(self.num_blocks, self.local_loss(self.num_blocks, x, batch))
 
     def step_input(self, batch: LabelledImages) -> tuple[int, Any]:

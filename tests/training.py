@@ -9,12 +9,17 @@ from datamodules.digits import Digits
 
 def train(model, tmp_path, data=None, callbacks=(), resume=None, **trainer_arguments):
     """Train on digits, two epochs of four batches unless told otherwise; the Trainer."""
-    arguments = {"max_epochs": 2, "limit_train_batches": 4, "limit_val_batches": 1, "num_sanity_val_steps": 0}
+    arguments = {
+        "max_epochs": 2,
+        "limit_train_batches": 4,
+        "limit_val_batches": 1,
+        "num_sanity_val_steps": 0,
+        "enable_checkpointing": False,
+    }
     trainer = L.Trainer(
         accelerator="cpu",
         devices=1,
         logger=False,
-        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=tmp_path,

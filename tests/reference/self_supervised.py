@@ -14,14 +14,15 @@ def barlow_twins(a, b, off_diagonal):
     return ((c - 1) * eye).square().sum() + off_diagonal * (c * (1 - eye)).square().sum()
 
 
-def nt_xent(a, b, temperature):
+def nt_xent(a, b, temperature, choose=lambda i, others: others):
+    """``choose``: view, and all that are not of its image → its negatives."""
     z = F.normalize(torch.cat([a, b]), dim=1)
     losses = []
     for i in range(len(z)):
         partner = (i + len(a)) % len(z)
-        others = [j for j in range(len(z)) if j != i]
-        terms = torch.stack([torch.exp(z[i] @ z[j] / temperature) for j in others])
-        losses.append(-torch.log(torch.exp(z[i] @ z[partner] / temperature) / terms.sum()))
+        others = [j for j in range(len(z)) if j not in (i, partner)]
+        terms = torch.stack([torch.exp(z[i] @ z[j] / temperature) for j in (partner, *choose(i, others))])
+        losses.append(-torch.log(terms[0] / terms.sum()))
     return torch.stack(losses).mean()
 
 
