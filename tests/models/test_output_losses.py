@@ -1,10 +1,9 @@
-"""Output losses as local losses: of every block, of neuron groups, with weights, in evaluation, at one block."""
+"""Output losses as local losses: of every block, of neuron groups, with weights, in evaluation, end to end."""
 
 from functools import partial
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 from training import evaluated
 
@@ -38,17 +37,15 @@ def decoupled(**arguments):
 
 
 def groups(**arguments):
-    torch.manual_seed(0)
     return NeuronGroups(network, SHAPE, CLASSES, 2, 2, head=head, **arguments).double()
 
 
 def local_losses(model, batch):
     """Loss of every block and its logits."""
     found, x = [], batch.images
-    for k, block in enumerate([*model.blocks, *([nn.Identity()] if model.has_final_head else [])]):
-        features = block(x)
-        loss = model.local_loss(k, features, batch)
-        found.append((loss, model.logits_of[k]))
+    for k in range(len(model.heads)):
+        features = model.blocks[k](x) if k < model.num_blocks else x  # of a final head
+        found.append((model.local_loss(k, features, batch), model.logits_of[k]))
         x = features.detach()
     return found
 
@@ -84,15 +81,9 @@ def test_groups_sum_their_output_losses_and_their_diversity():
 @pytest.mark.parametrize("build", [decoupled, groups])
 def test_weights_weigh_the_samples(build):
     """Weight 0 or 2: the mean over the batch is that of the samples that count."""
-    weights = torch.tensor([0.0, 2.0], dtype=torch.float64).repeat(6)
-    weighted, model = local_losses(build().eval(), draw(weights=weights)), build().eval()
-    batch = draw()
+    model, batch = build().eval(), draw(weights=torch.tensor([0.0, 2.0], dtype=torch.float64).repeat(6))
     kept = local_losses(model, Batch(batch.images[1::2], batch.labels[1::2]))
-    for (one, _), (other, _) in zip(weighted, kept, strict=True):
-        torch.testing.assert_close(one, other)
-    for (one, _), (other, _) in zip(
-        local_losses(build(), draw(weights=torch.ones(12))), local_losses(build(), batch), strict=True
-    ):
+    for (one, _), (other, _) in zip(local_losses(model, batch), kept, strict=True):
         torch.testing.assert_close(one, other)
 
 
@@ -106,18 +97,16 @@ def test_evaluation_reports_the_output_loss():
 
 
 def test_infopro_classifies_by_the_output_loss():
-    statistics = {"image_mean": [0.0], "image_std": [1.0]}
-    torch.manual_seed(0)
-    model = InfoPro(network, SHAPE, CLASSES, **statistics, head=head, loss="softmax", output_loss=ExpGB).double()
+    model = InfoPro(network, SHAPE, CLASSES, [0.0], [1.0], head=head, loss="softmax", output_loss=ExpGB).double()
     batch = draw()
     features = model.blocks[0](batch.images)
     rebuilt, z = model.heads[0](features)
     rebuild = F.binary_cross_entropy_with_logits(rebuilt, batch.images.clamp(0, 1))
-    expected = 5 * rebuild + 1 * ExpGB()(z, batch.labels).mean()
-    torch.testing.assert_close(model.local_loss(0, features, batch), expected)
-    features = model.blocks[1](features)
-    expected = ExpGB()(model.heads[1](features), batch.labels).mean()
-    torch.testing.assert_close(model.local_loss(1, features, batch), expected)
+    losses = [5 * rebuild + 1 * ExpGB()(z, batch.labels).mean()]
+    last = model.blocks[1](features)
+    losses.append(ExpGB()(model.heads[1](last), batch.labels).mean())
+    for k, x in enumerate((features, last)):
+        torch.testing.assert_close(model.local_loss(k, x, batch), losses[k])
 
 
 def test_the_end_to_end_counterpart_has_the_same_output_loss():
