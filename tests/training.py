@@ -1,4 +1,4 @@
-"""What tests of training share: a Trainer that writes and shows nothing, and a comparison of weights."""
+"""What tests of training share: a Trainer that writes and shows nothing, its batches, a comparison of weights."""
 
 import lightning.pytorch as L
 import torch
@@ -29,6 +29,16 @@ def train(model, tmp_path, data=None, callbacks=(), resume=None, **trainer_argum
     data = data or Digits(batch_size=32, augment=Augment(pad=1))
     trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=False if resume else None)
     return trainer
+
+
+class Recorder(L.Callback):
+    """Keeps the batches a run trained on."""
+
+    def __init__(self):
+        self.batches = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.batches.append(batch)
 
 
 def assert_equal_weights(one, other):

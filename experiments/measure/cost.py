@@ -206,7 +206,8 @@ def show_cost(model: LocalLearning, batch_size: int, convention: Convention, jso
     tables.show(_HEADINGS, _rows(cost), words=["units"], title=_title(model, batch_size, processes))
     print(_totals(cost))
     if per_block := model.schedule.epochs_per_block:
-        sizes = {k * per_block: size for k, size in enumerate(_batches_at_equal_memory(cost))}
+        ratios = [cost.backprop_activation_bytes / node.activation_bytes for node in cost.nodes if node.group == 1]
+        sizes = {k * per_block: int(batch_size * ratio) for k, ratio in enumerate(ratios)}
         print(f"With its memory, batches of block after block: --data.batch_sizes '{json_format.dumps(sizes)}'")
     else:
         print(f"  one per node {cost.predicted_speedup:.1f} times as fast, by MACs, communication left out")
@@ -234,9 +235,3 @@ def _totals(cost: NetworkCost) -> str:
         f"{cost.backprop_activation_bytes / 2**20:.1f} MiB of activations\n"
         f"  one device   {cost.predicted_step_ratio:.2f} of its step time, by MACs"
     )
-
-
-def _batches_at_equal_memory(cost: NetworkCost) -> list[int]:
-    """The largest batch of each block whose activations take no more than backpropagation's."""
-    ratios = [cost.backprop_activation_bytes / node.activation_bytes for node in cost.nodes if node.group == 1]
-    return [int(cost.batch_size * ratio) for ratio in ratios]

@@ -1,4 +1,4 @@
-"""Output losses: autograd against the table's δ, fixed points, vanishing and boosted signals, huge logits."""
+"""Output losses: autograd against the table's δ, values, vanishing and boosted signals, huge logits."""
 
 import math
 from functools import partial
@@ -7,43 +7,25 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import losses
+from experiments.studies.output_signal import FORMULAS
 from losses import (
     CrossEntropy,
     ErrExp,
-    ErrPow3,
     ExpGB,
     LinearOutput,
     Pow3GB,
     SigmoidMSE,
     SoftmaxMSE,
     UnnormalizedExponential,
+    outputs,
 )
 from losses.errors import UsageError
 
-
-def softmax_mse_delta(z, t):
-    p = z.softmax(1)
-    g = p - t
-    return p * (g - (p * g).sum(1, keepdim=True))
-
-
-DELTAS = {
-    CrossEntropy: lambda z, t: z.softmax(1) - t,
-    SoftmaxMSE: softmax_mse_delta,
-    SigmoidMSE: lambda z, t: (z.sigmoid() - t) * z.sigmoid() * (1 - z.sigmoid()),
-    LinearOutput: lambda z, t: z - t,
-    partial(LinearOutput, true_weight=5.0, target=3.0): lambda z, t: torch.where(t == 1, 5 * (z - 3), z),
-    ExpGB: lambda z, t: 0.1 * z.exp() - t,
-    partial(ExpGB, alpha=0.02, beta=-0.3): lambda z, t: 0.02 * z.exp() - 0.3 - t,
-    Pow3GB: lambda z, t: 0.001 * z**3 - t,
-    partial(Pow3GB, alpha=0.1, beta=0.2): lambda z, t: 0.1 * z**3 + 0.2 - t,
-    ErrPow3: lambda z, t: (z - t) ** 3,
-    ErrExp: lambda z, t: (z - t).sign() * ((z - t).abs().exp() - 1),
-    UnnormalizedExponential: lambda z, t: z.exp() - t,
+DELTAS = FORMULAS | {
+    LinearOutput(true_weight=5.0, target=3.0): lambda z, t: torch.where(t == 1, 5 * (z - 3), z),
+    ExpGB(alpha=0.02, beta=-0.3): lambda z, t: 0.02 * z.exp() - 0.3 - t,
+    Pow3GB(alpha=0.1, beta=0.2): lambda z, t: 0.1 * z**3 + 0.2 - t,
 }
-ALL = [*DELTAS]
-PLAIN = [make for make in ALL if not isinstance(make, partial)]
 
 
 def draw(size=7, classes=5, scale=2.0):
@@ -57,17 +39,17 @@ def one_hot(logits, labels):
 
 
 def test_every_output_loss_is_pinned():
-    public = [one for name, one in vars(losses.outputs).items() if name[0].isupper() and isinstance(one, type)]
-    assert set(PLAIN) == {one for one in public if issubclass(one, losses.OutputLoss)} - {losses.OutputLoss}
+    classes = [one for one in vars(outputs).values() if isinstance(one, type) and issubclass(one, outputs.OutputLoss)]
+    assert {type(loss) for loss in FORMULAS} == {one for one in classes if not one.__subclasses__()}
 
 
-@pytest.mark.parametrize("make", ALL, ids=str)
-def test_autograd_is_delta(make):
+@pytest.mark.parametrize("loss", DELTAS, ids=str)
+def test_autograd_is_delta(loss):
     logits, labels = draw()
-    assert make()(logits, labels).shape == labels.shape
+    assert loss(logits, labels).shape == labels.shape
     with torch.no_grad():
-        found = make().delta(logits, labels)
-    torch.testing.assert_close(found, DELTAS[make](logits, one_hot(logits, labels)))
+        found = loss.delta(logits, labels)
+    torch.testing.assert_close(found, DELTAS[loss](logits, one_hot(logits, labels)))
 
 
 @pytest.mark.parametrize(("make", "boost"), [(ExpGB, torch.exp), (Pow3GB, lambda z: z**3)])
@@ -112,14 +94,14 @@ def test_exponentials_pull_huge_logits_back_at_a_bounded_pace(make, size):
     assert delta[1, 1].item() == pytest.approx(expected, abs=2.01)
 
 
-@pytest.mark.parametrize("make", PLAIN)
+@pytest.mark.parametrize("loss", FORMULAS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_logits_give_float32_losses(make, dtype):
+def test_half_precision_logits_give_float32_losses(loss, dtype):
     logits, labels = draw()
     rounded = logits.to(dtype)
-    if make is not CrossEntropy:  # torch's own rule
-        assert make()(rounded, labels).dtype == torch.float32
-    torch.testing.assert_close(make()(rounded, labels).double(), make()(rounded.double(), labels), rtol=0.02, atol=0.02)
+    if not isinstance(loss, CrossEntropy):  # torch's own rule
+        assert loss(rounded, labels).dtype == torch.float32
+    torch.testing.assert_close(loss(rounded, labels).double(), loss(rounded.double(), labels), rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize(

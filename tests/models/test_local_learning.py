@@ -3,7 +3,6 @@
 import copy
 from functools import partial
 
-import lightning.pytorch as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -12,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
-from training import assert_equal_weights, train
+from training import Recorder, assert_equal_weights, train
 
 from datamodules.batch import Batch
 from experiments.measure.cost import network_cost
@@ -46,16 +45,6 @@ def batch(size=16, seed=0):
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(size, *SHAPE, generator=generator)
     return Batch(images, torch.randint(CLASSES, (size,), generator=generator))
-
-
-class Recorder(L.Callback):
-    """Keeps the batches a run trained on."""
-
-    def __init__(self):
-        self.batches = []
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        self.batches.append(batch)
 
 
 # -- isolation and memory -------------------------------------------------------------------------

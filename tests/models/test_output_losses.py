@@ -51,11 +51,14 @@ def local_losses(model, batch):
 
 
 @pytest.mark.parametrize("make", [CrossEntropy, ExpGB, Pow3GB, LinearOutput, SoftmaxMSE])
-def test_every_blocks_loss_is_the_mean_of_its_samples_output_losses(make):
-    batch = draw()
-    for loss, logits in local_losses(decoupled(output_loss=make), batch):
+def test_every_blocks_loss_is_the_mean_of_its_samples_output_losses_in_training_and_evaluation(make):
+    model, batch = decoupled(output_loss=make).eval(), draw()
+    metrics = evaluated(model, batch)
+    for k, (loss, logits) in enumerate(local_losses(model, batch), start=1):
         assert not logits.requires_grad
         torch.testing.assert_close(loss.detach(), make()(logits, batch.labels).mean())
+        torch.testing.assert_close(metrics[f"block{k}/loss"], loss.detach(), check_dtype=False)
+        assert metrics[f"block{k}/top1"] == (logits.argmax(1) == batch.labels).float().mean()
 
 
 def test_losses_that_are_not_one_per_sample_are_refused():
@@ -85,15 +88,6 @@ def test_weights_weigh_the_samples(build):
     kept = local_losses(model, Batch(batch.images[1::2], batch.labels[1::2]))
     for (one, _), (other, _) in zip(local_losses(model, batch), kept, strict=True):
         torch.testing.assert_close(one, other)
-
-
-def test_evaluation_reports_the_output_loss():
-    model, batch = decoupled(output_loss=Pow3GB).eval(), draw()
-    logits = model.block_logits(batch.images)
-    metrics = evaluated(model, batch)
-    for name, z in logits.items():
-        torch.testing.assert_close(metrics[f"{name}/loss"], Pow3GB()(z, batch.labels).mean(), check_dtype=False)
-        assert metrics[f"{name}/top1"] == (z.argmax(1) == batch.labels).float().mean()
 
 
 def test_infopro_classifies_by_the_output_loss():
