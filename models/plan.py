@@ -71,8 +71,3 @@ class StepPlan:
     backward_passes: Sequence[float]
     held_together: Sequence[range]
     views: int = 1
-
-    @property
-    def final_head(self) -> nn.Module | None:
-        """The head that is no block's; None if there is none."""
-        return self.heads[len(self.blocks)] if len(self.heads) > len(self.blocks) else None

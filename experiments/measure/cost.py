@@ -91,7 +91,7 @@ def network_cost(model: LocalLearning, batch_size: int, convention: Convention =
     """
     plan = model.plan()
     views, heads = plan.views, plan.heads
-    parts = [*plan.blocks, *([nn.Sequential()] if plan.final_head else [])]  # a final head reads what block K hands on
+    parts = [*plan.blocks, nn.Sequential()][: len(heads)]  # a final head reads what block K hands on
     found = profile(parts, model.image_shape, views * batch_size, lambda k, _: heads[k], convention)
     costs = cast("list[tuple[Cost, Cost]]", found)  # each has a head
     nodes = [
@@ -113,7 +113,6 @@ def network_cost(model: LocalLearning, batch_size: int, convention: Convention =
         views * (block.forward_macs * (there + 2 * back) / 3 + head.forward_macs * min(back, 1)) / model.num_groups
         for (block, head), there, back in zip(costs, plan.forward_passes, plan.backward_passes, strict=True)
     ]
-    slowest = max(node.forward_macs for node in nodes)
     final = costs[-1][1]
     peak = max(
         activation_bytes([*(costs[k][0] for k in together), costs[together[-1]][1]]) for together in plan.held_together
@@ -125,7 +124,7 @@ def network_cost(model: LocalLearning, batch_size: int, convention: Convention =
         parameters=sum(part.parameters for pair in costs for part in pair),
         batch_size=batch_size,
         convention=convention,
-        slowest_node_macs=slowest,
+        slowest_node_macs=max(node.forward_macs for node in nodes),
         total_macs=blocks + heads,
         inference_macs=blocks // views + (final.forward_macs if model.predicts_classes else 0),
         backprop_macs=backprop_macs,

@@ -9,7 +9,6 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from lightly.loss import BarlowTwinsLoss, NTXentLoss, VICRegLoss
-from reference.self_supervised import barlow_twins, nt_xent, vicreg
 from torch.nn import functional as F
 
 from losses import SubsampledNTXent, correlation_parts, effective_rank, largest_deviation, pretext_top1
@@ -21,6 +20,41 @@ def pair(images=12, width=6, seed=0, noise=0.5):
     return a, a + noise * torch.randn(images, width, generator=generator, dtype=torch.float64)
 
 
+# -- the losses as published, without any library of theirs ---------------------------------------------------
+
+
+def standardised(z):
+    return (z - z.mean(0)) / (z.var(0, correction=0) + 1e-5).sqrt()  # BatchNorm without affine parameters
+
+
+def barlow_twins(a, b, off_diagonal):
+    c = standardised(a).T @ standardised(b) / len(a)
+    eye = torch.eye(len(c), dtype=c.dtype)
+    return ((c - 1) * eye).square().sum() + off_diagonal * (c * (1 - eye)).square().sum()
+
+
+def nt_xent(a, b, temperature, choose=lambda i, others: others):
+    """``choose``: view, and all that are not of its image → its negatives."""
+    z = F.normalize(torch.cat([a, b]), dim=1)
+    losses = []
+    for i in range(len(z)):
+        partner = (i + len(a)) % len(z)
+        others = [j for j in range(len(z)) if j not in (i, partner)]
+        terms = torch.stack([torch.exp(z[i] @ z[j] / temperature) for j in (partner, *choose(i, others))])
+        losses.append(-torch.log(terms[0] / terms.sum()))
+    return torch.stack(losses).mean()
+
+
+def vicreg(a, b):
+    """Bardes et al., 2022: 25 s + 25 (v(a) + v(b)) / 2 + c(a) + c(b), as lightly halves the variance term."""
+    loss = 25 * F.mse_loss(a, b)
+    for z in (a, b):
+        c = torch.cov(z.T)
+        variance = F.relu(1 - (c.diag() + 1e-4).sqrt()).mean()
+        loss = loss + 12.5 * variance + (c - c.diag().diag()).square().sum() / z.shape[1]
+    return loss
+
+
 def test_lightlys_losses_are_the_published_formulas():
     a, b = pair()
     assert BarlowTwinsLoss(0.0051)(a, b).item() == pytest.approx(barlow_twins(a, b, 0.0051).item(), rel=1e-9)
@@ -28,6 +62,9 @@ def test_lightlys_losses_are_the_published_formulas():
     assert VICRegLoss()(a, b).item() == pytest.approx(vicreg(a, b).item(), rel=1e-9)
     invariance, redundancy = correlation_parts(a, b)
     assert (invariance + 0.0051 * redundancy).item() == pytest.approx(barlow_twins(a, b, 0.0051).item(), rel=1e-9)
+
+
+# -- ours -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("negatives", [None, 22, 1000])
@@ -89,7 +126,7 @@ def test_effective_rank_counts_directions():
     assert effective_rank(torch.ones(5, 3)) == 0
 
 
-# -- two processes ------------------------------------------------------------------------------------------
+# -- two processes --------------------------------------------------------------------------------------------
 
 A, B = pair(images=8)
 FIRST = A[:4], B[:4]
