@@ -65,13 +65,7 @@ class _Clock(L.Callback):
 
 
 class Workbench:
-    """One device, one precision, one store of images: where all contenders are measured alike.
-
-    Args:
-        data: gives image shape, batch size and augmentation.
-        trainer: gives device and precision.
-        steps: that are timed in one repetition, above the warm-up.
-    """
+    """One device, one precision, one store of images: where all contenders of a ``bench`` are measured alike."""
 
     def __init__(self, data: ImageDataModule, trainer: L.Trainer, steps: int) -> None:
         self.device, self.steps = trainer.strategy.root_device, steps

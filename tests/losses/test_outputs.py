@@ -27,6 +27,12 @@ DELTAS = FORMULAS | {
     Pow3GB(alpha=0.1, beta=0.2): lambda z, t: 0.1 * z**3 + 0.2 - t,
 }
 
+VALUES = {
+    ExpGB(alpha=0.3, beta=0.1): lambda z, t: 0.5 * (0.3 * z.exp() + 0.1 - t).square(),
+    Pow3GB(alpha=0.3, beta=0.1): lambda z, t: 0.5 * (0.3 * z**3 + 0.1 - t).square(),
+    UnnormalizedExponential(): lambda z, t: F.poisson_nll_loss(z, t, reduction="none"),
+}
+
 
 def draw(size=7, classes=5, scale=2.0):
     generator = torch.Generator().manual_seed(0)
@@ -52,11 +58,10 @@ def test_autograd_is_delta(loss):
     torch.testing.assert_close(found, DELTAS[loss](logits, one_hot(logits, labels)))
 
 
-@pytest.mark.parametrize(("make", "boost"), [(ExpGB, torch.exp), (Pow3GB, lambda z: z**3)])
-def test_boosted_loss_is_half_the_square_error_of_the_boosted_output(make, boost):
+@pytest.mark.parametrize("loss", VALUES, ids=str)
+def test_value_is_half_the_square_error_of_the_boosted_output_or_the_poisson_likelihood(loss):
     logits, labels = draw()
-    expected = 0.5 * (0.3 * boost(logits) + 0.1 - one_hot(logits, labels)).square().sum(1)
-    torch.testing.assert_close(make(alpha=0.3, beta=0.1)(logits, labels), expected)
+    torch.testing.assert_close(loss(logits, labels), VALUES[loss](logits, one_hot(logits, labels)).sum(1))
 
 
 @pytest.mark.parametrize(
@@ -74,12 +79,6 @@ def test_signal_of_a_sure_and_wrong_sample(make, margin, norm, tolerance):
     """Two classes, logits (M, 0), the second one true."""
     logits = torch.tensor([[margin, 0.0]], dtype=torch.float64)
     assert make().delta(logits, torch.tensor([1])).norm().item() == pytest.approx(norm, rel=tolerance, abs=0)
-
-
-def test_unnormalized_exponential_is_the_poisson_likelihood():
-    logits, labels = draw()
-    poisson = F.poisson_nll_loss(logits, one_hot(logits, labels), reduction="none").sum(1)
-    torch.testing.assert_close(UnnormalizedExponential()(logits, labels), poisson)
 
 
 @pytest.mark.parametrize("make", [ExpGB, UnnormalizedExponential, ErrExp])
