@@ -64,7 +64,7 @@ def test_nearest_mean_is_scikit_learns():
     features, labels = clusters(seed=3)
     expected = NearestCentroid().fit(known, known_labels).score(features, labels)
     assert nearest_mean_top1(known, known_labels, features, labels) == expected
-    assert nearest_mean_top1(known + 1e6, known_labels, features + 1e6, labels) == expected
+    assert nearest_mean_top1(known + 1e8, known_labels, features + 1e8, labels) == expected
 
 
 def test_a_class_without_a_mean_is_never_found():

@@ -22,7 +22,7 @@ def draw(*shape):
     return torch.randn(*shape, dtype=torch.float64), torch.randint(5, (shape[0],))
 
 
-@pytest.mark.parametrize("shape", [(7, 12), (7, 6, 4, 3), (7, 6, 1, 2)])
+@pytest.mark.parametrize("shape", [(7, 12), (7, 4, 4, 3), (7, 6, 1, 2)])
 def test_matrix_loss_and_gradient_equal_the_slow_ones(shape):
     x, labels = draw(*shape)
     torch.testing.assert_close(similarity_matrix(x), correlations(x))
