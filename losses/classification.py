@@ -31,16 +31,10 @@ def redundant_shares(p: Tensor, losses: Tensor, labels: Tensor) -> tuple[float, 
     return float((true > 0.99).double().mean()), float((losses < 0.01).double().mean())
 
 
-def ensemble_weights(count: int) -> list[float]:
-    """Weights 2^i / (2^count − 1), i = 0 … count − 1: each block counts twice the one before it.
+def ensemble(logits: Sequence[Tensor]) -> Tensor:
+    """Weighted mean of the blocks' class probabilities (not of their logits): each counts twice the one before it.
 
     Source: Belilovsky et al. (2020); GN-DGL, evaluation.
-    """
-    return [2**i / (2**count - 1) for i in range(count)]
-
-
-def ensemble(logits: Sequence[Tensor]) -> Tensor:
-    """Weighted mean of the blocks' class probabilities (not of their logits).
 
     Args:
         logits: one ``(B, classes)`` per block, or ``(B, G, classes)`` if it has G heads; first block first.
@@ -48,5 +42,5 @@ def ensemble(logits: Sequence[Tensor]) -> Tensor:
     Returns:
         Probabilities ``(B, classes)``.
     """
-    weights = ensemble_weights(len(logits))
-    return torch.stack([w * probabilities(z) for w, z in zip(weights, logits, strict=True)]).sum(dim=0)
+    total = 2 ** len(logits) - 1
+    return torch.stack([2**k / total * probabilities(z) for k, z in enumerate(logits)]).sum(dim=0)

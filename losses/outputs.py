@@ -115,17 +115,16 @@ class _GradientBoosted(OutputLoss):
     """½‖y − t‖² of y = φ(z) = α·boost(z) + β, with the Jacobian of φ dropped on the way back: δ = y − t.
 
     The value is therefore no function that δ descends; Σ ∫φ + (β − t)·z is one.
+
+    Raises:
+        UsageError: α is not above 0.
     """
 
-    def __init__(self, alpha: float, beta: float = 0.0) -> None:
+    def __init__(self, boost: Callable[[Tensor], Tensor], alpha: float, beta: float) -> None:
         super().__init__()
         if alpha <= 0:
             raise UsageError(f"alpha scales what boosts the gradient: it must be above 0, not {alpha}.")
-        self.alpha, self.beta = alpha, beta
-
-    def boost(self, z: Tensor) -> Tensor:
-        """What makes large logits larger."""
-        raise NotImplementedError(f"{type(self).__name__} does not say what boosts its gradient.")
+        self.boost, self.alpha, self.beta = boost, alpha, beta
 
     @override
     def terms(self, z: Tensor, t: Tensor) -> Tensor:
@@ -141,18 +140,10 @@ class ExpGB(_GradientBoosted):
     Args:
         alpha: α; with many classes about 1/C (our reading: else the wrong classes alone give ‖δ‖ ≈ α√C at first).
         beta: β.
-
-    Raises:
-        UsageError: α is not above 0.
     """
 
     def __init__(self, alpha: float = 0.1, beta: float = 0.0) -> None:
-        super().__init__(alpha, beta)
-
-    @override
-    def boost(self, z: Tensor) -> Tensor:
-        """exp(z), of a z of at most 8."""
-        return z.clamp(max=_CLAMP).exp()
+        super().__init__(_clamped_exp, alpha, beta)
 
 
 class Pow3GB(_GradientBoosted):
@@ -161,17 +152,10 @@ class Pow3GB(_GradientBoosted):
     Args:
         alpha: α.
         beta: β.
-
-    Raises:
-        UsageError: α is not above 0.
     """
 
     def __init__(self, alpha: float = 0.001, beta: float = 0.0) -> None:
-        super().__init__(alpha, beta)
-
-    @override
-    def boost(self, z: Tensor) -> Tensor:
-        return z**3
+        super().__init__(_cube, alpha, beta)
 
 
 class ErrPow3(OutputLoss):
@@ -202,6 +186,14 @@ class UnnormalizedExponential(OutputLoss):
         return _exp(z) - t * z
 
 
+def _cube(z: Tensor) -> Tensor:
+    return z**3
+
+
+def _clamped_exp(z: Tensor) -> Tensor:
+    return z.clamp(max=_CLAMP).exp()
+
+
 def _exp(z: Tensor) -> Tensor:
     """exp(z), beyond 8 its tangent there: a plain clamp would leave δ = −t and push z further up."""
-    return torch.where(z < _CLAMP, z.clamp(max=_CLAMP).exp(), math.exp(_CLAMP) * (1 + z - _CLAMP))
+    return torch.where(z < _CLAMP, _clamped_exp(z), math.exp(_CLAMP) * (1 + z - _CLAMP))

@@ -22,14 +22,10 @@ class LocalClassification(Classifier, LocalLearning):
     Heads give logits ``(B, classes)``, or ``(B, G, classes)`` from G heads in one. Whatever the output loss is, a
     prediction is the largest logit, and what is averaged over groups and blocks is softmax(logits).
 
+    All arguments but one are those of :class:`LocalLearning`.
+
     Args:
-        network: what makes the network, uncut.
-        chain: the network whose units the blocks are made of.
-        num_classes: number of classes.
-        blocks: the network, cut.
-        heads: one per block, giving logits; one more is the final head.
         output_loss: what the logits of every block are trained on, a class from ``losses``.
-        training: optimizer, scheduler and the other arguments of :class:`LocalLearning`.
 
     Attributes:
         logits_of: part, counted from 0 → its logits in this training step, detached: for callbacks, such as those
@@ -107,7 +103,7 @@ class LocalClassification(Classifier, LocalLearning):
         features = images
         for k, features in enumerate(self.walk(images)):
             logits[self.part_names[k]] = self.block_prediction(k, features)
-        if self.has_final_head:
+        if len(self.heads) > self.num_blocks:
             logits["final"] = self.block_prediction(self.num_blocks, features)
         return {name: z for name, z in logits.items() if z is not None}
 

@@ -51,6 +51,9 @@ class LocalLearning(Method):
         recompute: BatchNorm, activations and pooling behind a convolution are computed again in the backward pass,
             piece by piece, instead of kept (:class:`models.networks.Recomputed`).
 
+    Attributes:
+        logs_this_step: whether this step's metrics go to the loggers; others are not computed.
+
     Raises:
         UsageError: fewer than one epoch per block.
     """
@@ -78,19 +81,18 @@ class LocalLearning(Method):
         self.make_network, self.network_name = network, chain.name
         self.image_shape, self.num_classes = chain.image_shape, num_classes
         self.blocks, self.heads = nn.ModuleList(blocks), nn.ModuleList(heads)
-        for part in (self.blocks, self.heads) if recompute else ():
-            recomputed.recompute(part)
-        self.num_blocks, self.has_final_head = len(blocks), len(heads) > len(blocks)
-        self.schedule = Schedule(len(heads), epochs_per_block)
+        if recompute:
+            recomputed.recompute(self.blocks)
+            recomputed.recompute(self.heads)
+        self.num_blocks, self.schedule = len(blocks), Schedule(len(heads), epochs_per_block)
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.scheduler_interval, self.clip = scheduler_interval, clip
         self.to(memory_format=torch.channels_last)
         for module in [*self.blocks, *self.heads] if compile else []:
             module.compile()
+        self.logs_this_step = False
         self._losses: dict[int, Tensor] = {}
         self._records: dict[str, Tensor | float] = {}
-        self._log_now = False
-        self._learned = range(len(heads))
 
     # -- the algorithm ------------------------------------------------------------------------
 
@@ -107,7 +109,7 @@ class LocalLearning(Method):
                 with torch.no_grad():
                     features = self.block_output(k, x)
             x = self.hand_on(k, features)  # nothing else goes on
-        if self.has_final_head and self.num_blocks in self.learners:
+        if self.num_blocks in self.learners:  # a final head
             self.update_block(self.num_blocks, self.local_loss(self.num_blocks, x, batch))
 
     def step_input(self, batch: LabelledImages) -> tuple[int, Any]:
@@ -146,14 +148,14 @@ class LocalLearning(Method):
 
     def step_block(self, k: int) -> None:
         """Clip, step block k's optimizer, forget its gradients."""
-        self._updating = k
-        raw, counted = self._optimizers()
+        optimizer = self.trainer.optimizers[k]
         if k < self.learners[-1]:
             # Applies precision and hooks but counts no step: trainer.global_step counts batches.
-            self.trainer.strategy.optimizer_step(raw[k], lambda: None)
+            self.trainer.strategy.optimizer_step(optimizer, lambda: None)
         else:
-            counted[k].step()
-        raw[k].zero_grad()
+            counted = self.optimizers()  # a list only if there are several
+            (counted[k] if isinstance(counted, list) else counted).step()
+        optimizer.zero_grad()
 
     @override
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -164,7 +166,7 @@ class LocalLearning(Method):
         norm = nn.utils.get_total_norm([p.grad for p in parameters])
         if self.clip is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
-        self.record(self._updating, "grad_norm", norm)
+        self.record(self.trainer.optimizers.index(optimizer), "grad_norm", norm)
 
     # -- optimizers and schedules: one of each per block ----------------------------------------
 
@@ -189,17 +191,11 @@ class LocalLearning(Method):
         schedulers = [self.make_scheduler(optimizer) for optimizer in optimizers] if self.make_scheduler else []
         return optimizers, schedulers
 
-    def _optimizers(self) -> tuple[list[Any], list[Any]]:
-        """Torch's optimizers, and Lightning's wrappers whose step is counted."""
-        raw, counted = self.optimizers(use_pl_optimizer=False), self.optimizers()
-        return _listed(raw), _listed(counted)
-
     def _step_schedulers(self, interval: str) -> None:
         # Lightning steps no schedule under manual optimization.
         if self.make_scheduler and interval == self.scheduler_interval:
-            schedulers = _listed(self.lr_schedulers())
-            for k in self._learned:
-                schedulers[k].step()
+            for k in self.learners:
+                self.trainer.lr_scheduler_configs[k].scheduler.step()  # type: ignore[call-arg]  # no ReduceLROnPlateau
 
     # -- watching -------------------------------------------------------------------------------
 
@@ -208,11 +204,6 @@ class LocalLearning(Method):
     def part_names(self) -> list[str]:
         """What metrics call the parts: ``block1`` … ``blockK``, and ``final``, the final head."""
         return [*self.block_names, "final"][: self.schedule.parts]
-
-    @property
-    def logs_this_step(self) -> bool:
-        """Whether this step's metrics go to the loggers; others are not computed."""
-        return self._log_now
 
     def record(self, k: int, metric: str, value: Tensor | float) -> None:
         """Note ``train/<name of block k>/<metric>`` for the loggers, in steps that are logged."""
@@ -223,10 +214,9 @@ class LocalLearning(Method):
     def on_train_batch_start(self, batch: LabelledImages, batch_idx: int) -> None:
         """Decide whether this step is logged; freeze what has learned before."""
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # a connector of Lightning's sets it
-        self._log_now = every > 0 and (self.global_step + 1) % every == 0
-        self._learned = self.learners
+        self.logs_this_step = every > 0 and (self.global_step + 1) % every == 0
         for part in (self.blocks, self.heads):
-            part[: self._learned.start].eval().requires_grad_(False)  # Lightning puts all into training mode
+            part[: self.learners.start].eval().requires_grad_(False)  # Lightning puts all into training mode
         self._losses.clear()
         self._records.clear()
 
@@ -235,10 +225,9 @@ class LocalLearning(Method):
         """Stop at a loss that is no number; log; step the schedules."""
         self._stop_if_not_finite()
         if self.logs_this_step:
-            optimizers = self._optimizers()[0]
             for k, loss in self._losses.items():
                 self.record(k, "loss", loss)
-                self.record(k, "lr", optimizers[k].param_groups[0]["lr"])
+                self.record(k, "lr", self.trainer.optimizers[k].param_groups[0]["lr"])
             self.latest = {name: float(value) for name, value in self._records.items()}
             # Straight to the loggers: self.log takes 0.6 ms a metric, 40 ms a step at K = 16.
             for logger in self.loggers:
@@ -277,7 +266,7 @@ class LocalLearning(Method):
         """What one training step does, for those who count what it costs."""
         passes = self.schedule.forward_passes, self.schedule.backward_passes
         alone = [range(k, k + 1) for k in range(self.schedule.parts)]
-        return StepPlan([*self.blocks], [*self.heads], self.schedule, *passes, held_together=alone)
+        return StepPlan([*self.blocks], [*self.heads], *passes, held_together=alone)
 
     @property
     @override
@@ -306,11 +295,6 @@ class LocalLearning(Method):
                 f"set trainer.max_epochs to that, not {epochs}, or change epochs_per_block."
                 f"{anew if self.make_scheduler else ''}"
             )
-
-
-def _listed(one_or_several: Any) -> list[Any]:
-    """What Lightning gives as a list only if there are several."""
-    return one_or_several if isinstance(one_or_several, list) else [one_or_several]
 
 
 def pooled(features: Tensor) -> Tensor:

@@ -1,9 +1,12 @@
 """What the command line asks of a way to train, whether it goes through the common loop or stands beside it."""
 
+import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
 
 import lightning.pytorch as L
+import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
@@ -14,7 +17,6 @@ from losses.errors import UsageError
 from models.metrics import EvaluationMetrics
 from models.networks.chain import NetworkCallable
 from models.plan import Schedule
-from models.saved_arguments import SavedArguments
 
 
 class LabelledImages(Protocol):
@@ -41,11 +43,12 @@ class LabelledImages(Protocol):
         """Weights of the samples' losses ``(B,)``, if they differ."""
 
 
-class Method(SavedArguments):
+class Method(L.LightningModule):
     """A way to train a network of blocks on images.
 
     :class:`~models.local_learning.LocalLearning` is the loop of all methods with backward passes; one that does
-    not fit it (closed-form fitting) is a method of its own beside it.
+    not fit it (closed-form fitting) is a method of its own beside it. Checkpoints of ``fit`` hold what a method was
+    built from: ``DecoupledGreedy.load_from_checkpoint(path)`` needs no arguments, and no data set.
 
     Attributes:
         make_network: what makes the network, uncut.
@@ -68,6 +71,9 @@ class Method(SavedArguments):
     num_groups: int = 1
     schedule: Schedule
     predicts_classes: ClassVar[bool] = False
+
+    # In Lightning's own place, "hyper_parameters", they would override what is typed beside --ckpt_path FILE.
+    CHECKPOINT_HYPER_PARAMS_KEY = "arguments"
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,6 +127,47 @@ class Method(SavedArguments):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["image_shape"] = self.image_shape  # convolutions do not know it
 
+    def keep_arguments(self, arguments: Mapping[str, Any]) -> None:
+        """Have checkpoints hold what this model was built from.
+
+        Args:
+            arguments: those of the constructor, plain as in a YAML.
+        """
+        built = type(self)
+        how = {
+            "_class_path": f"{built.__module__}.{built.__qualname__}",
+            "_instantiator": "lightning.pytorch.cli.instantiate_module",
+        }
+        self.save_hyperparameters({**arguments, **how}, logger=False)
+
+    @classmethod
+    @override
+    def load_from_checkpoint(cls, checkpoint_path: Any, *options: Any, **arguments: Any) -> Self:
+        """The model that a run saved: built from the arguments in its checkpoint, with its weights.
+
+        Args:
+            checkpoint_path: the file.
+            options: Lightning's, such as ``map_location``; by name they may be among the arguments.
+            arguments: of the constructor, where they shall be others than the saved ones.
+
+        Raises:
+            UsageError: the checkpoint is of another class, or a folder.
+        """
+        try:
+            saved = torch.load(checkpoint_path, map_location="cpu", weights_only=True, mmap=True)
+        except IsADirectoryError as fault:
+            file = Path(checkpoint_path, "checkpoints", "last.ckpt")
+            raise UsageError(f"{checkpoint_path} is a folder: give the checkpoint in it, {file}.") from fault
+        kept = saved.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {})
+        module, _, name = kept.get("_class_path", "").rpartition(".")
+        built = getattr(sys.modules.get(module), name, None) if kept else cls
+        if not (isinstance(built, type) and issubclass(built, cls)):
+            raise UsageError(
+                f"{checkpoint_path} is a checkpoint of {name}, not of {cls.__name__}: import {name} from {module}, and "
+                f"call {name}.load_from_checkpoint."
+            )
+        return super(Method, built).load_from_checkpoint(checkpoint_path, *options, **arguments)
+
 
 class Classifier(Method):
     """A method that predicts classes: what it logs of its predictions in validation and test.
@@ -140,12 +187,7 @@ class Classifier(Method):
         return "val/top1"
 
     def batch_means(self, logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
-        """Further metrics of a batch that are means over its images: name → scalar.
-
-        Args:
-            logits: what :meth:`block_logits` makes of the batch.
-            labels: int64 ``(B,)``.
-        """
+        """Further metrics that are means over the images of a batch: name → scalar."""
         return {}
 
     def on_validation_epoch_start(self) -> None:

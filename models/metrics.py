@@ -1,6 +1,7 @@
 """Metrics of predictions, exact over batches of any size and over processes that each evaluate a share of a split."""
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping
 
 import torch
@@ -21,9 +22,14 @@ class EvaluationMetrics:
     """
 
     def __init__(self, num_classes: int, device: torch.device) -> None:
-        self._num_classes, self._device = num_classes, device
+        top: dict[str, Metric | MetricCollection] = {
+            f"top{k}": MulticlassAccuracy(num_classes, k, average="micro", validate_args=False)
+            for k in ((1, 5) if num_classes > 5 else (1,))
+        }
+        self._new = MetricCollection(top, compute_groups=False).to(device)
         self._accuracies: dict[str, MetricCollection] = {}
-        self._means: dict[str, MeanMetric] = {}
+        # Replaces NaN by NaN: "disable" would forget the weights, the others what is no number.
+        self._means = defaultdict[str, MeanMetric](lambda: MeanMetric(nan_strategy=math.nan).to(device))
 
     @torch.no_grad()
     def update(self, predictions: Mapping[str, Tensor], labels: Tensor, means: Mapping[str, Tensor]) -> None:
@@ -35,9 +41,11 @@ class EvaluationMetrics:
             means: name → mean over the images of the batch, a scalar.
         """
         for name, prediction in predictions.items():
-            self._accuracy(name).update(prediction, labels)
+            if name not in self._accuracies:
+                self._accuracies[name] = self._new.clone(prefix=f"{name}/" if name else None)
+            self._accuracies[name].update(prediction, labels)
         for name, mean in means.items():
-            self._mean(name).update(mean, len(labels))
+            self._means[name].update(mean, len(labels))
 
     def compute(self) -> dict[str, Tensor]:
         """``<prediction>/top1``, ``…/top5`` → share of the images, 0 … 1; the means under their names."""
@@ -45,19 +53,3 @@ class EvaluationMetrics:
         for accuracy in self._accuracies.values():
             found |= accuracy.compute()
         return found | {name: mean.compute() for name, mean in self._means.items()}
-
-    def _accuracy(self, name: str) -> MetricCollection:
-        if name not in self._accuracies:
-            metrics: dict[str, Metric | MetricCollection] = {
-                f"top{k}": MulticlassAccuracy(self._num_classes, k, average="micro", validate_args=False)
-                for k in ((1, 5) if self._num_classes > 5 else (1,))
-            }
-            collection = MetricCollection(metrics, prefix=f"{name}/" if name else None, compute_groups=False)
-            self._accuracies[name] = collection.to(self._device)
-        return self._accuracies[name]
-
-    def _mean(self, name: str) -> MeanMetric:
-        if name not in self._means:
-            # Replaces NaN by NaN: "disable" would forget the weights, the others what is no number.
-            self._means[name] = MeanMetric(nan_strategy=math.nan).to(self._device)
-        return self._means[name]

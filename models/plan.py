@@ -59,7 +59,6 @@ class StepPlan:
     Attributes:
         blocks: what runs as the blocks, in order.
         heads: their heads; one more is the final head, on what the last block hands on.
-        schedule: who learns when.
         forward_passes: how often a step goes forward through each part, on average over the training.
         backward_passes: how often its loss goes back through each part, likewise.
         held_together: blocks (counted from 0) whose activations are kept at one time, with the last one's head.
@@ -68,13 +67,7 @@ class StepPlan:
 
     blocks: Sequence[nn.Module]
     heads: Sequence[nn.Module]
-    schedule: Schedule
     forward_passes: Sequence[float]
     backward_passes: Sequence[float]
     held_together: Sequence[range]
     views: int = 1
-
-    @property
-    def final_head(self) -> nn.Module | None:
-        """The head that is no block's; None if there is none."""
-        return self.heads[len(self.blocks)] if len(self.heads) > len(self.blocks) else None

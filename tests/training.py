@@ -1,4 +1,4 @@
-"""What tests of training share: a Trainer that writes and shows nothing, and a comparison of weights."""
+"""What tests of training share: a Trainer that writes and shows nothing, its batches, a comparison of weights."""
 
 import lightning.pytorch as L
 import torch
@@ -10,12 +10,17 @@ from models.networks.memory.saved_tensors import SavedTensorMeter
 
 def train(model, tmp_path, data=None, callbacks=(), resume=None, **trainer_arguments):
     """Train on digits, two epochs of four batches unless told otherwise; the Trainer."""
-    arguments = {"max_epochs": 2, "limit_train_batches": 4, "limit_val_batches": 1, "num_sanity_val_steps": 0}
+    arguments = {
+        "max_epochs": 2,
+        "limit_train_batches": 4,
+        "limit_val_batches": 1,
+        "num_sanity_val_steps": 0,
+        "enable_checkpointing": False,
+    }
     trainer = L.Trainer(
         accelerator="cpu",
         devices=1,
         logger=False,
-        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=tmp_path,
@@ -25,6 +30,16 @@ def train(model, tmp_path, data=None, callbacks=(), resume=None, **trainer_argum
     data = data or Digits(batch_size=32, augment=Augment(pad=1))
     trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=False if resume else None)
     return trainer
+
+
+class Recorder(L.Callback):
+    """Keeps the batches a run trained on."""
+
+    def __init__(self):
+        self.batches = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.batches.append(batch)
 
 
 def assert_equal_weights(one, other):

@@ -8,7 +8,7 @@ augmentation and logging included, and times them after the first two.
 import json as json_format
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from math import isqrt
 from typing import Any
@@ -43,11 +43,10 @@ class Speed:
 
 
 @dataclass
-class Bench:
-    """All results of a bench run.
+class Bench(Speed):
+    """All results of a bench run: the method's own speed, and what it is compared with.
 
     Attributes:
-        images_per_second, step_seconds, peak_activation_bytes: of the method.
         backprop: of plain backpropagation of the same network.
         checkpointing: of backpropagation with gradient checkpointing, at the number of segments
             with the lowest peak.
@@ -62,16 +61,13 @@ class Bench:
         settings: network, batch size, threads, precision, machine and allocator.
     """
 
-    images_per_second: float
-    step_seconds: float
-    peak_activation_bytes: int
     backprop: Speed
     checkpointing: Speed
     checkpointing_segments: int
     plain_loop: Speed
     ratios: dict[str, float]
     loader: dict[str, float]
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any]
 
 
 def bench(model: LocalLearning, data: ImageDataModule, trainer: L.Trainer, steps: int, repetitions: int) -> Bench:

@@ -91,7 +91,7 @@ def network_cost(model: LocalLearning, batch_size: int, convention: Convention =
     """
     plan = model.plan()
     views, heads = plan.views, plan.heads
-    parts = [*plan.blocks, *([nn.Sequential()] if plan.final_head else [])]  # a final head reads what block K hands on
+    parts = [*plan.blocks, nn.Sequential()][: len(heads)]  # a final head reads what block K hands on
     found = profile(parts, model.image_shape, views * batch_size, lambda k, _: heads[k], convention)
     costs = cast("list[tuple[Cost, Cost]]", found)  # each has a head
     nodes = [
@@ -113,7 +113,6 @@ def network_cost(model: LocalLearning, batch_size: int, convention: Convention =
         views * (block.forward_macs * (there + 2 * back) / 3 + head.forward_macs * min(back, 1)) / model.num_groups
         for (block, head), there, back in zip(costs, plan.forward_passes, plan.backward_passes, strict=True)
     ]
-    slowest = max(node.forward_macs for node in nodes)
     final = costs[-1][1]
     peak = max(
         activation_bytes([*(costs[k][0] for k in together), costs[together[-1]][1]]) for together in plan.held_together
@@ -125,7 +124,7 @@ def network_cost(model: LocalLearning, batch_size: int, convention: Convention =
         parameters=sum(part.parameters for pair in costs for part in pair),
         batch_size=batch_size,
         convention=convention,
-        slowest_node_macs=slowest,
+        slowest_node_macs=max(node.forward_macs for node in nodes),
         total_macs=blocks + heads,
         inference_macs=blocks // views + (final.forward_macs if model.predicts_classes else 0),
         backprop_macs=backprop_macs,
@@ -206,7 +205,8 @@ def show_cost(model: LocalLearning, batch_size: int, convention: Convention, jso
     tables.show(_HEADINGS, _rows(cost), words=["units"], title=_title(model, batch_size, processes))
     print(_totals(cost))
     if per_block := model.schedule.epochs_per_block:
-        sizes = {k * per_block: size for k, size in enumerate(_batches_at_equal_memory(cost))}
+        ratios = [cost.backprop_activation_bytes / node.activation_bytes for node in cost.nodes if node.group == 1]
+        sizes = {k * per_block: int(batch_size * ratio) for k, ratio in enumerate(ratios)}
         print(f"With its memory, batches of block after block: --data.batch_sizes '{json_format.dumps(sizes)}'")
     else:
         print(f"  one per node {cost.predicted_speedup:.1f} times as fast, by MACs, communication left out")
@@ -234,9 +234,3 @@ def _totals(cost: NetworkCost) -> str:
         f"{cost.backprop_activation_bytes / 2**20:.1f} MiB of activations\n"
         f"  one device   {cost.predicted_step_ratio:.2f} of its step time, by MACs"
     )
-
-
-def _batches_at_equal_memory(cost: NetworkCost) -> list[int]:
-    """The largest batch of each block whose activations take no more than backpropagation's."""
-    ratios = [cost.backprop_activation_bytes / node.activation_bytes for node in cost.nodes if node.group == 1]
-    return [int(cost.batch_size * ratio) for ratio in ratios]

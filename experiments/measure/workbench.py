@@ -65,13 +65,7 @@ class _Clock(L.Callback):
 
 
 class Workbench:
-    """One device, one precision, one store of images: where all contenders are measured alike.
-
-    Args:
-        data: gives image shape, batch size and augmentation.
-        trainer: gives device and precision.
-        steps: that are timed in one repetition, above the warm-up.
-    """
+    """One device, one precision, one store of images: where all contenders of a ``bench`` are measured alike."""
 
     def __init__(self, data: ImageDataModule, trainer: L.Trainer, steps: int) -> None:
         self.device, self.steps = trainer.strategy.root_device, steps
@@ -142,12 +136,12 @@ def plain_steps(model: LocalLearning, batch: Batch) -> Iterator[None]:
         yield
 
 
-def loader_speed(batches: RandomImages, seconds: float = 1.0) -> float:
+def loader_speed(batches: RandomImages) -> float:
     """Images/s from the store in memory to an augmented, normalised batch, on one CPU thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return statistics.median(_images_per_second(batches, seconds / 5) for _ in range(5))
+        return statistics.median(_images_per_second(batches, 0.2) for _ in range(5))
     finally:
         torch.set_num_threads(threads)
 

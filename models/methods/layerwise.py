@@ -155,7 +155,7 @@ class Layerwise(DecoupledGreedy):
             collapse(self.blocks[k])
             if k < self.num_blocks - 1 and not self.keep_heads:
                 self.heads[k] = nn.Identity()
-            optimizer = self._optimizers()[0][k]
+            optimizer = self.trainer.optimizers[k]
             optimizer.state.clear()
             optimizer.param_groups = self.make_optimizer(self.block_parameters(k)).param_groups
         self._finished = max(self._finished, stop)

@@ -3,24 +3,22 @@
 import copy
 from functools import partial
 
-import lightning.pytorch as L
 import pytest
 import torch
-from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins import MixedPrecision, Precision
 from torch import nn
 from torch.nn import functional as F
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
-from training import assert_equal_weights, train
+from training import Recorder, assert_equal_weights, train
 
 from datamodules.batch import Batch
-from datamodules.digits import Digits
 from experiments.measure.cost import network_cost
 from losses.errors import NetworkError, UsageError
 from models.local_learning import TrainingError
 from models.methods.backprop import Backprop
 from models.methods.decoupled_greedy import DecoupledGreedy
-from models.networks.cut import Cut
 from models.networks.heads.classifiers import AuxHead
 from models.networks.memory.saved_tensors import SavedTensorMeter
 from models.networks.mlp import MLP
@@ -29,6 +27,7 @@ from models.networks.vgg import VGG
 SHAPE, CLASSES = (1, 8, 8), 10
 small_vgg = partial(VGG, plan=(8, 8, "M", 16, 16))
 make_sgd = partial(SGD, lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-4)
+halve = partial(StepLR, step_size=1, gamma=0.5)
 
 
 def decoupled(num_blocks, network=small_vgg, seed=0, **arguments):
@@ -46,16 +45,6 @@ def batch(size=16, seed=0):
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(size, *SHAPE, generator=generator)
     return Batch(images, torch.randint(CLASSES, (size,), generator=generator))
-
-
-class Recorder(L.Callback):
-    """Keeps the batches a run trained on."""
-
-    def __init__(self):
-        self.batches = []
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        self.batches.append(Batch(batch.images.clone(), batch.labels.clone()))
 
 
 # -- isolation and memory -------------------------------------------------------------------------
@@ -96,19 +85,12 @@ def test_peak_of_a_step_is_the_largest_blocks_own_peak(monkeypatch):
     assert meter.peak < cost.backprop_activation_bytes
 
 
-def test_evaluation_moves_nothing(tmp_path):
-    model = decoupled(2)
-    trainer = train(model, tmp_path, max_epochs=1)
-    before = copy.deepcopy(model.state_dict())
-    trainer.validate(model, datamodule=Digits(batch_size=32), verbose=False)
-    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
-
-
 # -- equality with plain loops ----------------------------------------------------------------------
 
 
-def test_one_block_is_an_ordinary_training_loop_bit_for_bit(tmp_path):
-    model = backprop(scheduler=partial(CosineAnnealingLR, T_max=2))
+@pytest.mark.parametrize("make", [backprop, partial(decoupled, 1)], ids=["backprop", "decoupled"])
+def test_one_block_is_an_ordinary_training_loop_bit_for_bit(make, tmp_path):
+    model = make(scheduler=partial(CosineAnnealingLR, T_max=2))
     torch.manual_seed(0)
     network = small_vgg(SHAPE, CLASSES).to(memory_format=torch.channels_last)
     recorder = Recorder()
@@ -127,13 +109,6 @@ def test_one_block_is_an_ordinary_training_loop_bit_for_bit(tmp_path):
     assert torch.equal(model(recorder.batches[0].images), network(recorder.batches[0].images))
     for ours, theirs in zip(model.parameters(), network.parameters(), strict=True):
         assert torch.equal(ours, theirs)
-
-
-def test_decoupled_greedy_with_one_block_is_backprop(tmp_path):
-    one, other = decoupled(1), backprop()
-    train(one, tmp_path)
-    train(other, tmp_path)
-    assert_equal_weights(one, other)
 
 
 def test_blocks_equal_late_backward_with_separate_optimizers(tmp_path):
@@ -157,121 +132,74 @@ def test_blocks_equal_late_backward_with_separate_optimizers(tmp_path):
 
 
 def test_gradient_checkpointing_trains_like_backprop(tmp_path):
-    plain = backprop(partial(MLP, hidden=(16, 16, 16), batch_norm=False))
-    checkpointed = backprop(partial(MLP, hidden=(16, 16, 16), batch_norm=False), checkpoint_segments=2)
-    train(plain, tmp_path)
-    train(checkpointed, tmp_path)
-    for ours, theirs in zip(plain.parameters(), checkpointed.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs)
-
-
-def test_checkpointed_network_has_the_weights_of_a_plain_one():
-    plain, checkpointed = backprop(), backprop(checkpoint_segments=2)
+    network = partial(MLP, hidden=(16, 16, 16), batch_norm=False)
+    plain, checkpointed = backprop(network), backprop(network, checkpoint_segments=2)
     assert_equal_weights(plain, checkpointed)
+    assert_trains_alike(plain, checkpointed, tmp_path)
     with pytest.raises(NetworkError, match="4 units"):
         backprop(checkpoint_segments=5)
 
 
-def test_compiled_blocks_train_like_plain_ones(tmp_path):
+def test_compiled_blocks_train_like_plain_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # code of torch's own takes 10 s
     network = partial(MLP, hidden=(16, 16), batch_norm=False)
-    plain = decoupled(2, network, head=partial(AuxHead, convs=0, fcs=1))
-    compiled = decoupled(2, network, head=partial(AuxHead, convs=0, fcs=1), compile=True)
-    train(plain, tmp_path, max_epochs=1)
-    train(compiled, tmp_path, max_epochs=1)
-    assert compiled.blocks[0]._compiled_call_impl is not None
-    assert list(plain.state_dict()) == list(compiled.state_dict())
-    for ours, theirs in zip(plain.parameters(), compiled.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs)
+    make = partial(decoupled, 2, network, head=partial(AuxHead, convs=0, fcs=1))
+    compiled = make(compile=True)
+    assert all(part._compiled_call_impl for part in [*compiled.blocks, *compiled.heads])
+    assert_trains_alike(make(), compiled, tmp_path)
+
+
+def assert_trains_alike(one, other, tmp_path):
+    for model in (one, other):
+        train(model, tmp_path, max_epochs=1)
+    theirs = dict(other.named_parameters())
+    assert list(one.state_dict()) == list(other.state_dict())
+    for name, parameter in one.named_parameters():
+        torch.testing.assert_close(parameter, theirs[name])
 
 
 # -- one optimizer per block, one count per batch ------------------------------------------------------
 
 
 @pytest.mark.parametrize("num_blocks", [1, 4])
-def test_global_step_counts_batches(num_blocks, tmp_path):
-    recorder = Recorder()
-    trainer = train(
-        decoupled(num_blocks), tmp_path, callbacks=[recorder], max_epochs=-1, max_steps=10, limit_train_batches=1.0
-    )
+def test_every_block_has_an_optimizer_and_batches_are_counted(num_blocks, tmp_path):
+    model, recorder = decoupled(num_blocks), Recorder()
+    trainer = train(model, tmp_path, callbacks=[recorder], max_epochs=-1, max_steps=10, limit_train_batches=1.0)
     assert trainer.global_step == len(recorder.batches) == 10
-    assert len(trainer.optimizers) == num_blocks
-
-
-def test_every_block_has_its_own_optimizer_over_block_and_head(tmp_path):
-    model = decoupled(3)
-    trainer = train(model, tmp_path, max_epochs=1)
     held = [{id(p) for group in o.param_groups for p in group["params"]} for o in trainer.optimizers]
-    wanted = [{id(p) for p in [*model.blocks[k].parameters(), *model.heads[k].parameters()]} for k in range(3)]
-    assert held == wanted
-    assert sum(map(len, held)) == len(list(model.parameters()))
+    blocks = zip(model.blocks, model.heads, strict=True)
+    assert held == [{id(p) for p in [*block.parameters(), *head.parameters()]} for block, head in blocks]
 
 
-@pytest.mark.parametrize(("interval", "expected"), [("epoch", 0.1 * 0.5**2), ("step", 0.1 * 0.5**8)])
-def test_learning_rates_after_two_epochs(interval, expected, tmp_path):
-    model = decoupled(
-        3,
-        optimizer=partial(SGD, lr=0.1),
-        scheduler=partial(StepLR, step_size=1, gamma=0.5),
-        scheduler_interval=interval,
-    )
+def test_learning_rates_may_change_with_every_step(tmp_path):
+    model = decoupled(3, scheduler=halve, scheduler_interval="step")
     trainer = train(model, tmp_path)  # 2 epochs of 4 batches
-    assert [o.param_groups[0]["lr"] for o in trainer.optimizers] == pytest.approx([expected] * 3)
+    assert [o.param_groups[0]["lr"] for o in trainer.optimizers] == pytest.approx([0.05 * 0.5**8] * 3)
 
 
-def test_clip_bounds_the_gradient_of_each_block(tmp_path):
-    norms = []
-
-    class Norms(L.Callback):
-        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            for k, optimizer in enumerate(pl_module._optimizers()[0]):
-                optimizer.register_step_post_hook(
-                    lambda o, *_, k=k: norms.append(
-                        nn.utils.get_total_norm([p.grad for group in o.param_groups for p in group["params"]]).item()
-                    )
-                )
-
-    train(decoupled(3, clip=0.01), tmp_path, callbacks=[Norms()], max_epochs=1, limit_train_batches=1)
-    assert len(norms) == 3
-    assert norms == pytest.approx([0.01] * 3, rel=1e-3)
-
-
-# -- precision ---------------------------------------------------------------------------------------
-
-
-def test_bf16_mixed_trains(tmp_path):
-    model = decoupled(3)
-    before = copy.deepcopy(model.state_dict())
-    trainer = train(model, tmp_path, precision="bf16-mixed")
-    assert trainer.global_step == 8
-    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in model.parameters())
-    assert not torch.equal(before["blocks.2.conv4.0.weight"], model.state_dict()["blocks.2.conv4.0.weight"])
-
-
-def test_float16_clips_unscaled_gradients_and_steps_every_block(tmp_path):
-    """With a loss scale of 2^12 a clip of scaled gradients would leave almost no update."""
-
-    def updates(**trainer_arguments):
-        model = decoupled(3, clip=0.5, optimizer=partial(SGD, lr=0.1))
-        before = copy.deepcopy(model.state_dict())
-        train(model, tmp_path, max_epochs=1, limit_train_batches=1, **trainer_arguments)
-        names = [name for name, _ in model.named_parameters()]
-        return {name: model.state_dict()[name] - before[name] for name in names}
-
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
-    half = updates(plugins=[MixedPrecision("16-mixed", "cpu", scaler=scaler)])
-    full = updates()
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+def test_every_block_moves_as_far_as_clipping_allows_in_any_precision(precision, tmp_path):
+    """With float16's loss scale of 2^12 a clip of scaled gradients would leave almost no update."""
+    model = decoupled(3, clip=0.01, optimizer=partial(SGD, lr=1.0))
+    before = copy.deepcopy(model)
+    train(model, tmp_path, max_epochs=1, limit_train_batches=1, plugins=[in_precision(precision)])
     for k in range(3):
-        ours, theirs = (
-            torch.cat([delta.flatten() for name, delta in all_.items() if f"s.{k}." in name]) for all_ in (half, full)
-        )
-        assert ours.norm() == pytest.approx(theirs.norm().item(), rel=0.05)
+        pairs = zip(model.block_parameters(k), before.block_parameters(k), strict=True)
+        update = nn.utils.get_total_norm([after - start for after, start in pairs])
+        assert update.item() == pytest.approx(0.01, rel=1e-3)
+
+
+def in_precision(name):
+    if name == "32-true":
+        return Precision()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12) if name == "16-mixed" else None
+    return MixedPrecision(name, "cpu", scaler)
 
 
 def test_float16_with_a_fused_optimizer_is_refused(tmp_path):
     model = decoupled(2, optimizer=partial(SGD, lr=0.1, fused=True))
-    plugin = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))
     with pytest.raises(UsageError, match="fused: false"):
-        train(model, tmp_path, plugins=[plugin])
+        train(model, tmp_path, plugins=[in_precision("16-mixed")])
 
 
 # -- watching ---------------------------------------------------------------------------------------
@@ -290,111 +218,72 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_block_and_step(tmp_pat
         train(model, tmp_path)
 
 
-def test_three_predictions_are_evaluated(tmp_path):
+def test_three_predictions_are_evaluated_and_nothing_moves(tmp_path):
     model = decoupled(3)
-    trainer = train(model, tmp_path, limit_val_batches=1.0)
-    figures = trainer.callback_metrics
-    data = trainer.datamodule
-    probabilities, labels = [], []
+    trainer = train(model, tmp_path, max_epochs=1, limit_val_batches=1.0)
+    before, data = copy.deepcopy(model.state_dict()), trainer.datamodule
+    (figures,) = trainer.validate(model, datamodule=data, verbose=False)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+    batches = [data.on_after_batch_transfer(batch, 0) for batch in data.val_dataloader()]
+    images, labels = torch.cat([b.images for b in batches]), torch.cat([b.labels for b in batches])
     model.eval()
     with torch.no_grad():
-        for raw in data.val_dataloader():
-            images, targets, *_ = data.on_after_batch_transfer(raw, 0)
-            probabilities.append(torch.stack([z.softmax(1) for z in model.block_logits(images).values()]))
-            labels.append(targets)
-    p, y = torch.cat(probabilities, dim=1), torch.cat(labels)
-    own = [(p[k].argmax(1) == y).float().mean().item() for k in range(3)]
-    together = ((p[0] + 2 * p[1] + 4 * p[2]).argmax(1) == y).float().mean().item()
-    assert [figures[f"val/block{k}/top1"].item() for k in (1, 2, 3)] == pytest.approx(own)
-    assert figures["val/top1"].item() == pytest.approx(own[-1])
-    assert figures["val/ensemble/top1"].item() == pytest.approx(together)
-
-
-def test_predictions_are_probabilities_of_the_last_block():
-    model = decoupled(2).eval()
-    images = batch().images
-    probabilities = model.predict_step(batch(), 0)
-    torch.testing.assert_close(probabilities, model.block_logits(images)["block2"].softmax(1))
-
-
-def test_cut_by_name_is_kept():
-    model = decoupled(2, cut=Cut(after=["conv1"]))
-    assert [list(dict(b.named_children())) for b in model.blocks] == [["conv1"], ["conv2", "conv3", "conv4"]]
+        p = torch.stack([z.softmax(1) for z in model.block_logits(images).values()])
+        torch.testing.assert_close(model.predict_step(Batch(images, labels), 0), p[2])
+    own = [(p[k].argmax(1) == labels).float().mean().item() for k in range(3)]
+    together = ((p[0] + 2 * p[1] + 4 * p[2]).argmax(1) == labels).float().mean().item()
+    assert [figures[f"val/block{k}/top1"] for k in (1, 2, 3)] == pytest.approx(own)
+    assert figures["val/top1"] == pytest.approx(own[-1])
+    assert figures["val/ensemble/top1"] == pytest.approx(together)
 
 
 # -- one block after the other --------------------------------------------------------------------------
 
 
-class States(L.Callback):
-    """Keeps weights and buffers after every epoch, and the learning rates in it."""
-
-    def __init__(self):
-        self.states, self.rates = [], []
-
-    def on_train_epoch_start(self, trainer, pl_module):
-        self.states.append(copy.deepcopy(pl_module.state_dict()))
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if batch_idx == 0:
-            self.rates.append([o.param_groups[0]["lr"] for o in trainer.optimizers])
-
-    def on_train_end(self, trainer, pl_module):
-        self.states.append(copy.deepcopy(pl_module.state_dict()))
+@pytest.fixture(scope="module")
+def sequence(tmp_path_factory):
+    """A model of three blocks that have learned for two epochs each, its first weights, a checkpoint of every epoch."""
+    folder = tmp_path_factory.mktemp("sequence")
+    model = decoupled(3, epochs_per_block=2, scheduler=halve)
+    before = copy.deepcopy(model.state_dict())
+    every_epoch = ModelCheckpoint(folder, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
+    train(model, folder, callbacks=[every_epoch], max_epochs=6, enable_checkpointing=True)
+    return model, before, [folder / f"epoch={epoch}.ckpt" for epoch in range(6)]
 
 
-def moved(before, after, part):
-    return {name for name in before if name.startswith(part) and not torch.equal(before[name], after[name])}
-
-
-def test_sequential_training_moves_one_block_at_a_time_and_freezes_it_then(tmp_path):
-    model = decoupled(3, epochs_per_block=2, scheduler=lambda optimizer: StepLR(optimizer, 1, 0.1))
-    states = States()
-    trainer = train(model, tmp_path, callbacks=[states], max_epochs=6, limit_val_batches=1)
-    assert trainer.global_step == 6 * 4
-    for epoch, (before, after) in enumerate(zip(states.states, states.states[1:], strict=False)):
-        learner = epoch // 2
-        for k in range(3):
-            names = moved(before, after, f"blocks.{k}.") | moved(before, after, f"heads.{k}.")
-            if k == learner:
-                assert all(name in names for name, _ in model.named_parameters() if name.startswith(f"blocks.{k}."))
-                assert any(name.endswith("running_mean") for name in names)
-            else:
-                assert not names  # neither weights nor BatchNorm statistics
-    # Each block's schedule begins when the block does.
-    assert [rates[k] for k in range(3) for rates in states.rates[2 * k : 2 * k + 2]] == pytest.approx([0.05, 0.005] * 3)
+def test_sequential_training_moves_one_block_at_a_time_and_freezes_it_then(sequence):
+    model, before, checkpoints = sequence
+    for epoch, checkpoint in enumerate(torch.load(path, weights_only=False) for path in checkpoints):
+        assert checkpoint["global_step"] == 4 * (epoch + 1)
+        after, k = checkpoint["state_dict"], epoch // 2
+        own = {name for name in before if name.startswith((f"blocks.{k}.", f"heads.{k}."))}
+        moved = {name for name in before if not torch.equal(before[name], after[name])}
+        assert moved <= own  # neither weights nor BatchNorm statistics of other blocks
+        assert moved >= own & {name for name, _ in model.named_parameters()}
+        assert any(name.endswith("running_mean") for name in moved)
+        # Each block's schedule begins when the block does.
+        rates = [state["param_groups"][0]["lr"] for state in checkpoint["optimizer_states"]]
+        assert rates == pytest.approx([0.05 * 0.5 ** min(max(epoch + 1 - 2 * j, 0), 2) for j in range(3)])
+        before = after
     assert not any(p.requires_grad for p in [*model.blocks[:2].parameters(), *model.heads[:2].parameters()])
     assert all(p.requires_grad for p in model.block_parameters(2))
 
 
-def test_first_block_of_a_sequence_learns_as_it_does_alone(tmp_path):
-    one_by_one = decoupled(3, epochs_per_block=1)
-    together = decoupled(3)
-    states = States()
-    train(one_by_one, tmp_path, callbacks=[states], max_epochs=3)
-    train(together, tmp_path, max_epochs=1)
+def test_first_block_of_a_sequence_learns_as_it_does_alone(sequence, tmp_path):
+    together, first = decoupled(3, scheduler=halve), torch.load(sequence[2][1], weights_only=False)["state_dict"]
+    train(together, tmp_path)
     for name, tensor in together.state_dict().items():
         if name.startswith(("blocks.0.", "heads.0.")):
-            assert torch.equal(tensor, states.states[1][name]), name
+            assert torch.equal(tensor, first[name]), name
 
 
 @pytest.mark.parametrize("epochs", [2, 3])  # between two blocks, and within one
-def test_sequential_training_resumes_exactly(epochs, tmp_path):
-    whole = decoupled(3, epochs_per_block=2)
-    train(whole, tmp_path, max_epochs=6)
-    half = decoupled(3, epochs_per_block=2)
-    train(half, tmp_path, max_epochs=6, callbacks=[_SaveAfter(epochs, tmp_path / "half.ckpt")])
-    resumed = decoupled(3, epochs_per_block=2, seed=5)
-    train(resumed, tmp_path, max_epochs=6, resume=tmp_path / "half.ckpt")
+def test_sequential_training_resumes_exactly(epochs, sequence, tmp_path):
+    whole, _, checkpoints = sequence
+    resumed = decoupled(3, epochs_per_block=2, scheduler=halve, seed=5)
+    train(resumed, tmp_path, max_epochs=6, resume=checkpoints[epochs - 1])
     assert_equal_weights(whole, resumed)
-
-
-class _SaveAfter(L.Callback):
-    def __init__(self, epochs, path):
-        self.epochs, self.path = epochs, path
-
-    def on_train_epoch_end(self, trainer, pl_module):
-        if trainer.current_epoch + 1 == self.epochs:
-            trainer.save_checkpoint(self.path)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,6 @@ import torch
 from models import methods
 from models.local_learning import LocalLearning
 from models.method import Method
-from models.methods.backprop import Backprop
-from models.methods.blockwise_ssl import BlockwiseSSL
 from models.methods.closed_form import ClosedFormMLP
 
 
@@ -22,12 +20,6 @@ def test_a_file_of_methods_holds_one_method(file):
     (method,) = [one for one in found if issubclass(one, Method)]
     assert method.__name__.lower().startswith(file.replace("_", ""))
     assert issubclass(method, LocalLearning) == (method is not ClosedFormMLP)
-
-
-def test_methods_with_labels_predict_classes():
-    assert Backprop.predicts_classes
-    assert ClosedFormMLP.predicts_classes
-    assert not BlockwiseSSL.predicts_classes
 
 
 def test_a_method_beside_the_loop_names_its_blocks_and_must_say_the_rest():

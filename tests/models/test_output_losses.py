@@ -1,10 +1,9 @@
-"""Output losses as local losses: of every block, of neuron groups, with weights, in evaluation, at one block."""
+"""Output losses as local losses: of every block, of neuron groups, with weights, in evaluation, end to end."""
 
 from functools import partial
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 from training import evaluated
 
@@ -38,27 +37,28 @@ def decoupled(**arguments):
 
 
 def groups(**arguments):
-    torch.manual_seed(0)
     return NeuronGroups(network, SHAPE, CLASSES, 2, 2, head=head, **arguments).double()
 
 
 def local_losses(model, batch):
     """Loss of every block and its logits."""
     found, x = [], batch.images
-    for k, block in enumerate([*model.blocks, *([nn.Identity()] if model.has_final_head else [])]):
-        features = block(x)
-        loss = model.local_loss(k, features, batch)
-        found.append((loss, model.logits_of[k]))
+    for k in range(len(model.heads)):
+        features = model.blocks[k](x) if k < model.num_blocks else x  # of a final head
+        found.append((model.local_loss(k, features, batch), model.logits_of[k]))
         x = features.detach()
     return found
 
 
 @pytest.mark.parametrize("make", [CrossEntropy, ExpGB, Pow3GB, LinearOutput, SoftmaxMSE])
-def test_every_blocks_loss_is_the_mean_of_its_samples_output_losses(make):
-    batch = draw()
-    for loss, logits in local_losses(decoupled(output_loss=make), batch):
+def test_every_blocks_loss_is_the_mean_of_its_samples_output_losses_in_training_and_evaluation(make):
+    model, batch = decoupled(output_loss=make).eval(), draw()
+    metrics = evaluated(model, batch)
+    for k, (loss, logits) in enumerate(local_losses(model, batch), start=1):
         assert not logits.requires_grad
         torch.testing.assert_close(loss.detach(), make()(logits, batch.labels).mean())
+        torch.testing.assert_close(metrics[f"block{k}/loss"], loss.detach(), check_dtype=False)
+        assert metrics[f"block{k}/top1"] == (logits.argmax(1) == batch.labels).float().mean()
 
 
 def test_losses_that_are_not_one_per_sample_are_refused():
@@ -84,25 +84,10 @@ def test_groups_sum_their_output_losses_and_their_diversity():
 @pytest.mark.parametrize("build", [decoupled, groups])
 def test_weights_weigh_the_samples(build):
     """Weight 0 or 2: the mean over the batch is that of the samples that count."""
-    weights = torch.tensor([0.0, 2.0], dtype=torch.float64).repeat(6)
-    weighted, model = local_losses(build().eval(), draw(weights=weights)), build().eval()
-    batch = draw()
+    model, batch = build().eval(), draw(weights=torch.tensor([0.0, 2.0], dtype=torch.float64).repeat(6))
     kept = local_losses(model, Batch(batch.images[1::2], batch.labels[1::2]))
-    for (one, _), (other, _) in zip(weighted, kept, strict=True):
+    for (one, _), (other, _) in zip(local_losses(model, batch), kept, strict=True):
         torch.testing.assert_close(one, other)
-    for (one, _), (other, _) in zip(
-        local_losses(build(), draw(weights=torch.ones(12))), local_losses(build(), batch), strict=True
-    ):
-        torch.testing.assert_close(one, other)
-
-
-def test_evaluation_reports_the_output_loss():
-    model, batch = decoupled(output_loss=Pow3GB).eval(), draw()
-    logits = model.block_logits(batch.images)
-    metrics = evaluated(model, batch)
-    for name, z in logits.items():
-        torch.testing.assert_close(metrics[f"{name}/loss"], Pow3GB()(z, batch.labels).mean(), check_dtype=False)
-        assert metrics[f"{name}/top1"] == (z.argmax(1) == batch.labels).float().mean()
 
 
 def test_infopro_classifies_by_the_output_loss():
@@ -113,11 +98,11 @@ def test_infopro_classifies_by_the_output_loss():
     features = model.blocks[0](batch.images)
     rebuilt, z = model.heads[0](features)
     rebuild = F.binary_cross_entropy_with_logits(rebuilt, batch.images.clamp(0, 1))
-    expected = 5 * rebuild + 1 * ExpGB()(z, batch.labels).mean()
-    torch.testing.assert_close(model.local_loss(0, features, batch), expected)
-    features = model.blocks[1](features)
-    expected = ExpGB()(model.heads[1](features), batch.labels).mean()
-    torch.testing.assert_close(model.local_loss(1, features, batch), expected)
+    losses = [5 * rebuild + 1 * ExpGB()(z, batch.labels).mean()]
+    last = model.blocks[1](features)
+    losses.append(ExpGB()(model.heads[1](last), batch.labels).mean())
+    for k, x in enumerate((features, last)):
+        torch.testing.assert_close(model.local_loss(k, x, batch), losses[k])
 
 
 def test_the_end_to_end_counterpart_has_the_same_output_loss():

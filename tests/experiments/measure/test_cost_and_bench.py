@@ -1,13 +1,19 @@
 """``cost`` and ``bench``."""
 
 import json
+from dataclasses import asdict
+from functools import partial
 
 import pytest
-import torch
-from helpers import CONFIGS, DIGITS, SMALL
+from helpers import CONFIGS
 
+from datamodules.digits import Digits
 from experiments.cli import main
-from experiments.measure.allocator import keep_freed_memory
+from experiments.measure.bench import bench, show_bench
+from experiments.measure.silent import silent_trainer
+from models.methods.decoupled_greedy import DecoupledGreedy
+from models.networks.heads.classifiers import AuxHead
+from models.networks.vgg import VGG
 
 RESNET32 = CONFIGS / "decoupled_greedy" / "cifar10_resnet32.yaml"
 
@@ -17,64 +23,51 @@ def run_json(capsys, *args):
     return json.loads(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize(("num_blocks", "macs"), [(1, 70.06), (2, 36.98), (4, 19.34), (8, 10.85), (16, 6.04)])
-def test_slowest_node_is_the_published_one(num_blocks, macs, capsys):
-    """GN-DGL, slowest node at G = 1, in M MACs; the data set need not be there."""
-    cost = run_json(capsys, "cost", "--config", str(RESNET32), f"--model.num_blocks={num_blocks}")
-    assert cost["slowest_node_macs"] / 1e6 == pytest.approx(macs, abs=0.01)
-    assert len(cost["nodes"]) == num_blocks
-
-
 def test_cost_counts_every_node(capsys):
-    cost = run_json(capsys, "cost", "--config", str(RESNET32), "--model.num_blocks=4", "--data.batch_size=128")
+    """GN-DGL, G = 1; the data set need not be there."""
+    config = ("--config", str(RESNET32), "--model.num_blocks=4", "--data.batch_size=128")
+    cost, plain = (run_json(capsys, "cost", *config, *more) for more in ((), ("--convention=plain",)))
     nodes = cost["nodes"]
-    keys = {"block", "group", "parameters", "forward_macs", "activation_bytes", "bytes_out"}
-    assert all(keys <= set(node) for node in nodes)
     assert [(node["block"], node["group"]) for node in nodes] == [(1, 1), (2, 1), (3, 1), (4, 1)]
+    assert cost["parameters"] == sum(node["parameters"] for node in nodes)
     assert cost["total_macs"] == sum(node["forward_macs"] for node in nodes)
     assert cost["slowest_node_macs"] == max(node["forward_macs"] for node in nodes)
+    assert cost["slowest_node_macs"] / 1e6 == pytest.approx(19.34, abs=0.01)
     floats = [16 * 32 * 32, 32 * 16 * 16, 64 * 8 * 8, 64 * 8 * 8]
     assert [node["bytes_out"] for node in nodes] == [128 * 4 * count for count in floats]
     assert cost["predicted_speedup"] == pytest.approx(70.06 / 19.34, rel=1e-3)
+    assert 0.98 * cost["total_macs"] < plain["total_macs"] < cost["total_macs"]
 
 
-def test_plain_convention_counts_fewer_operations(capsys):
-    published = run_json(capsys, "cost", "--config", str(RESNET32))
-    plain = run_json(capsys, "cost", "--config", str(RESNET32), "--convention=plain")
-    assert 0.98 * published["total_macs"] < plain["total_macs"] < published["total_macs"]
-
-
-def test_cost_prints_a_table(capsys):
-    main(["cost", "--config", str(DIGITS)])
-    printed = capsys.readouterr().out
-    assert "VGG, 4 blocks" in printed
-    assert "batch of 64" in printed
-    assert "slowest node" in printed
-    assert "one per node" in printed
-
-
-def test_cost_of_several_processes_names_their_number_and_the_batch_of_each(capsys):
+def test_cost_prints_a_table_and_names_the_number_of_processes_and_the_batch_of_each(capsys):
     config = CONFIGS / "communication" / "digits.yaml"
     main(["cost", "--config", str(config), "--trainer.devices=2", "--data.batch_size=48"])
-    assert "MiB of one process, a batch of 2 processes × 48" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    for words in ("1 block\n", "MiB of one process, a batch of 2 processes × 48", "slowest node", "one per node"):
+        assert words in printed
 
 
 def test_bench_measures_method_backprop_and_checkpointing(capsys):
-    result = run_json(capsys, "bench", "--config", str(DIGITS), *SMALL, "--steps=2", "--repetitions=2")
-    for figures in (result, result["backprop"], result["checkpointing"], result["plain_loop"]):
-        assert figures["images_per_second"] == pytest.approx(64 / figures["step_seconds"])
-        assert figures["peak_activation_bytes"] > 0
-    assert result["peak_activation_bytes"] < result["backprop"]["peak_activation_bytes"]
-    assert result["checkpointing"]["peak_activation_bytes"] < result["backprop"]["peak_activation_bytes"]
-    ratios = result["ratios"]
-    prediction = ratios["predicted_step_over_backprop"]
-    assert ratios["step_over_prediction"] == pytest.approx(ratios["step_over_backprop"] / prediction)
+    network = partial(VGG, plan=(8, 8, "M", 16, 16))
+    model = DecoupledGreedy(network, (1, 8, 8), 10, 4, head=partial(AuxHead, hidden=16))
+    result = bench(model, Digits(batch_size=64), silent_trainer(accelerator="cpu"), steps=2, repetitions=2)
+    for speed in (result, result.backprop, result.checkpointing, result.plain_loop):
+        assert speed.images_per_second == pytest.approx(64 / speed.step_seconds)
+    own, whole = result.peak_activation_bytes, result.backprop.peak_activation_bytes
+    assert own == result.plain_loop.peak_activation_bytes < whole
+    assert result.checkpointing.peak_activation_bytes < whole
+    assert result.ratios["memory_over_backprop"] == own / whole
+    prediction = result.ratios["predicted_step_over_backprop"]
+    assert result.ratios["step_over_prediction"] == result.ratios["step_over_backprop"] / prediction
     assert prediction > 1
-    assert ratios["memory_over_backprop"] == pytest.approx(
-        result["peak_activation_bytes"] / result["backprop"]["peak_activation_bytes"]
-    )
-    assert result["loader"]["images_per_second_one_core"] > 0
-    assert result["settings"]["repetitions"] == 2
+    assert result.loader["images_per_second_one_core"] > 0
+
+    show_bench(result, json=True)
+    assert json.loads(capsys.readouterr().out) == asdict(result)
+    show_bench(result, json=False)
+    printed = capsys.readouterr().out
+    rows = ("backprop", "checkpointing", "this method", "plain loop", "Lightning's own cost", "loader alone", "Too few")
+    assert all(row in printed for row in ("VGG, K = 4, G = 1, batch 64", *rows))
 
 
 def test_predsim_is_measured_like_any_method(capsys):
@@ -84,18 +77,6 @@ def test_predsim_is_measured_like_any_method(capsys):
     assert cost["final_head"] == [16 * 4 * 4 * 10 + 10, 16 * 4 * 4 * 10 + 10]  # parameters, MACs with biases
     small = ("--steps=1", "--repetitions=1", "--trainer.accelerator=cpu")
     result = run_json(capsys, "bench", *config, "--model.num_blocks=3", *small)
+    assert result["settings"] | {"steps": 1, "repetitions": 1} == result["settings"]
     # The loss keeps the similarity matrices besides.
     assert cost["peak_activation_bytes"] < result["peak_activation_bytes"] < 1.5 * cost["peak_activation_bytes"]
-
-
-def test_bench_prints_a_table(capsys):
-    main(["bench", "--config", str(DIGITS), *SMALL, "--steps=1", "--repetitions=1"])
-    printed = capsys.readouterr().out
-    for row in ("backprop", "checkpointing", "this method", "plain loop", "Lightning's own cost", "loader alone"):
-        assert row in printed
-
-
-def test_allocator_setting_takes_and_memory_still_works():
-    keep_freed_memory()
-    blocks = [torch.ones(2**20) for _ in range(8)]
-    assert sum(float(block.sum()) for block in blocks) == 8 * 2**20
