@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from experiments.studies.output_signal import FORMULAS
 from losses import (
     CrossEntropy,
     ErrExp,
+    ErrPow3,
     ExpGB,
     LinearOutput,
     Pow3GB,
@@ -20,6 +20,29 @@ from losses import (
     outputs,
 )
 from losses.errors import UsageError
+
+
+def softmax_mse(z, t):
+    p = z.softmax(dim=1)
+    g = p - t
+    return p * (g - (p * g).sum(dim=1, keepdim=True))
+
+
+def exp(z):
+    return z.clamp(max=8).exp()
+
+
+FORMULAS = {
+    SoftmaxMSE(): softmax_mse,
+    SigmoidMSE(): lambda z, t: (z.sigmoid() - t) * z.sigmoid() * (1 - z.sigmoid()),
+    CrossEntropy(): lambda z, t: z.softmax(dim=1) - t,
+    Pow3GB(): lambda z, t: 0.001 * z**3 - t,
+    LinearOutput(): lambda z, t: z - t,
+    ExpGB(): lambda z, t: 0.1 * exp(z) - t,
+    ErrPow3(): lambda z, t: (z - t) ** 3,
+    UnnormalizedExponential(): lambda z, t: exp(z) - t,
+    ErrExp(): lambda z, t: (z - t).sign() * (exp((z - t).abs()) - 1),
+}
 
 DELTAS = FORMULAS | {
     LinearOutput(true_weight=5.0, target=3.0): lambda z, t: torch.where(t == 1, 5 * (z - 3), z),
