@@ -1,6 +1,7 @@
 """LightningDataModules: one face for every data set. They know nothing of models."""
 
 import pkgutil
+from collections.abc import Iterable
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -22,3 +23,7 @@ def __getattr__(name: str) -> Any:
     if not name[0].isupper() or name not in _classes():
         raise AttributeError(f"datamodules has no {name!r}")
     return _classes()[name]
+
+
+def __dir__() -> Iterable[str]:
+    return sorted(_classes())

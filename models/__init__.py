@@ -5,4 +5,4 @@ Plain torch is in ``networks/``, which imports no Lightning; so names are looked
 
 from models.networks.by_name import by_name
 
-__getattr__ = by_name(__name__, __path__, apart="models.networks")
+__getattr__, __dir__ = by_name(__name__, __path__, apart="models.networks")

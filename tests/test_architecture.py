@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,20 @@ def test_networks_and_losses_need_no_lightning():
     names = [name for name in FILES if name.startswith(("models.networks", "losses"))]
     line = f"import importlib, sys; [importlib.import_module(n) for n in {names}]; sys.exit('lightning' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", line], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("package", "name"),
+    [
+        ("models", "NeuronGroups"),
+        ("models.networks", "VGG"),
+        ("datamodules", "CIFAR10"),
+        ("experiments.callbacks", "Entropy"),
+    ],
+)
+def test_classes_are_found_and_shown_by_their_names_alone(package, name):
+    module = import_module(package)
+    assert name in dir(module)
+    assert getattr(module, name).__name__ == name
+    with pytest.raises(AttributeError, match=f"{package} has no 'Nothing'"):
+        _ = module.Nothing

@@ -2,4 +2,4 @@
 
 from models.networks.by_name import by_name
 
-__getattr__ = by_name(__name__, __path__)
+__getattr__, __dir__ = by_name(__name__, __path__)

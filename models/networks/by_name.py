@@ -7,8 +7,10 @@ from importlib import import_module
 from typing import Any
 
 
-def by_name(package: str, path: Iterable[str], apart: str = " ") -> Callable[[str], Any]:
-    """What a package has as its ``__getattr__``: ``package.Class`` imports the package's files and finds the class.
+def by_name(
+    package: str, path: Iterable[str], apart: str = " "
+) -> tuple[Callable[[str], Any], Callable[[], Iterable[str]]]:
+    """What a package has as its ``__getattr__`` and ``__dir__``: ``package.Class`` is found in the package's files.
 
     Args:
         package: its ``__name__``.
@@ -31,4 +33,4 @@ def by_name(package: str, path: Iterable[str], apart: str = " ") -> Callable[[st
             raise AttributeError(f"{package} has no {name!r}")
         return classes()[name]
 
-    return find
+    return find, lambda: sorted(classes())
