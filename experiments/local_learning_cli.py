@@ -239,8 +239,10 @@ class LocalLearningCLI(LightningCLI):
         """See that there are predictions to evaluate.
 
         Raises:
-            UsageError: the network is trained without labels.
+            UsageError: the network is trained without labels, or not trained at all.
         """
+        if not self._get(self.config, "ckpt_path"):
+            raise UsageError(f"{self.subcommand} needs trained weights: give --ckpt_path RUN/checkpoints/last.ckpt.")
         if not self.model.predicts_classes:
             raise UsageError(
                 "A network trained without labels predicts no classes. "

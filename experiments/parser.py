@@ -32,8 +32,9 @@ class Parser(LightningArgumentParser):
             self.refusals[message.partition("\n")[0]] = ex
             super().error(message, ex)
         print(f"error: {self._fault(message, ex)}", file=sys.stderr)
-        command = self.prog.replace(" [options]", "")
-        print(f"All options: {command} --help; those of a class: --model NAME --model.help", file=sys.stderr)
+        command = [*self.prog.replace(" [options]", "").split(), *self.args[:1]]
+        options = f"{' '.join(part for part in command if not part.startswith('--'))} --help"
+        print(f"All options: {options}; those of a class: --model.help NAME, --data.help NAME", file=sys.stderr)
         self.exit(2)
 
     def _fault(self, message: str, error: BaseException | None) -> str:
@@ -43,7 +44,8 @@ class Parser(LightningArgumentParser):
         said = f"--{'.'.join(place)}: {causes[-1]}" if place else message
         said = " ".join(said.split()).rstrip(".")
         typed = re.findall(r"\w+", " ".join([*self.args, *re.findall(r"'([\w.]+)'", said)]))  # here, or in a file
-        wrong = [name for name in re.findall(r"\w+", said) if name in typed and not hasattr(builtins, name)]
+        names = re.findall(r"\w+", re.sub(r"\S*/\S*", "", said))  # of no path
+        wrong = [name for name in names if name in typed and not hasattr(builtins, name)]
         return f"{said}.{next(filter(None, (did_you_mean(name, self.known) for name in wrong)), '')}"
 
 

@@ -30,7 +30,7 @@ FIT = ("fit", "--config", str(DIGITS), *SMALL, "--trainer.max_epochs=2")
         (["--model.cut.after=conv1"], ["--model.cut.after: ", "Expected a <class 'list'>"]),
         (["--trainer.max_epochs=many"], ["--trainer.max_epochs: ", "Expected a <class 'int'>", "many"]),
         (["--model.cut.by=bytes"], ["--model.cut.by: ", "activation_bytes"]),
-        (["--config=nowhere.yaml"], ["--config: ", "nowhere.yaml"]),
+        (["--config=config/nowhere.yaml"], ["--config: ", "nowhere.yaml'."]),
         (["--model.num_blocks=9"], ["4 units", "9 blocks", "between 1 and 4"]),
         (["--model.num_blocks=0"], ["0 blocks", "between 1 and 4"]),
         (["--model.num_blocks=2", "--model.cut.after=[conv7]"], ["conv7", "conv1, conv2, conv3, conv4"]),
@@ -137,6 +137,12 @@ def test_a_checkpoint_of_another_network_is_refused(finished, capsys):
     cut = fault(capsys, *FIT, "--model.num_blocks=2", f"--ckpt_path={path}")
     assert "another cut" in cut
     assert str(path) in cut
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_weights_that_never_learned_are_not_evaluated(command, tmp_path, capsys):
+    message = fault(capsys, command, *FIT[1:], f"--runs={tmp_path}")
+    assert message == f"error: {command} needs trained weights: give --ckpt_path RUN/checkpoints/last.ckpt."
 
 
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, capsys):
