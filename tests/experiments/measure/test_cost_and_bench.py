@@ -11,6 +11,7 @@ from datamodules.digits import Digits
 from experiments.cli import main
 from experiments.measure.bench import bench, show_bench
 from experiments.measure.silent import silent_trainer
+from experiments.measure.turns import median_ratio
 from models.methods.decoupled_greedy import DecoupledGreedy
 from models.networks.heads.classifiers import AuxHead
 from models.networks.vgg import VGG
@@ -45,6 +46,10 @@ def test_cost_prints_a_table_and_names_the_number_of_processes_and_the_batch_of_
     printed = capsys.readouterr().out
     for words in ("1 block\n", "MiB of one process, a batch of 2 processes × 48", "slowest node", "one per node"):
         assert words in printed
+
+
+def test_ratios_of_times_are_medians_of_the_turns_own():
+    assert median_ratio([4.0, 9.0, 1.0], [2.0, 3.0, 1.0]) == 2
 
 
 def test_bench_measures_method_backprop_and_checkpointing(capsys):

@@ -300,6 +300,7 @@ def test_shared_blocks_cost_two_backward_passes():
     first, middle, last = (node.forward_macs - head for node, head in zip(cost.nodes, heads, strict=True))
     expected = first + middle * 5 / 3 + last + sum(heads)  # a backward pass is two forward passes' work
     assert cost.predicted_step_ratio == pytest.approx(expected / cost.backprop_macs)
+    assert 2 * cost.inference_macs == first + middle + last  # of one view, without heads
 
 
 def test_overlapping_blocks_hold_two_blocks_at_a_time():
