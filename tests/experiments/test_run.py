@@ -16,6 +16,7 @@ import yaml
 from helpers import DIGITS, SMALL, fault, fit, summary
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from experiments.callbacks.meter import Meter
 from experiments.cli import main
 from experiments.run.folder import default_name
 from experiments.run.loggers import RunCSVLogger, RunTensorBoardLogger
@@ -338,6 +339,13 @@ def test_a_run_cut_off_before_its_summary_gets_the_same_one(copied, tmp_path):
     figures = {name: value for name, value in before["metrics"].items() if name.startswith(("val/", "test/"))}
     assert figures.items() <= after["metrics"].items()
     assert (after["epochs"], after["global_step"]) == (before["epochs"], before["global_step"])
+
+
+def test_time_and_speed_of_a_resumed_run_are_those_of_the_whole():
+    meter, resumed = Meter(), Meter()
+    meter.seconds, meter._rates = 12.0, [100.0, 300.0]
+    resumed.load_state_dict(meter.state_dict())
+    assert (resumed.seconds, resumed.images_per_second) == (12, 200)
 
 
 def test_rows_that_a_resumed_run_writes_again_are_dropped(tmp_path):

@@ -190,6 +190,7 @@ def test_a_run_is_aligned_with_itself_in_place_of_what_was_observed_before(copie
     for k in range(1, 5):
         assert metrics[f"observe/block{k}/cka_test"] == pytest.approx(1)
         assert metrics[f"observe/block{k}/ncm_test"] == metrics[f"reference/observe/block{k}/ncm_test"]
+    assert metrics["reference/observe/final/confident_train"] == metrics["observe/block4/confident_train"]
     printed = capsys.readouterr().out
     assert "observations.json and observations.png, in place of what was observed before\n" in printed
 

@@ -19,7 +19,9 @@ from experiments.cli import main
 from experiments.probing.features import Features, Splits, extract
 from experiments.probing.knn import knn_classes
 from experiments.probing.linear_probe import LinearProbe, fit_linear
+from experiments.probing.probe_results import Findings, record
 from experiments.probing.protocol import Protocol
+from experiments.probing.saved_network import Checkpoint
 from models.methods.decoupled_greedy import DecoupledGreedy
 from models.networks.vgg import VGG
 
@@ -149,13 +151,18 @@ def test_metrics_go_to_summary_tensorboard_and_screen(copied, capsys):
     assert "| 4 | gap |" in page.Tensors("probe/text_summary")[0].tensor_proto.string_val[0].decode()
 
 
-def test_random_and_supervised_controls_of_some_blocks(copied, capsys):
+def test_random_and_supervised_controls_of_some_blocks(copied, capsys, monkeypatch):
+    rates = []
+    monkeypatch.setattr(
+        "experiments.probing.probe.SGD", lambda params, lr, **more: rates.append(lr) or SGD(params, lr, **more)
+    )
     probe(copied, "--random=true", "--supervised_epochs=1", "--blocks=[4]")
     metrics = summary(copied)["metrics"]
     assert {name.split("/")[-3] for name in metrics if "probe_lin" in name or "knn" in name} == {"block4"}
     assert metrics["random/knn_k5_t0.1/block4/gap/top1"] != metrics["knn_k5_t0.1/block4/gap/top1"]
     assert "random/probe_lin2/block4/gap/top1" in metrics
     assert 0 < metrics["supervised/test/top1"] <= 1
+    assert rates == [0.1 * 64 / 128]
     printed = capsys.readouterr().out
     assert "random linear" in printed
     assert "supervised, end to end" in printed
@@ -168,6 +175,8 @@ def test_metrics_of_other_weights_or_of_an_unfinished_run_stay_out_of_the_summar
     found = json.loads((copied / "probe.json").read_text())
     assert (found["checkpoint"], found["global_step"], found["dataset"]) == ("previous.ckpt", 4, "Digits")
     assert "not the final weights" in capsys.readouterr().out
+    record(Findings({"knn": 0.5}), Checkpoint(copied / "checkpoints" / "last.ckpt", 2, 8, {}), "other data")
+    assert summary(copied) == before
     (copied / "summary.json").unlink()
     probe(copied)
     assert not (copied / "summary.json").exists()

@@ -128,6 +128,10 @@ def test_accuracy_is_that_of_the_block_that_learns(sequence):
     assert sum(seconds) == pytest.approx(sequence.seconds)
 
 
+def test_the_best_checkpoint_is_judged_by_the_last_block_alone(sequence):
+    assert sequence.model.monitor == "val/block3/top1"
+
+
 def test_weight_decay_is_raised_for_every_block(sequence):
     assert sequence.epochs[0].weight_decay == pytest.approx([4e-3] * 3)
     assert [epoch.weight_decay[e // 2] for e, epoch in enumerate(sequence.epochs)] == pytest.approx([4e-3] * 6)
