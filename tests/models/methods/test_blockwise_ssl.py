@@ -128,11 +128,17 @@ def test_separate_and_joint_views_differ_in_batchnorm_only():
 
 def test_noise_reaches_head_and_next_block_in_training_only():
     model = ssl(2, noise=FeatureNoise("hw", 0.5))
-    noisy, _ = first_features(model)
+    noisy, other = first_features(model)
     assert not torch.equal(noisy, model.blocks[0](views()[1]))
+    assert not torch.equal(other, model.blocks[0](views()[2]))
     assert torch.equal(model.hand_on(0, {1.0: (noisy, noisy)})[1.0][0], noisy)
     clean, _ = first_features(model.eval())
     assert torch.equal(clean, model.blocks[0](views()[1]))
+
+
+def test_without_a_difficulty_all_blocks_take_the_ordinary_views():
+    _, pairs = ssl(2).step_input(batch(views(0.25), views(1.0)))
+    assert list(pairs) == [1.0]
 
 
 def test_features_for_probes():
