@@ -89,3 +89,4 @@ def test_nodes_of_a_block_share_its_cost():
     assert sum(node.bytes_out for node in found.nodes[:4]) == 2 * 4 * 32 * 16 * 16
     assert found.inference_macs < found.total_macs
     assert found.predicted_speedup == pytest.approx(17.5, rel=0.01)
+    assert found.predicted_step_ratio == pytest.approx(found.total_macs / found.backprop_macs)

@@ -112,6 +112,8 @@ def test_end_to_end_counterpart_has_one_block_and_global_pooling():
     assert isinstance(whole.heads[0].pooling, GlobalPooling)
     assert whole.losses[0].temperature == 0.3
     assert steps(whole, batch()).blocks[0].segments == 2
+    cost = network_cost(ssl(1, pooling=GlobalPooling), 8)
+    assert cost.backprop_macs == cost.total_macs  # of both views
 
 
 # -- views, noise, features ---------------------------------------------------------------------------------
