@@ -19,6 +19,7 @@ from experiments.cli import main
 from experiments.probing.features import Features, Splits, extract
 from experiments.probing.knn import knn_classes
 from experiments.probing.linear_probe import LinearProbe, fit_linear
+from experiments.probing.probe import probe_network
 from experiments.probing.probe_results import Findings, record
 from experiments.probing.protocol import Protocol
 from experiments.probing.saved_network import Checkpoint
@@ -106,6 +107,19 @@ def test_ties_go_to_the_lower_class(k):
 
 
 # -- features ---------------------------------------------------------------------------------------
+
+
+def test_what_is_held_out_of_the_known_images_is_the_validation_split(monkeypatch):
+    def stop(*arguments):
+        raise StopIteration(arguments[:2])
+
+    data, model = Digits(), DecoupledGreedy(partial(VGG, plan=(8, "M", 8)), (1, 8, 8), 10, 2)
+    splits = Splits.of(data)
+    monkeypatch.setattr("experiments.probing.probe.fit_linear", stop)
+    with pytest.raises(StopIteration) as stopped:
+        probe_network(model, splits, [1], Protocol(k=5), Findings())
+    known, held_out = stopped.value.args[0]
+    assert torch.equal(known.labels[-held_out:], splits.val.labels)
 
 
 def test_features_are_those_of_the_unaugmented_images_in_order_and_later_blocks_are_not_computed():
