@@ -78,10 +78,15 @@ def test_a_learning_rate_that_diverges_harms_no_other():
 
 def test_the_learning_rate_is_chosen_on_held_out_images_from_which_the_final_classifier_learns_too(monkeypatch):
     calls, fit, top1 = [], LinearProbe.fit, LinearProbe.top1
-    monkeypatch.setattr(LinearProbe, "fit", lambda self, x, *more: calls.append(("fit", len(x))) or fit(self, x, *more))
+
+    def noted(self, x, *more):
+        calls.append(("fit", len(x), *more, self._generator.initial_seed()))
+        return fit(self, x, *more)
+
+    monkeypatch.setattr(LinearProbe, "fit", noted)
     monkeypatch.setattr(LinearProbe, "top1", lambda self, x: calls.append(("top1", len(x))) or top1(self, x))
-    _, rates = fit_linear(blobs(90), 30, 3, Protocol(epochs=3, learning_rates=(1e-9, 0.3)), CPU)
-    assert calls == [("fit", 60), ("top1", 30), ("fit", 90)]
+    _, rates = fit_linear(blobs(90), 30, 3, Protocol(3, (1e-9, 0.3), batch_size=20, seed=4), CPU)
+    assert calls == [("fit", 60, 3, 20, 4), ("top1", 30), ("fit", 90, 3, 20, 4)]
     assert rates == {"block1/gap": 0.3}
 
 
