@@ -67,6 +67,11 @@ def test_loss_of_a_block_reaches_that_block_and_no_other(network, monkeypatch):
         assert names == {n for n, _ in model.named_parameters() if n.startswith((f"blocks.{k}.", f"heads.{k}."))}
 
 
+def test_the_last_block_has_the_networks_classifier_or_the_head_asked_for():
+    assert isinstance(decoupled(2, last_head=AuxHead).heads[-1], AuxHead)
+    assert not isinstance(decoupled(2).heads[-1], AuxHead)
+
+
 def test_peak_of_a_step_is_the_largest_blocks_own_peak(monkeypatch):
     model = decoupled(3).train()
     alive_between_blocks = []
