@@ -115,6 +115,18 @@ def test_stl10_needs_no_file_of_the_other_split(written, ready, stage, lost):
     ready(module, stage)
 
 
+@pytest.mark.parametrize(
+    ("name", "mean", "std"),
+    [
+        ("CIFAR10", (0.4914, 0.4824, 0.4467), (0.2471, 0.2435, 0.2616)),
+        ("FashionMNIST", (0.2860,), (0.3530,)),
+    ],
+)
+def test_images_are_normalised_by_the_published_figures(name, mean, std):
+    module = getattr(datamodules, name)
+    assert (*module.mean, *module.std) == pytest.approx((*mean, *std), abs=1e-4)
+
+
 def test_digits_are_those_of_scikit_learn(ready):
     module = ready(ready(Digits(root="nowhere")), "test")
     loaders = (module.train_dataloader(), module.val_dataloader(), module.test_dataloader())

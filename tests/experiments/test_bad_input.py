@@ -127,6 +127,10 @@ def test_a_loss_that_is_no_number_is_told_and_the_last_checkpoint_stays(copied, 
     message = fault(capsys, *FIT, f"--runs={tmp_path}", "--name=run", *resume)
     assert "The loss of block3 is nan at step 10" in message
     assert (copied / "checkpoints" / "last.ckpt").read_bytes() == before
+    # Also of a run without a checkpoint yet what it has logged is kept.
+    new = (*FIT, f"--runs={tmp_path}", "--name=new", "--trainer.limit_train_batches=10")
+    assert "nan at step 10" in fault(capsys, *new)
+    assert (tmp_path / "new" / "metrics.csv").is_file()
 
 
 def test_a_checkpoint_of_another_network_is_refused(finished, capsys):

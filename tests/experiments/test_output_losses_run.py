@@ -3,6 +3,7 @@
 import csv
 import json
 from functools import partial
+from types import SimpleNamespace
 
 import lightning.pytorch as L
 import pytest
@@ -11,6 +12,7 @@ import yaml
 from helpers import CONFIGS, SMALL, fit, summary
 from training import Recorder, train
 
+from datamodules.batch import Batch
 from datamodules.digits import Digits
 from experiments.callbacks.output_signal import OutputSignal
 from experiments.studies import output_signal, outputs
@@ -73,6 +75,15 @@ def test_figures_of_known_logits():
     assert {name: value.item() for name, value in figures.items()} == pytest.approx(expected)
     right = OutputSignal().metrics(logits, torch.tensor([0, 1, 0]), delta)
     assert "delta_confident_wrong" not in right
+
+
+def test_predictions_of_groups_are_judged_by_their_images_labels():
+    labels, noted = torch.tensor([0, 1]), {}
+    logits = 9 * torch.eye(2)[:, None].expand(2, 3, 2)  # three groups, all sure and right
+    blocks = SimpleNamespace(logs_this_step=True, logits_of={0: logits}, output_loss=ExpGB())
+    blocks.record = lambda k, name, value: noted.update({name: value.item()})
+    OutputSignal().on_train_batch_end(None, blocks, None, Batch(logits, labels), 0)
+    assert noted["output_signal/confident_wrong"] == 0
 
 
 def test_training_without_labels_and_impossible_confidence_are_refused():

@@ -16,9 +16,10 @@ import yaml
 from helpers import DIGITS, SMALL, fault, fit, summary
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from experiments.callbacks.meter import Meter
 from experiments.cli import main
 from experiments.run.folder import default_name
-from experiments.run.loggers import RunTensorBoardLogger
+from experiments.run.loggers import RunCSVLogger, RunTensorBoardLogger
 from experiments.run.saved_config import changes
 from models.local_learning import LocalLearning
 
@@ -46,6 +47,9 @@ def test_run_folder_holds_everything(finished):
     assert events
     assert names - events == {"config.yaml", "metrics.csv", "summary.json", "checkpoints"}
     assert {path.name for path in (finished / "checkpoints").iterdir()} == {"last.ckpt", "previous.ckpt", "best.ckpt"}
+    accuracies = [float(row["val/top1"]) for row in rows(finished) if row["val/top1"]]
+    assert checkpoint(finished, "best")["epoch"] == accuracies.index(max(accuracies))
+    assert len(set(accuracies)) == 2  # so that the worst would be another
 
 
 def test_summary_says_what_was_run_and_reached(finished):
@@ -133,10 +137,11 @@ def test_default_names_are_numbered(tmp_path, monkeypatch):
     command = ["fit", "--config", str(DIGITS), *SMALL, "--trainer.max_epochs=1"]
     main(command)
     main(command)
-    assert sorted(path.name for path in Path("runs").iterdir()) == [
-        "decoupled_greedy-vgg-digits-K4-seed0",
-        "decoupled_greedy-vgg-digits-K4-seed0-2",
-    ]
+    main([*command, "--trainer.max_epochs=2", "--ckpt_path=last"])  # goes on with the second
+    assert {path.name: summary(path)["epochs"] for path in Path("runs").iterdir()} == {
+        "decoupled_greedy-vgg-digits-K4-seed0": 1,
+        "decoupled_greedy-vgg-digits-K4-seed0-2": 2,
+    }
 
 
 @pytest.mark.parametrize(("blocks", "name"), [(3, "layerwise-digits-K3-seed0"), (None, "layerwise-digits-seed0")])
@@ -334,6 +339,21 @@ def test_a_run_cut_off_before_its_summary_gets_the_same_one(copied, tmp_path):
     figures = {name: value for name, value in before["metrics"].items() if name.startswith(("val/", "test/"))}
     assert figures.items() <= after["metrics"].items()
     assert (after["epochs"], after["global_step"]) == (before["epochs"], before["global_step"])
+
+
+def test_time_and_speed_of_a_resumed_run_are_those_of_the_whole():
+    meter, resumed = Meter(), Meter()
+    meter.seconds, meter._rates = 12.0, [100.0, 300.0]
+    resumed.load_state_dict(meter.state_dict())
+    assert (resumed.seconds, resumed.images_per_second) == (12, 200)
+
+
+def test_rows_that_a_resumed_run_writes_again_are_dropped(tmp_path):
+    for steps, logger in ((range(4), RunCSVLogger(tmp_path)), (range(2, 4), RunCSVLogger(tmp_path, resume_step=2))):
+        for step in steps:
+            logger.log_metrics({"loss": 0.5}, step)
+        logger.save()
+    assert [row["step"] for row in rows(tmp_path)] == ["0", "1", "2", "3"]
 
 
 def test_a_run_resumed_within_a_second_is_read_after_its_beginning(tmp_path):

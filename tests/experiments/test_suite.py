@@ -100,6 +100,17 @@ def test_suite_runs_resumes_probes_skips_and_reports_in_spite_of_a_failure(run_h
     assert "probed: finished before" in output
 
 
+def test_a_grid_overrides_the_options_of_a_run_and_those_of_the_call_override_both(study, monkeypatch):
+    commands = []
+    done = SimpleNamespace(returncode=0)
+    monkeypatch.setattr(subprocess, "run", lambda command, check, env: commands.append(command) or done)
+    own, grid = "{trainer.max_epochs: 1, model.num_blocks: 2}", "{model.num_blocks: [4]}"
+    main([*study(f"{{config: {DIGITS}, options: {own}, grid: {grid}}}"), "--trainer.max_epochs=3"])
+    [command] = commands
+    assert [part for part in command if "epochs" in part] == ["--trainer.max_epochs=1", "--trainer.max_epochs=3"]
+    assert [part for part in command if "num_blocks=" in part] == ["--model.num_blocks=4"]
+
+
 @pytest.fixture
 def started(monkeypatch):
     """The commands that a suite started, none of which does anything."""

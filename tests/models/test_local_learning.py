@@ -67,6 +67,11 @@ def test_loss_of_a_block_reaches_that_block_and_no_other(network, monkeypatch):
         assert names == {n for n, _ in model.named_parameters() if n.startswith((f"blocks.{k}.", f"heads.{k}."))}
 
 
+def test_the_last_block_has_the_networks_classifier_or_the_head_asked_for():
+    assert isinstance(decoupled(2, last_head=AuxHead).heads[-1], AuxHead)
+    assert not isinstance(decoupled(2).heads[-1], AuxHead)
+
+
 def test_peak_of_a_step_is_the_largest_blocks_own_peak(monkeypatch):
     model = decoupled(3).train()
     alive_between_blocks = []
@@ -248,7 +253,7 @@ def sequence(tmp_path_factory):
     model = decoupled(3, epochs_per_block=2, scheduler=halve)
     before = copy.deepcopy(model.state_dict())
     every_epoch = ModelCheckpoint(folder, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
-    train(model, folder, callbacks=[every_epoch], max_epochs=6, enable_checkpointing=True)
+    train(model, folder, callbacks=[every_epoch], max_epochs=6, enable_checkpointing=True, log_every_n_steps=4)
     return model, before, [folder / f"epoch={epoch}.ckpt" for epoch in range(6)]
 
 
@@ -268,6 +273,7 @@ def test_sequential_training_moves_one_block_at_a_time_and_freezes_it_then(seque
         before = after
     assert not any(p.requires_grad for p in [*model.blocks[:2].parameters(), *model.heads[:2].parameters()])
     assert all(p.requires_grad for p in model.block_parameters(2))
+    assert model.latest["train/block3/lr"] == pytest.approx(0.05 / 2)  # logged is the learner's own
 
 
 def test_first_block_of_a_sequence_learns_as_it_does_alone(sequence, tmp_path):

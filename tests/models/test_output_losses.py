@@ -83,11 +83,11 @@ def test_groups_sum_their_output_losses_and_their_diversity():
 
 @pytest.mark.parametrize("build", [decoupled, groups])
 def test_weights_weigh_the_samples(build):
-    """Weight 0 or 2: the mean over the batch is that of the samples that count."""
-    model, batch = build().eval(), draw(weights=torch.tensor([0.0, 2.0], dtype=torch.float64).repeat(6))
+    """Weight 0 or 3: the mean is still over the whole batch, 3/2 of that of the samples that count."""
+    model, batch = build().eval(), draw(weights=torch.tensor([0.0, 3.0], dtype=torch.float64).repeat(6))
     kept = local_losses(model, Batch(batch.images[1::2], batch.labels[1::2]))
     for (one, _), (other, _) in zip(local_losses(model, batch), kept, strict=True):
-        torch.testing.assert_close(one, other)
+        torch.testing.assert_close(one, 1.5 * other)
 
 
 def test_infopro_classifies_by_the_output_loss():

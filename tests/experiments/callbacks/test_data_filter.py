@@ -117,8 +117,9 @@ def train(model, tmp_path, *callbacks, resume=None):
     return training.train(model, tmp_path, data, callbacks, resume, max_epochs=8, limit_train_batches=1.0)
 
 
-def test_first_and_last_epochs_have_all_images_the_others_fewer_and_validation_follows_each(tmp_path):
-    counts = Counts()
+def test_first_and_last_epochs_have_all_images_the_others_fewer_and_validation_follows_each(tmp_path, monkeypatch):
+    counts, draws, choose = Counts(), set(), InfoBatch.choose
+    monkeypatch.setattr(InfoBatch, "choose", lambda *args: draws.add(args[-1].initial_seed()) or choose(*args))
     trainer = train(network(), tmp_path, InfoBatch(until=0.75), counts)
     sizes = [len(set(epoch)) for epoch in counts.epochs]
     assert [size == 1293 for size in sizes] == [True, *[False] * 5, True, True]
@@ -127,6 +128,7 @@ def test_first_and_last_epochs_have_all_images_the_others_fewer_and_validation_f
     assert trainer.callback_metrics["train/saved"].item() == pytest.approx(saved)
     assert 0.1 < saved < 0.5 * 0.75
     assert counts.validations == 8
+    assert len(draws) == 8  # no epoch drops by the chance of another
 
 
 @pytest.mark.parametrize(("until", "epochs", "least"), [(0.875, 1, 2), (1.0, 1, 2), (0.5, 2, 3), (0.3, 3, 4)], ids=str)

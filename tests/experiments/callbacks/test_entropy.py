@@ -77,12 +77,14 @@ def test_entropies_are_logged_before_training_and_after_every_epoch_at_last_of_t
     assert metrics["entropy/total/weight_h8"] == pytest.approx(bits / count)
 
 
-def test_gradient_entropy_is_that_of_the_last_step():
+def test_entropies_of_gradient_and_update_are_those_of_the_last_step_and_of_the_epoch():
     model = BoringModel()
+    before = model.layer.weight.detach().clone()
     trainer = silent_trainer(accelerator="cpu", max_epochs=1, limit_train_batches=3, callbacks=[Entropy()])
     trainer.fit(model)
-    logged = trainer.callback_metrics["entropy/layer.weight/gradient_h8"]
-    assert float(logged) == pytest.approx(h8(model.layer.weight.grad), rel=1e-6)
+    gradient, update = (trainer.callback_metrics[f"entropy/layer.weight/{key}_h8"] for key in ("gradient", "update"))
+    assert float(gradient) == pytest.approx(h8(model.layer.weight.grad), rel=1e-6)
+    assert float(update) == pytest.approx(h8(model.layer.weight - before), rel=1e-6)
 
 
 # -- picture ----------------------------------------------------------------------------------------

@@ -1,13 +1,17 @@
 """Compressed communication through the command line, in one process."""
 
 import shutil
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
 from helpers import CONFIGS, DIGITS, SMALL, fault, fit, summary
+from lightning.pytorch.strategies import DDPStrategy
 
 from experiments.cli import main
+from experiments.distributed.hooks import Uncompressed
+from experiments.distributed.strategy import CompressedDDP
 from experiments.run.summary import show_summary
 
 CONFIG = CONFIGS / "communication" / "digits.yaml"
@@ -69,6 +73,17 @@ def test_a_resumed_run_sends_what_it_would_have_sent(runs, tmp_path):
     assert {memory["updates"] for memory in memories} == {4}  # the reference is frozen after the first epoch
     same = ("communication/bits_per_parameter", "communication/megabytes", "test/top1", "test/loss")
     assert all(summary(once)["metrics"][name] == summary(twice)["metrics"][name] for name in same)
+
+
+def test_each_process_goes_on_with_what_it_had_not_sent_itself(monkeypatch):
+    states = [{"steps": 4, "total_bytes": 10}, {"steps": 4, "total_bytes": 20}]
+    monkeypatch.setattr(DDPStrategy, "load_checkpoint", lambda *_: {"communication": states})
+    strategy = CompressedDDP(Uncompressed())
+    strategy.cluster_environment = SimpleNamespace(world_size=lambda: 2, global_rank=lambda: 1, local_rank=lambda: 1)
+    strategy.parallel_devices = [torch.device("cpu")] * 2
+    strategy._lightning_module = SimpleNamespace(trainer=SimpleNamespace(training=True))
+    strategy.load_checkpoint("last.ckpt")
+    assert strategy.hook.total_bytes == 20
 
 
 def test_a_run_without_a_hook_can_go_on_with_one(tmp_path):

@@ -143,6 +143,11 @@ def test_steps_between_codings_are_taken_for_as_long(results):
     assert third["summary"]["bytes_per_step"] == pytest.approx(every["summary"]["bytes_per_step"], rel=0.1)
 
 
+def test_the_quantizer_is_set_as_the_hook_is():
+    quantizer = EntropyCoded(c=0.5, rule="relative", clip=False).quantizer
+    assert (quantizer.c, quantizer.rule, quantizer.clip) == (0.5, "relative", False)
+
+
 def test_a_hook_without_a_process_group_is_told():
     with pytest.raises(UsageError, match="no process group"):
         EntropyCoded().average(None)

@@ -3,14 +3,17 @@
 import json
 from dataclasses import asdict
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 from helpers import CONFIGS
 
 from datamodules.digits import Digits
 from experiments.cli import main
-from experiments.measure.bench import bench, show_bench
+from experiments.measure.bench import _leanest_segments, bench, show_bench
 from experiments.measure.silent import silent_trainer
+from experiments.measure.turns import median_ratio
+from experiments.measure.workbench import _Clock
 from models.methods.decoupled_greedy import DecoupledGreedy
 from models.networks.heads.classifiers import AuxHead
 from models.networks.vgg import VGG
@@ -45,6 +48,24 @@ def test_cost_prints_a_table_and_names_the_number_of_processes_and_the_batch_of_
     printed = capsys.readouterr().out
     for words in ("1 block\n", "MiB of one process, a batch of 2 processes × 48", "slowest node", "one per node"):
         assert words in printed
+
+
+def test_ratios_of_times_are_medians_of_the_turns_own():
+    assert median_ratio([4.0, 9.0, 1.0], [2.0, 3.0, 1.0]) == 2
+
+
+def test_the_steps_of_the_warm_up_are_not_counted(monkeypatch):
+    times, clock = iter([10.0, 16.0]), _Clock()
+    monkeypatch.setattr("experiments.measure.workbench.now", lambda device: next(times))
+    for step in range(1, 6):
+        clock.on_train_batch_end(SimpleNamespace(global_step=step, max_steps=5), SimpleNamespace(device="cpu"))
+    assert clock.step_seconds == 2
+
+
+def test_checkpointing_has_the_segments_with_the_lowest_peak():
+    model = DecoupledGreedy(partial(VGG, plan=(8, 8, "M", 16, 16)), (1, 8, 8), 10, 2)
+    peaks = SimpleNamespace(peak_bytes=lambda whole: abs(whole.blocks[0].segments - 3))
+    assert _leanest_segments(model, peaks) == 3
 
 
 def test_bench_measures_method_backprop_and_checkpointing(capsys):

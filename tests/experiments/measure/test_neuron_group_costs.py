@@ -72,6 +72,15 @@ def test_backprop_is_the_uncut_ungrouped_network():
     assert grouped.backprop_activation_bytes == whole.peak_activation_bytes
 
 
+def test_a_final_head_is_no_node_however_dear_it_is():
+    final = partial(AuxHead, convs=9)
+    with torch.device("meta"):
+        model = NeuronGroups(partial(CifarResNet, depth=20), (3, 32, 32), 10, 2, 4, final_head=final)
+    found = network_cost(model, 2)
+    assert found.final_head[1] > found.slowest_node_macs
+    assert found.predicted_speedup == pytest.approx(found.backprop_macs / found.slowest_node_macs)
+
+
 def test_nodes_of_a_block_share_its_cost():
     found = cost(1, 2, 4, True)
     assert [(node.block, node.group) for node in found.nodes] == [(k, g) for k in (1, 2) for g in (1, 2, 3, 4)]
@@ -80,3 +89,4 @@ def test_nodes_of_a_block_share_its_cost():
     assert sum(node.bytes_out for node in found.nodes[:4]) == 2 * 4 * 32 * 16 * 16
     assert found.inference_macs < found.total_macs
     assert found.predicted_speedup == pytest.approx(17.5, rel=0.01)
+    assert found.predicted_step_ratio == pytest.approx(found.total_macs / found.backprop_macs)

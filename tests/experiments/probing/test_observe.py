@@ -184,12 +184,26 @@ def test_a_reference_is_observed_as_if_alone_even_unfinished_and_always_the_same
     assert alone["observe/block1/confident_train"] == beside["reference/observe/final/confident_train"]
 
 
-def test_a_run_is_aligned_with_itself_in_place_of_what_was_observed_before(copied, finished, undrawn, capsys):
+def test_judged_images_have_the_class_means_of_the_training_images():
+    values = {"a": torch.tensor([[0.0], [1.0]])}
+    train, swapped = Features(values, torch.tensor([0, 1])), Features(values, torch.tensor([1, 0]))
+    found = layer_metrics(train, swapped, "val")["a"]
+    assert [found[f"ncm_{name}"] for name in ("train", "val", "gap")] == [1, 0, 1]
+
+
+def test_a_run_is_aligned_with_itself_in_place_of_what_was_observed_before(
+    copied, finished, undrawn, capsys, monkeypatch
+):
+    seen = []
+    counted = lambda train, *more: seen.append(len(train)) or layer_metrics(train, *more)  # noqa: E731
+    monkeypatch.setattr("experiments.probing.observe.layer_metrics", counted)
     (copied / "observations.json").touch()
     metrics = observe(copied, f"--reference={finished}", "--every=block")["metrics"]
     for k in range(1, 5):
         assert metrics[f"observe/block{k}/cka_test"] == pytest.approx(1)
         assert metrics[f"observe/block{k}/ncm_test"] == metrics[f"reference/observe/block{k}/ncm_test"]
+    assert seen == [100, 100]  # training images are judged without those of validation
+    assert metrics["reference/observe/final/confident_train"] == metrics["observe/block4/confident_train"]
     printed = capsys.readouterr().out
     assert "observations.json and observations.png, in place of what was observed before\n" in printed
 

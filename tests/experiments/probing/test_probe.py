@@ -19,7 +19,10 @@ from experiments.cli import main
 from experiments.probing.features import Features, Splits, extract
 from experiments.probing.knn import knn_classes
 from experiments.probing.linear_probe import LinearProbe, fit_linear
+from experiments.probing.probe import probe_network
+from experiments.probing.probe_results import Findings, record
 from experiments.probing.protocol import Protocol
+from experiments.probing.saved_network import Checkpoint
 from models.methods.decoupled_greedy import DecoupledGreedy
 from models.networks.vgg import VGG
 
@@ -75,10 +78,15 @@ def test_a_learning_rate_that_diverges_harms_no_other():
 
 def test_the_learning_rate_is_chosen_on_held_out_images_from_which_the_final_classifier_learns_too(monkeypatch):
     calls, fit, top1 = [], LinearProbe.fit, LinearProbe.top1
-    monkeypatch.setattr(LinearProbe, "fit", lambda self, x, *more: calls.append(("fit", len(x))) or fit(self, x, *more))
+
+    def noted(self, x, *more):
+        calls.append(("fit", len(x), *more, self._generator.initial_seed()))
+        return fit(self, x, *more)
+
+    monkeypatch.setattr(LinearProbe, "fit", noted)
     monkeypatch.setattr(LinearProbe, "top1", lambda self, x: calls.append(("top1", len(x))) or top1(self, x))
-    _, rates = fit_linear(blobs(90), 30, 3, Protocol(epochs=3, learning_rates=(1e-9, 0.3)), CPU)
-    assert calls == [("fit", 60), ("top1", 30), ("fit", 90)]
+    _, rates = fit_linear(blobs(90), 30, 3, Protocol(3, (1e-9, 0.3), batch_size=20, seed=4), CPU)
+    assert calls == [("fit", 60, 3, 20, 4), ("top1", 30), ("fit", 90, 3, 20, 4)]
     assert rates == {"block1/gap": 0.3}
 
 
@@ -104,6 +112,19 @@ def test_ties_go_to_the_lower_class(k):
 
 
 # -- features ---------------------------------------------------------------------------------------
+
+
+def test_what_is_held_out_of_the_known_images_is_the_validation_split(monkeypatch):
+    def stop(*arguments):
+        raise StopIteration(arguments[:2])
+
+    data, model = Digits(), DecoupledGreedy(partial(VGG, plan=(8, "M", 8)), (1, 8, 8), 10, 2)
+    splits = Splits.of(data)
+    monkeypatch.setattr("experiments.probing.probe.fit_linear", stop)
+    with pytest.raises(StopIteration) as stopped:
+        probe_network(model, splits, [1], Protocol(k=5), Findings())
+    known, held_out = stopped.value.args[0]
+    assert torch.equal(known.labels[-held_out:], splits.val.labels)
 
 
 def test_features_are_those_of_the_unaugmented_images_in_order_and_later_blocks_are_not_computed():
@@ -149,13 +170,18 @@ def test_metrics_go_to_summary_tensorboard_and_screen(copied, capsys):
     assert "| 4 | gap |" in page.Tensors("probe/text_summary")[0].tensor_proto.string_val[0].decode()
 
 
-def test_random_and_supervised_controls_of_some_blocks(copied, capsys):
+def test_random_and_supervised_controls_of_some_blocks(copied, capsys, monkeypatch):
+    rates = []
+    monkeypatch.setattr(
+        "experiments.probing.probe.SGD", lambda params, lr, **more: rates.append(lr) or SGD(params, lr, **more)
+    )
     probe(copied, "--random=true", "--supervised_epochs=1", "--blocks=[4]")
     metrics = summary(copied)["metrics"]
     assert {name.split("/")[-3] for name in metrics if "probe_lin" in name or "knn" in name} == {"block4"}
     assert metrics["random/knn_k5_t0.1/block4/gap/top1"] != metrics["knn_k5_t0.1/block4/gap/top1"]
     assert "random/probe_lin2/block4/gap/top1" in metrics
     assert 0 < metrics["supervised/test/top1"] <= 1
+    assert rates == [0.1 * 64 / 128]
     printed = capsys.readouterr().out
     assert "random linear" in printed
     assert "supervised, end to end" in printed
@@ -168,6 +194,8 @@ def test_metrics_of_other_weights_or_of_an_unfinished_run_stay_out_of_the_summar
     found = json.loads((copied / "probe.json").read_text())
     assert (found["checkpoint"], found["global_step"], found["dataset"]) == ("previous.ckpt", 4, "Digits")
     assert "not the final weights" in capsys.readouterr().out
+    record(Findings({"knn": 0.5}), Checkpoint(copied / "checkpoints" / "last.ckpt", 2, 8, {}), "other data")
+    assert summary(copied) == before
     (copied / "summary.json").unlink()
     probe(copied)
     assert not (copied / "summary.json").exists()

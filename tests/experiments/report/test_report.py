@@ -121,9 +121,10 @@ def test_the_base_has_as_many_epochs_if_there_is_one(epochs, base):
     assert layers.base.first["epochs"] == base
 
 
-def test_neither_one_block_of_groups_nor_what_keeps_no_activations_is_a_base():
-    found = rows(line(**local()), line(method="NeuronGroups", num_groups=4), line(peak_activation_bytes=0))
-    assert [row.base for row in found] == [None] * 3
+def test_neither_one_block_of_groups_nor_what_keeps_no_activations_nor_another_batch_size_is_a_base():
+    none = ({"method": "NeuronGroups", "num_groups": 4}, {"peak_activation_bytes": 0}, {"batch_size": 128})
+    found = rows(line(**local()), *(line(**changes) for changes in none))
+    assert [row.base for row in found] == [None] * 4
 
 
 def test_a_method_without_labels_is_compared_with_its_own_single_block():

@@ -1,5 +1,7 @@
 """Whose files are in a run folder, and who may remove them."""
 
+from pathlib import Path
+
 import pytest
 from helpers import DIGITS, SMALL, fault, fit, summary
 
@@ -35,6 +37,11 @@ def untouched(folder):
 def test_a_name_is_one_plain_path_component(name):
     with pytest.raises(RunError, match="one plain folder name"):
         plain_name(name)
+
+
+def test_checkpoints_are_meant_by_name_or_path(tmp_path):
+    meant = [RunFolder(tmp_path).checkpoint(asked) for asked in ("last", "best", "a/b.ckpt")]
+    assert meant == [tmp_path / "checkpoints" / "last.ckpt", tmp_path / "checkpoints" / "best.ckpt", Path("a/b.ckpt")]
 
 
 @pytest.mark.parametrize("command", ["fit", "suite of such a name", "suite of such a run"])

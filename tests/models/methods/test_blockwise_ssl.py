@@ -112,6 +112,8 @@ def test_end_to_end_counterpart_has_one_block_and_global_pooling():
     assert isinstance(whole.heads[0].pooling, GlobalPooling)
     assert whole.losses[0].temperature == 0.3
     assert steps(whole, batch()).blocks[0].segments == 2
+    cost = network_cost(ssl(1, pooling=GlobalPooling), 8)
+    assert cost.backprop_macs == cost.total_macs  # of both views
 
 
 # -- views, noise, features ---------------------------------------------------------------------------------
@@ -128,11 +130,17 @@ def test_separate_and_joint_views_differ_in_batchnorm_only():
 
 def test_noise_reaches_head_and_next_block_in_training_only():
     model = ssl(2, noise=FeatureNoise("hw", 0.5))
-    noisy, _ = first_features(model)
+    noisy, other = first_features(model)
     assert not torch.equal(noisy, model.blocks[0](views()[1]))
+    assert not torch.equal(other, model.blocks[0](views()[2]))
     assert torch.equal(model.hand_on(0, {1.0: (noisy, noisy)})[1.0][0], noisy)
     clean, _ = first_features(model.eval())
     assert torch.equal(clean, model.blocks[0](views()[1]))
+
+
+def test_without_a_difficulty_all_blocks_take_the_ordinary_views():
+    _, pairs = ssl(2).step_input(batch(views(0.25), views(1.0)))
+    assert list(pairs) == [1.0]
 
 
 def test_features_for_probes():
@@ -300,6 +308,7 @@ def test_shared_blocks_cost_two_backward_passes():
     first, middle, last = (node.forward_macs - head for node, head in zip(cost.nodes, heads, strict=True))
     expected = first + middle * 5 / 3 + last + sum(heads)  # a backward pass is two forward passes' work
     assert cost.predicted_step_ratio == pytest.approx(expected / cost.backprop_macs)
+    assert 2 * cost.inference_macs == first + middle + last  # of one view, without heads
 
 
 def test_overlapping_blocks_hold_two_blocks_at_a_time():

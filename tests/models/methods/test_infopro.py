@@ -84,6 +84,7 @@ def test_loss_is_weighted_reconstruction_and_task(loss):
     model, (batch, pixels) = build(loss=loss), draw()
     features = model.blocks[0](batch.images)
     reconstruction, z = model.heads[0](features)
+    assert z.shape[1] == (6 if loss == "contrast" else CLASSES)
     task = contrast(z, batch.labels) if loss == "contrast" else F.cross_entropy(z, batch.labels)
     p = reconstruction.sigmoid()
     rebuild = -(pixels * p.log() + (1 - pixels) * (1 - p).log()).mean()

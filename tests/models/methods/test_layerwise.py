@@ -128,6 +128,10 @@ def test_accuracy_is_that_of_the_block_that_learns(sequence):
     assert sum(seconds) == pytest.approx(sequence.seconds)
 
 
+def test_the_best_checkpoint_is_judged_by_the_last_block_alone(sequence):
+    assert sequence.model.monitor == "val/block3/top1"
+
+
 def test_weight_decay_is_raised_for_every_block(sequence):
     assert sequence.epochs[0].weight_decay == pytest.approx([4e-3] * 3)
     assert [epoch.weight_decay[e // 2] for e, epoch in enumerate(sequence.epochs)] == pytest.approx([4e-3] * 6)
@@ -145,6 +149,17 @@ def test_kept_heads_predict_alone_and_together(tmp_path):
     assert list(model.block_logits(IMAGES)) == ["block1", "block2", "block3"]
     figures = trainer.test(model, datamodule=trainer.datamodule, verbose=False)[0]
     assert {"test/block1/top1", "test/block2/top1", "test/block3/top1", "test/ensemble/top1"} < set(figures)
+
+
+def test_a_resumed_run_logs_again_what_finished_blocks_reached_and_no_other(monkeypatch):
+    model, logged = layerwise(), {}
+    model._resumed = {f"val/block{k}/top1": k / 10 for k in (1, 2, 3)}
+    monkeypatch.setattr(Layerwise, "learners", range(1, 2))
+    monkeypatch.setattr(Layerwise, "trainer", SimpleNamespace(sanity_checking=False))
+    monkeypatch.setattr(model, "log_dict", logged.update)
+    model.on_validation_epoch_start()
+    model.on_validation_epoch_end()
+    assert logged == {"val/block1/top1": 0.1}
 
 
 @pytest.mark.parametrize("store", [None, FeatureStore(passes=2)], ids=["computed", "stored"])

@@ -125,7 +125,7 @@ def gradients_of_a_step(model, batch):
 @pytest.mark.parametrize("weight", [0.0, 0.5])
 @pytest.mark.parametrize(("num_blocks", "num_groups"), [(1, 2), (2, 4), (3, 2)])
 def test_gradients_equal_those_of_the_published_loop(num_blocks, num_groups, weight):
-    model, batch = build(num_blocks, num_groups, diversity=weight), draw()
+    model, batch = build(num_blocks, num_groups, diversity=weight, temperature=2.0), draw()
     loop = published(model)
     ours = gradients_of_a_step(model, batch)
     model.zero_grad(set_to_none=True)
@@ -161,7 +161,7 @@ def test_one_group_with_a_final_head_has_a_head_on_every_block():
 
 
 def test_head_ensemble_and_single_group_are_all_reported():
-    model, batch = build(2, 4).eval(), draw(32)
+    model, batch = build(2, 4, temperature=2.0).eval(), draw(32)
     with torch.no_grad():
         logits = model.block_logits(batch.images)
         metrics = evaluated(model, batch)
@@ -178,7 +178,7 @@ def test_head_ensemble_and_single_group_are_all_reported():
     assert metrics["block2/group1/top1"] == accuracy(logits["block2"][:, 0])
     torch.testing.assert_close(metrics["loss"], F.cross_entropy(logits["final"], batch.labels), check_dtype=False)
     torch.testing.assert_close(
-        metrics["block1/diversity"], diversity(logits["block1"], batch.labels), check_dtype=False
+        metrics["block1/diversity"], diversity(logits["block1"], batch.labels, 2.0), check_dtype=False
     )
     by_group = sum(F.cross_entropy(z, batch.labels) for z in logits["block1"].unbind(1))
     torch.testing.assert_close(metrics["block1/loss"], by_group + 0.5 * metrics["block1/diversity"], check_dtype=False)

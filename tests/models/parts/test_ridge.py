@@ -75,6 +75,7 @@ def test_targets_follow_their_formulas():
         torch.testing.assert_close(forward(h, labels), squash(h @ forward.q) + squash(codes @ forward.u))
         platonic = Platonic(5, 8, 3, mu=0.5, kappa=2.0, g=g)
         torch.testing.assert_close(platonic(h, labels), platonic.prototypes[labels] + 0.5 * squash(h @ platonic.q))
+        assert float(platonic.prototypes.square().mean()) == pytest.approx(2.0**2)
 
 
 def test_random_projections_have_the_scale_of_their_fan_in():
