@@ -211,7 +211,6 @@ class LocalLearningCLI(LightningCLI):
 
     def _evaluate(self, writes: bool) -> None:
         metrics: dict[str, Any] = dict(self.trainer.callback_metrics)
-        epochs, step = self.trainer.current_epoch, self.trainer.global_step
         self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
         if self._get(self.config, "trainer").fast_dev_run:
             return
@@ -223,7 +222,7 @@ class LocalLearningCLI(LightningCLI):
             took = {key: getattr(self.meter, key) for key in ("seconds", "images_per_second", "peak_activation_bytes")}
             took |= macs_of(self.model, self.datamodule.batch_size)
             summary = summarise(name, config, self.model, self.datamodule, self.trainer, took, metrics)
-            write_json(self.run.path / SUMMARY, summary | {"epochs": epochs, "global_step": step})
+            write_json(self.run.path / SUMMARY, summary)
             log_to_hparams(summary, self.trainer)
             show_summary(self.run.path, summary)
 
