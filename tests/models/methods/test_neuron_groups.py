@@ -161,7 +161,7 @@ def test_one_group_with_a_final_head_has_a_head_on_every_block():
 
 
 def test_head_ensemble_and_single_group_are_all_reported():
-    model, batch = build(2, 4, temperature=2.0).eval(), draw(32)
+    model, batch = build(2, 4, temperature=2.0).eval(), draw(48)
     with torch.no_grad():
         logits = model.block_logits(batch.images)
         metrics = evaluated(model, batch)
@@ -175,7 +175,9 @@ def test_head_ensemble_and_single_group_are_all_reported():
     assert metrics["ensemble/top1"] == accuracy(p1 / 7 + 2 * p2 / 7 + 4 * final / 7)
     assert metrics["top1"] == metrics["final/top1"] == accuracy(final)
     assert metrics["block2/top1"] == accuracy(p2)
-    assert metrics["block2/group1/top1"] == accuracy(logits["block2"][:, 0])
+    groups = [accuracy(group) for group in logits["block2"].unbind(1)]
+    assert metrics["block2/group1/top1"] == groups[0]
+    assert groups[0] not in groups[1:]  # another group would be noticed
     torch.testing.assert_close(metrics["loss"], F.cross_entropy(logits["final"], batch.labels), check_dtype=False)
     torch.testing.assert_close(
         metrics["block1/diversity"], diversity(logits["block1"], batch.labels, 2.0), check_dtype=False
