@@ -20,8 +20,9 @@ class GroupHeads(nn.Sequential):
     """The heads of all G groups of a block, computed together: no loop over groups.
 
     With sharing, every head is of full size and reads all channels; without, head g reads slice g and
-    all its widths but the output's are divided by G. Layers work on G heads at once: convolutions and
-    BatchNorm on G·c channels, linear layers as one batched matrix product.
+    all its widths but the output's are divided by G, those of hidden linear layers rounded down. Layers
+    work on G heads at once: convolutions and BatchNorm on G·c channels, linear layers as one batched
+    matrix product.
 
     Args:
         head: what a single head is, for example ``AuxHead``: a sequence of convolutions, BatchNorm,
@@ -32,7 +33,7 @@ class GroupHeads(nn.Sequential):
         sharing: see above.
 
     Raises:
-        NetworkError: a layer of the head cannot be stacked, or a width is not a multiple of G.
+        NetworkError: a layer of the head cannot be stacked, or divided by G.
     """
 
     def __init__(
@@ -55,11 +56,13 @@ class GroupHeads(nn.Sequential):
                 reads_features = False
             elif type(layer) is nn.Linear:
                 kind = SharingLinear if sharing and reads_features else GroupLinear
-                widths = _part(layer.in_features, divisor), _part(layer.out_features, 1 if layer is output else divisor)
-                stacked.append(kind(num_groups, *widths, bias=layer.bias is not None))
+                hidden = layer.out_features if layer is output else _rounded(layer.out_features, divisor)
+                inputs = _rounded(layer.in_features, divisor)
+                stacked.append(kind(num_groups, inputs, hidden, bias=layer.bias is not None))
                 reads_features = False
             elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) and not reads_features:
-                stacked.append(type(layer)(num_groups * _part(layer.num_features, divisor)))
+                part = _rounded if isinstance(layer, nn.BatchNorm1d) else _part
+                stacked.append(type(layer)(num_groups * part(layer.num_features, divisor)))
             elif list(layer.parameters()):
                 raise NetworkError(
                     f"A head with a {type(layer).__name__} cannot be computed for several groups at once. Use "
@@ -94,5 +97,14 @@ def _part(width: int, divisor: int) -> int:
         raise NetworkError(
             f"{divisor} groups do not divide the head's width {width}. Choose num_groups among its divisors, or "
             "another width of the head."
+        )
+    return width // divisor
+
+
+def _rounded(width: int, divisor: int) -> int:
+    """Of vectors: the released code of GN-DGL asks for no divisor (128 units of 6 groups: 21 each)."""
+    if width < divisor:
+        raise NetworkError(
+            f"A head's {width} units are too few for {divisor} groups. Choose fewer groups, or more units."
         )
     return width // divisor

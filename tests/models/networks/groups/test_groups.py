@@ -195,12 +195,12 @@ def test_stacked_heads_equal_separate_ones(kind, groups):
                 torch.testing.assert_close(buffer, parts)
 
 
-@pytest.mark.parametrize("groups", [2, 4])
-def test_heads_on_slices_are_thin_heads(groups):
-    """Without sharing: head g is an AuxHead of 1/G of the width on slice g."""
+@pytest.mark.parametrize(("groups", "hidden", "thin"), [(2, 8, 4), (4, 8, 2), (4, 11, 2)])
+def test_heads_on_slices_are_thin_heads(groups, hidden, thin):
+    """Without sharing: head g is an AuxHead of 1/G of the width on slice g, rounded down."""
     torch.manual_seed(0)
-    heads = GroupHeads(partial(AuxHead, hidden=8), (16, 8, 8), 5, groups, sharing=False).double()
-    thin = partial(AuxHead, hidden=8 // groups)
+    heads = GroupHeads(partial(AuxHead, fcs=3, hidden=hidden), (16, 8, 8), 5, groups, sharing=False).double()
+    thin = partial(AuxHead, fcs=3, hidden=thin)
     singles = separate(heads, thin, (16 // groups, 8, 8), groups)
     features = torch.randn(6, 16, 8, 8, dtype=torch.float64)
     theirs = torch.stack([head(part) for head, part in zip(singles, features.chunk(groups, 1), strict=True)], dim=1)
@@ -268,4 +268,6 @@ def test_heads_that_cannot_be_stacked(layer):
 
 def test_head_widths_that_groups_do_not_divide():
     with pytest.raises(NetworkError, match="4 groups do not divide the head's width 10"):
-        GroupHeads(partial(AuxHead, hidden=10), (16, 8, 8), 10, 4, sharing=False)
+        GroupHeads(CNNHead, (10, 8, 8), 10, 4, sharing=False)
+    with pytest.raises(NetworkError, match="3 units are too few for 4 groups"):
+        GroupHeads(partial(AuxHead, hidden=3), (16, 8, 8), 10, 4, sharing=False)
