@@ -23,8 +23,8 @@ class DataFilter(L.Callback, ABC):
     different numbers of batches.
 
     Raises:
-        UsageError: there are no labels, blocks learn from something else than a loss per image, or there are several
-            processes.
+        UsageError: there are no labels, blocks learn from something else than a loss per image, schedules count steps,
+            or there are several processes.
     """
 
     changes_training = True
@@ -56,6 +56,11 @@ class DataFilter(L.Callback, ABC):
         name = type(self).__name__
         if not isinstance(pl_module, LocalClassification):
             raise UsageError(f"{name} judges images by what is predicted of them: use a method with labels.")
+        if pl_module.make_scheduler and pl_module.scheduler_interval == "step":
+            raise UsageError(
+                f"{name} makes epochs shorter: a schedule that counts steps would not come to its end. Use "
+                "--model.scheduler_interval epoch."
+            )
         if trainer.world_size > 1:
             raise UsageError(f"{name} knows the images of its own process only: use --trainer.devices 1.")
         trainer.datamodule.reload_every_epoch()

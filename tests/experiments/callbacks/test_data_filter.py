@@ -9,6 +9,7 @@ import torch
 import training
 from helpers import fit, summary
 from torch.optim import SGD
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from datamodules.digits import Digits
 from experiments.callbacks.drop_confident import DropConfident
@@ -186,3 +187,9 @@ def test_is_refused_where_blocks_learn_from_something_else_than_losses_of_predic
     ):
         with pytest.raises(UsageError, match=sentence):
             train(method(partial(VGG, plan=(8, "M", 8)), (1, 8, 8), 10, num_blocks=2), tmp_path, DropConfident())
+
+
+def test_schedules_that_count_steps_are_refused(tmp_path):
+    model = network(scheduler=partial(CosineAnnealingLR, T_max=48), scheduler_interval="step")
+    with pytest.raises(UsageError, match=r"InfoBatch makes epochs shorter: .* Use --model\.scheduler_interval epoch"):
+        train(model, tmp_path, InfoBatch())
