@@ -63,13 +63,8 @@ def _with_a_model(args: Sequence[str]) -> None:
         LocalLearningCLI(["--json=true" if arg == "--json" else arg for arg in args])
     except SIGTERMException as stop:
         raise SystemExit(128 + signal.SIGTERM) from stop
-    except Exception as error:
-        fault: BaseException | None = error  # or what it was raised from
-        while fault is not None and not isinstance(fault, FAULTS):
-            fault = fault.__cause__
-        if fault is None:
-            raise
-        raise UsageError(str(fault)) from error
+    except FAULTS as fault:
+        raise UsageError(str(fault)) from fault
 
 
 def _fault_of(args: Sequence[str]) -> str | None:

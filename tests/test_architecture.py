@@ -89,6 +89,7 @@ def test_networks_and_losses_need_no_lightning():
 def test_classes_are_found_and_shown_by_their_names_alone(package, name):
     module = import_module(package)
     assert name in dir(module)
+    assert not {"Tensor", "Any", "by_name"} & set(dir(module))  # what its files import
     assert getattr(module, name).__name__ == name
     with pytest.raises(AttributeError, match=f"{package} has no 'Nothing'"):
         _ = module.Nothing

@@ -1,5 +1,7 @@
 """Every mistake ends in one sentence that says what was wrong and what to do, with exit code 2."""
 
+import sys
+
 import pytest
 from helpers import CONFIGS, DIGITS, SMALL, fault, summary
 
@@ -30,7 +32,7 @@ FIT = ("fit", "--config", str(DIGITS), *SMALL, "--trainer.max_epochs=2")
         (["--model.cut.after=conv1"], ["--model.cut.after: ", "Expected a <class 'list'>"]),
         (["--trainer.max_epochs=many"], ["--trainer.max_epochs: ", "Expected a <class 'int'>", "many"]),
         (["--model.cut.by=bytes"], ["--model.cut.by: ", "activation_bytes"]),
-        (["--config=config/nowhere.yaml"], ["--config: ", "nowhere.yaml'."]),
+        (["--config=configs/nowhere.yaml"], ["--config: ", "nowhere.yaml'."]),
         (["--model.num_blocks=9"], ["4 units", "9 blocks", "between 1 and 4"]),
         (["--model.num_blocks=0"], ["0 blocks", "between 1 and 4"]),
         (["--model.num_blocks=2", "--model.cut.after=[conv7]"], ["conv7", "conv1, conv2, conv3, conv4"]),
@@ -73,6 +75,13 @@ def test_a_mistake_in_a_config_is_told_in_one_sentence(right, wrong, said, tmp_p
     message = fault(capsys, "fit", "--config", str(config), f"--runs={tmp_path}")
     for part in said:
         assert part in message
+
+
+@pytest.mark.parametrize("options", [["--trainer.max_epohcs=3"], ["--model.nmu_blocks=3"], []])
+def test_a_mistake_is_followed_by_where_all_options_are(options, capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", *options])
+    assert "All options: python -m experiments fit --help; " in capsys.readouterr().err
 
 
 def test_mistakes_are_told_whatever_jsonargparse_calls_them(tmp_path, capsys, monkeypatch):
@@ -233,6 +242,17 @@ def test_a_command_without_anything_is_no_traceback(command, capsys):
     assert stop.value.code == (2 if command else 0)
     shown = capsys.readouterr()
     assert "usage:" in shown.out or "are required" in shown.err
+
+
+def test_a_class_in_the_folder_of_the_call_is_found(tmp_path, monkeypatch, capsys):
+    (tmp_path / "own_method.py").write_text(
+        "from models import DecoupledGreedy\nclass Own(DecoupledGreedy):\n    pass\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder])  # as of a console script
+    with pytest.raises(SystemExit) as stop:
+        main([*FIT, "--model=own_method.Own", "--print_config"])
+    assert not stop.value.code, capsys.readouterr().err
 
 
 def test_a_file_of_ones_own_that_cannot_be_imported_says_why(tmp_path, monkeypatch, capsys):

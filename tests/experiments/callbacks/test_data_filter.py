@@ -190,6 +190,7 @@ def test_is_refused_where_blocks_learn_from_something_else_than_losses_of_predic
 
 
 def test_schedules_that_count_steps_are_refused(tmp_path):
+    train(network(scheduler_interval="step"), tmp_path, InfoBatch())  # there is none
     model = network(scheduler=partial(CosineAnnealingLR, T_max=48), scheduler_interval="step")
     with pytest.raises(UsageError, match=r"InfoBatch makes epochs shorter: .* Use --model\.scheduler_interval epoch"):
         train(model, tmp_path, InfoBatch())
