@@ -39,7 +39,8 @@ class SubsampledNTXent(nn.Module):
         Args:
             a: embeddings ``(B, D)`` of one view.
             b: embeddings ``(B, D)`` of the other.
-            context: features ``(B, D')`` by which similar images are told; needed unless the choice is random.
+            context: features ``(B, D')`` by which similar images are told, the same for both views; needed unless the
+            choice is random.
 
         Raises:
             ValueError: there is no context, and the choice is not random.

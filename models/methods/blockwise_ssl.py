@@ -34,7 +34,7 @@ from models.networks.heads.embeddings import BiasFreeProjector, EmbeddingHead, P
 from models.networks.heads.expansion import ConvExpansion, full_precision
 from models.networks.heads.pooling import PoolingCallable
 from models.networks.layers.noise import FeatureNoise
-from models.parts.difficulty import Difficulty, nearest
+from models.parts.difficulty import Difficulty
 from models.plan import StepPlan
 
 LossCallable = Callable[[], nn.Module]
@@ -123,6 +123,10 @@ class BlockwiseSSL(LocalLearning):
                 "lightly.loss.NTXentLoss."
             )
         full = losses[0].temperature
+        if easy <= full:
+            raise UsageError(
+                f"difficulty.easy_temperature must be above the loss's own {full:g}, which is harder, not {easy:g}."
+            )
         factors = [(easy / full) ** (1 - d) for d in self.difficulties]
         for loss, factor in zip(losses, factors, strict=True):
             loss.temperature = full * factor
@@ -141,7 +145,7 @@ class BlockwiseSSL(LocalLearning):
         pairs = {strength: (a, b) for strength, a, b in batch.views}
         if any(len(a) < 2 for a, _ in pairs.values()):
             raise UsageError("Pairs of views of one image have nothing to differ from: batches hold at least 2.")
-        self._strengths = self._assigned(list(pairs))
+        self._strengths = self.difficulty.view_strengths(self.num_blocks, list(pairs))
         return 0, {strength: pairs[strength] for strength in set(self._strengths[: self.learners.stop])}
 
     @override
@@ -173,9 +177,8 @@ class BlockwiseSSL(LocalLearning):
         if not isinstance(loss, SubsampledNTXent):
             return loss(z_a, z_b)
         if self.difficulty.easy_negatives is not None:
-            easy, most = self.difficulty.easy_negatives, 2 * len(z_a) - 2
-            loss.negatives = round(easy + self.difficulties[k] * (most - easy))
-        return loss(z_a, z_b, pooled(features))
+            loss.negatives = self.difficulty.negatives(self.difficulties[k], 2 * len(z_a) - 2)
+        return loss(z_a, z_b, pooled(features))  # ranks negatives by what the block makes of the images
 
     @override
     def hand_on(self, k: int, features: Mapping[float, Pair]) -> dict[float, Pair]:
@@ -195,17 +198,6 @@ class BlockwiseSSL(LocalLearning):
         """The same for views that block k does not learn from: BatchNorm forgets them."""
         with torch.no_grad(), _frozen_statistics(self.blocks[k]):
             return self._features(k, pair)
-
-    def _assigned(self, strengths: list[float]) -> list[float]:
-        """Strength of the views that each block takes, of those that the data give."""
-        if not self.difficulty.views:
-            return [max(strengths)] * self.num_blocks
-        if len(strengths) == 1 and len(set(self.difficulties)) > 1:
-            raise UsageError(
-                "difficulty.views needs views of several strengths: set data.views.levels, for example to "
-                f"{sorted({*self.difficulties, 1.0})}."
-            )
-        return [nearest(d, strengths) for d in self.difficulties]
 
     # -- watching ------------------------------------------------------------------------------------
 

@@ -163,9 +163,11 @@ class ResNet(Chain):
             for unit in self.units:
                 if isinstance(unit, Bottleneck | BasicBlock):
                     nn.init.zeros_((unit.bn3 if isinstance(unit, Bottleneck) else unit.bn2).weight)
-        # The cut of Siddiqui et al. (2023): one block per stage, the stem with the first.
+        # The cut of Siddiqui et al. (2023): one block per stage, the stem with the first. Two stages, or one residual
+        # block each, continue it to other K for the study of depth (docs/methods/blockwise_ssl.md).
         ends = [f"layer{s}_{d - 1}" for s, d in enumerate(depths, start=1)]
-        self.published_cuts = {1: (), 2: (ends[1],), 4: tuple(ends[:3])}
+        _, *residual = units
+        self.published_cuts = {1: (), 2: (ends[1],), 4: tuple(ends[:3]), len(residual): tuple(residual[:-1])}
 
 
 def from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """Every YAML runs: one training, validation and test batch on tiny data in the published format."""
 
+import itertools
 import re
 import shlex
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,8 @@ from fake_data import WRITERS, write_data_set
 from helpers import CONFIGS, summary
 
 from experiments.cli import main
-from experiments.suite import read_suite
+from experiments.suite import Run, read_suite
+from models.parts.difficulty import Difficulty
 
 EXPERIMENTS = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name not in ("suites", "probe"))
 PROBES = sorted((CONFIGS / "probe").glob("*.yaml"))
@@ -22,11 +25,11 @@ def name_of(path: Path) -> str:
 
 
 def head_of(path: Path) -> str:
-    return path.read_text().partition("\nseed_everything")[0]
+    return "".join(itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines(keepends=True)))
 
 
 def variants(config: Path) -> list[str]:
-    """The config as it is, then what stands behind ``…`` in the lines of commands at its head."""
+    """The config or suite as it is, then what stands behind ``…`` in the lines of commands at its head."""
     return ["", *re.findall(r"^#   … ([^#\n]+)", head_of(config), re.MULTILINE)]
 
 
@@ -98,7 +101,37 @@ def test_suite_names_configs_that_exist(suite):
 @pytest.mark.parametrize("suite", SUITES, ids=name_of)
 def test_suite_gives_options_that_exist(suite, capsys):
     kinds = {(run.config, tuple(option.partition("=")[0] for option in run.options)): run for run in read_suite(suite)}
+    further = shlex.split(variants(suite)[-1])  # what its head gives every run behind all others
     for run in kinds.values():
         with pytest.raises(SystemExit) as stop:
-            main(["fit", "--config", str(run.config), *run.options, "--print_config"])
+            main(["fit", "--config", str(run.config), *run.options, *further, "--print_config"])
         assert not stop.value.code, capsys.readouterr().err
+
+
+@cache
+def num_blocks_of(config: Path) -> int:
+    return yaml.safe_load(config.read_text())["model"].get("init_args", {}).get("num_blocks", 1)
+
+
+def what_is_run(run: Run) -> tuple:
+    """Config and options of a run; of its difficulty what it comes to: every block's views, temperature, negatives."""
+    options = {name: yaml.safe_load(value) for name, value in (option[2:].split("=", 1) for option in run.options)}
+    num_blocks = options.get("model.num_blocks", num_blocks_of(run.config))
+    levels = options.pop("data.views.levels", [1.0])
+    given = [name for name in options if name.startswith("model.difficulty.")]
+    knobs = {name.rpartition(".")[2]: options.pop(name) for name in given}
+    difficulty = Difficulty(**knobs or {"mode": "constant_full"})
+    course, full = difficulty.of_blocks(num_blocks), [1.0] * num_blocks
+    tasks = (
+        difficulty.view_strengths(num_blocks, levels),
+        full if difficulty.easy_temperature is None else course,
+        full if difficulty.easy_negatives is None else course,
+    )
+    return run.config, str(sorted(options.items())), *map(tuple, tasks)
+
+
+@pytest.mark.parametrize("suite", SUITES, ids=name_of)
+def test_no_two_runs_of_a_suite_are_the_same_in_all_but_name(suite):
+    names = {}
+    for run in read_suite(suite):
+        assert names.setdefault(what_is_run(run), run.name) == run.name

@@ -200,6 +200,18 @@ def test_number_of_negatives_follows_difficulty():
     assert [loss.negatives for loss in model.losses] == [6, 18, 30]  # 2 · 16 − 2 in all
 
 
+def test_negatives_are_ranked_by_what_the_block_makes_of_view_a():
+    model, by_hand = ssl(2, loss=partial(SubsampledNTXent, 0.5, 4, "most_similar")), ssl(2)
+    read = []
+    for loss in model.losses:
+        loss.register_forward_pre_hook(lambda _, arguments: read.append(arguments[2]))
+    steps(model, batch())
+    x = views()[1]
+    for block, context in zip(by_hand.blocks, read, strict=True):
+        x = block(x).detach()
+        torch.testing.assert_close(context, x.mean((2, 3)))  # neither its input nor the embeddings
+
+
 # -- what goes wrong -------------------------------------------------------------------------------------------
 
 
@@ -207,8 +219,10 @@ def test_number_of_negatives_follows_difficulty():
     ("options", "message"),
     [
         ({"difficulty": Difficulty(easy_temperature=1.0)}, "has no temperature"),
+        ({"difficulty": Difficulty(easy_temperature=0.5), "loss": NTXentLoss}, "above the loss's own 0.5"),
+        ({"difficulty": Difficulty("reversed_keep_last", views=True), "num_blocks": 2}, "the same as rising"),
         ({"difficulty": Difficulty(easy_negatives=4), "loss": NTXentLoss}, "needs losses.SubsampledNTXent"),
-        ({"difficulty": Difficulty(values=[1.0])}, "1 difficulties for 4 blocks"),
+        ({"difficulty": Difficulty(values=[1.0], views=True)}, "1 difficulties for 4 blocks"),
         ({"num_blocks": 1, "method": LoCo}, "at least 2"),
         ({"epochs_per_block": 2, "method": LoCo}, "learn together"),
         ({"difficulty": Difficulty(views=True), "method": LoCo}, "learn together"),

@@ -68,6 +68,14 @@ def test_published_cut_of_resnet50_is_one_block_per_stage():
     assert [len(block) for block in cut(chain, 2, "published")] == [1 + 3 + 4, 6 + 3]
 
 
+def test_cuts_of_the_depth_study_end_behind_residual_blocks_with_the_stem_in_the_first():
+    chain = ResNet((3, 32, 32), 10, depth=18, stem="cifar")
+    stages = ["layer1_0", "layer1_1", "layer2_0", "layer2_1", "layer3_0", "layer3_1", "layer4_0", "layer4_1"]
+    assert names(cut(chain, 2, "published")) == [["stem", *stages[:4]], stages[4:]]
+    assert names(cut(chain, 4, "published")) == [["stem", *stages[:2]], stages[2:4], stages[4:6], stages[6:]]
+    assert names(cut(chain, 8, "published")) == [["stem", stages[0]], *([unit] for unit in stages[1:])]
+
+
 @pytest.mark.parametrize(
     ("by", "num_blocks"),
     [*itertools.product(["activation_bytes", "macs", "units"], [1, 3, 7]), ("published", 1), ("published_memory", 1)],
