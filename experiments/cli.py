@@ -119,6 +119,7 @@ def _silence_advice() -> None:
         ".*callbacks used to create the checkpoint.*",
         ".*does not have many workers.*",
         ".*is smaller than the logging interval.*",
+        ".*in eval mode at the start of training.*",  # blocks that are kept as they are
         ".*exists and is not empty.*",
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -103,6 +103,7 @@ class Trainer(L.Trainer):
         epochs: PositiveInt = 100,
         learning_rates: list[PositiveFloat] = [0.03, 0.1, 0.3, 1.0],  # noqa: B006 (never changed; help shows it)
         batch_size: PositiveInt = 256,
+        recover_epochs: NonNegativeInt = 0,
     ) -> None:
         """Observe the hidden layers of a run: how well they separate the classes, beside those of another run.
 
@@ -116,6 +117,8 @@ class Trainer(L.Trainer):
             epochs: of a linear classifier.
             learning_rates: of which the best on the held-out validation images is taken for each classifier.
             batch_size: images per step of a linear classifier.
+            recover_epochs: also keep the first blocks, one more at a time, and train all behind them anew for so many
+                epochs, with the labels of all training images: the accuracy that can be recovered. 0: do not.
 
         Raises:
             UsageError: the method's network is no chain of units.
@@ -124,7 +127,7 @@ class Trainer(L.Trainer):
             raise UsageError(f"observe reads the units of a network, and {type(model).__name__} has none: use probe.")
         protocol = Protocol(epochs, learning_rates, batch_size, seed=datamodule.seed)
         other = Path(reference) if reference else None
-        observe_run(model, datamodule, self, Path(checkpoint), other, every, images, protocol)
+        observe_run(model, datamodule, self, Path(checkpoint), other, every, images, protocol, recover_epochs)
 
 
 def with_backward_passes(model: Method) -> LocalLearning:

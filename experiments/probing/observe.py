@@ -1,9 +1,11 @@
 """``observe``: what do the hidden layers of a run hold, beside those of the same network trained another way?
 
 Of every layer, on training and test images: a linear probe, the nearest class mean, separation fuzziness, effective
-rank, and the alignment with the same layer of a reference run; of every head, the share of redundant training images.
+rank, and, beside the same layer of a reference run, alignment and collapse; of every head, the share of redundant
+training images. If asked for, what can be recovered behind each block.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import lightning.pytorch as L
@@ -15,6 +17,7 @@ from experiments.probing.linear_probe import fit_linear
 from experiments.probing.observe_results import Observed, record, show
 from experiments.probing.protocol import Protocol
 from experiments.probing.saved_network import Network, load_reference, load_run
+from experiments.probing.supervised import recoverable_top1
 from experiments.run.errors import RunError
 from losses import linear_cka
 from models.local_learning import LocalLearning
@@ -29,6 +32,7 @@ def observe_run(
     every: Every,
     images: int,
     protocol: Protocol,
+    recover_epochs: int,
 ) -> None:
     """Observe the layers of a checkpoint; write down, draw and show it: :meth:`experiments.trainer.Trainer.observe`.
 
@@ -43,14 +47,18 @@ def observe_run(
     if reference:
         networks.append(load_reference(reference, model, data, networks[0].layers))
     observed, features = zip(*(_observe(network, splits, model, protocol) for network in networks), strict=True)
-    for split, ours in features[0].items() if reference else ():
-        for layer, values in ours.kinds.items():
-            observed[0].layers[layer][f"cka_{split}"] = linear_cka(values, features[1][split].kinds[layer])
+    if reference:
+        _compare(observed, features, protocol.linear)
+    for network, found in zip(networks, observed, strict=True) if recover_epochs else ():
+        recovered = recoverable_top1(network.layers, model.make_network, data, trainer, recover_epochs, protocol.seed)
+        for layer, top1 in recovered.items():
+            found.layers[layer]["recoverable_test"] = top1
     about = {
         "network": model.network_name,
         "dataset": data.name,
         "every": every,
         "probe": protocol.linear,
+        "recover_epochs": recover_epochs,
         "images": {"train": len(splits.train), "val": len(splits.val), "test": len(splits.test)},
         "seed": data.seed,
     }
@@ -76,3 +84,12 @@ def _observe(
     if network.logits:
         heads = redundancy(splits.read([splits.train], device, network.logits), network.sample_losses)
     return Observed(network.checkpoint, layers, heads), features
+
+
+def _compare(observed: Sequence[Observed], features: Sequence[Mapping[str, Features]], probe: str) -> None:
+    """Add to a run's layers how they are aligned with its reference's, and how far their linear probe is behind."""
+    (run, reference), (ours, theirs) = observed, features
+    for layer, metrics in run.layers.items():
+        for split, some in ours.items():
+            metrics[f"cka_{split}"] = linear_cka(some.kinds[layer], theirs[split].kinds[layer])
+        metrics["collapse_test"] = reference.layers[layer][f"{probe}_test"] - metrics[f"{probe}_test"]

@@ -41,6 +41,10 @@ def _panels(probe: str) -> list[Panel]:
         Panel("Separation fuzziness D\n(lower: classes lie further apart)", both("fuzziness"), log=True),
         Panel("Effective rank", both("rank")),
         Panel("Linear CKA with the reference", both("cka")),
+        Panel("Collapse index, points\n(linear probe: reference − run)", {"collapse_test": "-"}, percent=True),
+        Panel(
+            "Recoverable accuracy, top-1 %\n(all behind a block trained anew)", {"recoverable_test": "s-"}, percent=True
+        ),
         Panel(
             "Redundant training images, %\n(a head gives their class p > 0.99)",
             {"confident_train": f"{_HEAD_MARK}--"},

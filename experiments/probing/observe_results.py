@@ -36,6 +36,8 @@ def _columns(probe: str) -> dict[str, tuple[str, str]]:
         for group, (metric, form) in groups.items()
         for part in ("train", "test", "gap")
     }
+    columns["collapse\ntest"] = "collapse_test", "+.2%"
+    columns["recoverable\ntest"] = "recoverable_test", ".2%"
     columns["redundant\np > 0.99"] = "confident_train", ".2%"
     columns["redundant\nloss < 0.01"] = "small_loss_train", ".2%"
     return columns
@@ -59,7 +61,8 @@ def _cell(value: float | None, form: str) -> str:
 
 
 _LEGEND = """linear, NCM: top-1 % of a linear probe and of the nearest class mean. D: separation fuzziness.
-rank: effective rank. CKA: alignment with the reference. redundant: % of the training images, by the head of a block."""
+rank: effective rank. CKA: alignment with the reference. collapse: its linear probe minus the run's, points.
+recoverable: top-1 % with all behind a block trained anew. redundant: % of training images, by the head of a block."""
 
 
 def show(observed: Sequence[Observed], about: Mapping[str, Any]) -> None:

@@ -5,26 +5,21 @@ once, un-augmented, in evaluation mode. The test split is used for the final met
 """
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import lightning.pytorch as L
-import torch
-from torch.optim import SGD
-from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from datamodules.base import ImageDataModule
-from experiments.measure.silent import silent_trainer
 from experiments.probing.features import Splits, extract
 from experiments.probing.knn import knn_classes
 from experiments.probing.linear_probe import fit_linear
 from experiments.probing.probe_results import Findings, record, show
 from experiments.probing.protocol import Protocol
 from experiments.probing.saved_network import checkpoint_of
+from experiments.probing.supervised import supervised_top1
 from experiments.run.errors import RunError
 from losses import effective_rank
 from models.method import Method
-from models.methods.backprop import Backprop
 
 
 def chosen_blocks(model: Method, asked: Sequence[int] | None) -> list[int]:
@@ -64,23 +59,6 @@ def probe_network(
             findings.metrics |= {f"{name}/top1": top1, f"{name}/lr": rates[kind]}
 
 
-def supervised_top1(model: Method, data: ImageDataModule, trainer: L.Trainer, epochs: int, seed: int) -> float:
-    """Test top-1, 0 … 1, of the same network trained from scratch with labels, end to end.
-
-    The recipe for labels of blockwise self-supervised studies: SGD, momentum 0.9, Nesterov, learning
-    rate 0.1 · batch / 128, weight decay 5e-4, cosine; the data module's own augmentation, one view. The trainer gives
-    device and precision.
-    """
-    torch.manual_seed(seed)
-    sgd = partial(SGD, lr=0.1 * data.batch_size / 128, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    cosine = partial(CosineAnnealingLR, T_max=epochs)
-    whole = Backprop(model.make_network, model.image_shape, model.num_classes, optimizer=sgd, scheduler=cosine)
-    device = trainer.strategy.root_device.type
-    own = silent_trainer(accelerator=device, precision=trainer.precision, max_epochs=epochs)
-    own.fit(whole, datamodule=data)
-    return own.test(whole, datamodule=data, verbose=False)[0]["test/top1"]
-
-
 def probe_run(
     model: Method,
     data: ImageDataModule,
@@ -107,7 +85,7 @@ def probe_run(
     probe_network(model, splits, wanted, protocol, findings)
     if supervised_epochs:
         with findings.timed("supervised training"):
-            top1 = supervised_top1(model, data, trainer, supervised_epochs, protocol.seed)
+            top1 = supervised_top1(model.make_network, data, trainer, supervised_epochs, protocol.seed)
         findings.metrics["supervised/test/top1"] = top1
     show(findings, f"{saved.file}, step {saved.step}: {data.name}, test top-1 %, effective rank")
     record(findings, saved, data.name)

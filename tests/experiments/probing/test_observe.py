@@ -28,7 +28,7 @@ from models.networks.vgg import VGG
 TINY = ("--model.network.plan=[8,8,M,16,16]", "--trainer.limit_train_batches=4", "--trainer.enable_progress_bar=false")
 ACCURACIES = {f"{judge}_{part}" for judge in ("probe_lin2", "ncm") for part in ("train", "test", "gap")}
 METRICS = ACCURACIES | {f"{metric}_{split}" for metric in ("fuzziness", "rank") for split in ("train", "test")}
-ALIGNMENT = {"cka_train", "cka_test"}
+COMPARED = {"cka_train", "cka_test", "collapse_test"}
 UNITS = [f"block{k}/conv{k}" for k in range(1, 5)]
 
 
@@ -146,7 +146,7 @@ def test_metrics_go_to_file_picture_tensorboard_and_screen(copied, whole, capsys
     assert found["images"] == {"train": 100, "val": 100, "test": 100}
     assert found["reference"]["run"] == "whole"
     heads = {f"observe/block{k}/{share}_train" for k in range(1, 5) for share in ("confident", "small_loss")}
-    ours = {f"observe/{unit}/{metric}" for unit in UNITS for metric in METRICS | ALIGNMENT} | heads
+    ours = {f"observe/{unit}/{metric}" for unit in UNITS for metric in METRICS | COMPARED} | heads
     theirs = {f"reference/observe/{unit}/{metric}" for unit in UNITS for metric in METRICS}
     theirs |= {f"reference/observe/final/{share}_train" for share in ("confident", "small_loss")}
     assert set(found["metrics"]) == ours | theirs
@@ -160,7 +160,36 @@ def test_metrics_go_to_file_picture_tensorboard_and_screen(copied, whole, capsys
     assert "| block4/conv4 |" in page.Tensors("observe/text_summary")[0].tensor_proto.string_val[0].decode()
     assert (copied / "observations.png").stat().st_size > 10_000
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert [len(row) for row in rows if row and row[0] == UNITS[0]] == [13, 11]  # run; reference: no alignment
+    assert [len(row) for row in rows if row and row[0] == UNITS[0]] == [14, 11]  # run; reference: not compared
+
+
+def test_collapse_is_what_the_linear_probe_lacks_beside_the_reference(copied, whole, undrawn, capsys):
+    found = observe(copied, f"--reference={whole}")["metrics"]
+    for unit in UNITS:
+        ours, theirs = (found[f"{who}observe/{unit}/probe_lin2_test"] for who in ("", "reference/"))
+        assert found[f"observe/{unit}/collapse_test"] == pytest.approx(theirs - ours)
+    collapse = [found[f"observe/{unit}/collapse_test"] for unit in UNITS]
+    assert any(collapse)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    shown = [row[-1] for row in rows if row and row[0] in UNITS][: len(UNITS)]
+    assert shown == [f"{100 * value:+.2f}" for value in collapse]
+
+
+def test_what_can_be_recovered_behind_each_block_of_run_and_reference(copied, whole, undrawn, monkeypatch):
+    """The reference's network is cut where the run's is; the same number of epochs behind every block of both."""
+    seen = []
+
+    def recovered(layers, network, data, trainer, *numbers):
+        seen.append(numbers)
+        return dict.fromkeys(layers, len(seen) / 4)
+
+    monkeypatch.setattr("experiments.probing.observe.recoverable_top1", recovered)
+    found = observe(copied, f"--reference={whole}", "--recover_epochs=3")
+    assert found["recover_epochs"] == 3
+    assert seen == [(3, 0)] * 2
+    for unit in UNITS:
+        assert found["metrics"][f"observe/{unit}/recoverable_test"] == 0.25
+        assert found["metrics"][f"reference/observe/{unit}/recoverable_test"] == 0.5
 
 
 def test_a_reference_is_observed_as_if_alone_even_unfinished_and_always_the_same(

@@ -173,7 +173,7 @@ def test_metrics_go_to_summary_tensorboard_and_screen(copied, capsys):
 def test_random_and_supervised_controls_of_some_blocks(copied, capsys, monkeypatch):
     rates = []
     monkeypatch.setattr(
-        "experiments.probing.probe.SGD", lambda params, lr, **more: rates.append(lr) or SGD(params, lr, **more)
+        "experiments.probing.supervised.SGD", lambda params, lr, **more: rates.append(lr) or SGD(params, lr, **more)
     )
     probe(copied, "--random=true", "--supervised_epochs=1", "--blocks=[4]")
     metrics = summary(copied)["metrics"]
