@@ -10,7 +10,7 @@ from models.networks.memory.checkpointed import Checkpointed
 
 
 class Backprop(DecoupledGreedy):
-    """The whole network as one block, trained through its classifier by the same loop.
+    """The whole network as one block, trained through its classifier, or another last head, by the same loop.
 
     Args:
         network: the network, a class from ``models.networks``.
@@ -19,7 +19,8 @@ class Backprop(DecoupledGreedy):
         checkpoint_segments: gradient checkpointing: keep activations only at the borders of that
             many segments and recompute the rest in the backward pass (BatchNorm statistics are then
             updated twice per step, as in PyTorch's own); 0 keeps everything.
-        training: output_loss, optimizer and the other arguments of :class:`LocalClassification` and its base.
+        training: last_head (the classifier), output_loss, optimizer and the other arguments of
+            :class:`DecoupledGreedy` and its bases.
 
     Raises:
         NetworkError: more checkpointing segments than units.
@@ -33,7 +34,9 @@ class Backprop(DecoupledGreedy):
         checkpoint_segments: int = 0,
         **training: Any,
     ) -> None:
-        super().__init__(network, image_shape, num_classes, num_blocks=1, cut=Cut(), head=AuxHead, **training)
+        super().__init__(
+            network, image_shape, num_classes, num_blocks=1, cut=Cut(), head=AuxHead, final_head=None, **training
+        )
         if checkpoint_segments:
             (whole,) = self.blocks
             self.blocks[0] = Checkpointed(whole, checkpoint_segments)

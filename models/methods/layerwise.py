@@ -79,7 +79,14 @@ class Layerwise(DecoupledGreedy):
                 names = network(image_shape, num_classes).unit_names
             num_blocks, cut = _every(1 if units_per_block is None else units_per_block, names)
         super().__init__(
-            network, image_shape, num_classes, num_blocks, cut, epochs_per_block=epochs_per_block, **options
+            network,
+            image_shape,
+            num_classes,
+            num_blocks,
+            cut,
+            final_head=None,
+            epochs_per_block=epochs_per_block,
+            **options,
         )
         self.keep_heads, self.regularization, self._epochs = keep_heads, regularization, epochs_per_block
         self.disturb = regularization.disturbance()

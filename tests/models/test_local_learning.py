@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
-from training import Recorder, assert_equal_weights, train
+from training import Recorder, assert_equal_weights, assert_isolated, train
 
 from datamodules.batch import Batch
 from experiments.measure.cost import network_cost
@@ -19,7 +19,7 @@ from losses.errors import NetworkError, UsageError
 from models.local_learning import TrainingError
 from models.methods.backprop import Backprop
 from models.methods.decoupled_greedy import DecoupledGreedy
-from models.networks.heads.classifiers import AuxHead
+from models.networks.heads.classifiers import AuxHead, LinearHead
 from models.networks.memory.saved_tensors import SavedTensorMeter
 from models.networks.mlp import MLP
 from models.networks.vgg import VGG
@@ -67,9 +67,24 @@ def test_loss_of_a_block_reaches_that_block_and_no_other(network, monkeypatch):
         assert names == {n for n, _ in model.named_parameters() if n.startswith((f"blocks.{k}.", f"heads.{k}."))}
 
 
-def test_the_last_block_has_the_networks_classifier_or_the_head_asked_for():
-    assert isinstance(decoupled(2, last_head=AuxHead).heads[-1], AuxHead)
-    assert not isinstance(decoupled(2).heads[-1], AuxHead)
+@pytest.mark.parametrize(
+    ("make", "ends", "heads"),
+    [
+        (decoupled, {}, ["aux", "own"]),
+        (decoupled, {"last_head": LinearHead}, ["aux", "linear"]),
+        (decoupled, {"final_head": LinearHead}, ["aux", "aux", "linear"]),
+        (decoupled, {"last_head": LinearHead, "final_head": AuxHead}, ["aux", "linear", "aux"]),
+        (lambda _, **ends: backprop(**ends), {}, ["own"]),
+        (lambda _, **ends: backprop(**ends), {"last_head": AuxHead}, ["aux"]),
+    ],
+)
+def test_heads_at_the_end(make, ends, heads):
+    """The last one predicts; each loss reaches its own block and head only, a final head's that head alone."""
+    model = make(2, **ends)
+    names = {AuxHead: "aux", LinearHead: "linear"}
+    assert [names.get(type(head), "own") for head in model.heads] == heads
+    assert list(model.block_logits(batch().images)) == ["block1", "block2", "final"][: len(heads)]
+    assert_isolated(model, batch())
 
 
 def test_peak_of_a_step_is_the_largest_blocks_own_peak(monkeypatch):

@@ -44,8 +44,8 @@ class AuxHead(Head):
 
     ``1c2f``, the default, is the head of InfoPro and GN-DGL: 3×3 convolution C → 2C with stride 2,
     BatchNorm, ReLU, average pooling, Linear 2C → hidden, ReLU, Linear → classes. ``0c1f`` is a
-    linear classifier on pooled features. Further convolutions keep 2C channels at stride 1 (ours:
-    the papers name ``2c2f`` without giving its second layer).
+    linear classifier on pooled features. Further convolutions keep 2C channels at stride 1, as in the
+    published code. (InfoPro's own code keeps stride and width of a ResNet-32's last maps: 64 → 64 at stride 1.)
 
     Args:
         convs: number of convolutions.

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from experiments.measure.cost import network_cost
+from models.methods.backprop import Backprop
+from models.methods.decoupled_greedy import DecoupledGreedy
 from models.methods.neuron_groups import NeuronGroups
 from models.networks.cut import Cut
 from models.networks.heads.classifiers import AuxHead
@@ -37,14 +39,17 @@ ENSEMBLE = {
 """(width factor, G) → M MACs of inference with the ensemble; K = 1, G = 1 is end-to-end training, without heads."""
 
 
-def cost(width, num_blocks, num_groups, final_head, **arguments):
+def parts(width):
+    """Network, image shape and classes of ResNet-32 or ×2, and its ``1c2f`` head."""
     network = partial(CifarResNet, depth=32, widths=[width * w for w in (16, 16, 32, 64)])
-    head = partial(AuxHead, hidden=128 * width)
+    return (network, (3, 32, 32), 10), partial(AuxHead, hidden=128 * width)
+
+
+def cost(width, num_blocks, num_groups, final_head, **arguments):
+    task, head = parts(width)
     final = head if final_head else None
     with torch.device("meta"):
-        model = NeuronGroups(
-            network, (3, 32, 32), 10, num_blocks, num_groups, Cut(by="published"), head, final, **arguments
-        )
+        model = NeuronGroups(*task, num_blocks, num_groups, Cut(by="published"), head, final, **arguments)
     return network_cost(model, 2)
 
 
@@ -64,6 +69,31 @@ def test_slowest_node_and_inference_of_the_ensemble(width, num_groups, monkeypat
 @pytest.mark.parametrize(("num_groups", "macs"), [(2, 18.2), (4, 4.7)])
 def test_single_thread_nodes_have_heads_of_their_slice(num_groups, macs):
     assert cost(1, 1, num_groups, True, sharing=False).slowest_node_macs / 1e6 == pytest.approx(macs, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("width", "macs", "parameters"), [(1, (70.06, 71.26), (0.4669, 0.5580)), (2, (277.5, 282.3), (1.8605, 2.2230))]
+)
+def test_end_to_end_with_the_networks_classifier_and_with_the_released_head(width, macs, parameters):
+    """Plotted is the former; the released code trains the latter, 71.3 M MACs (method sheet, section 10)."""
+    task, head = parts(width)
+    with torch.device("meta"):
+        found = [network_cost(Backprop(*task, last_head=last), 2) for last in (None, head)]
+    assert [cell.slowest_node_macs / 1e6 for cell in found] == pytest.approx(macs, rel=2e-4)
+    assert [cell.parameters / 1e6 for cell in found] == pytest.approx(parameters, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("num_blocks", "slowest", "heads"), [(2, 38.18, 0.120), (4, 20.18, 0.222), (8, 10.85, 0.362), (16, 6.03, 0.661)]
+)
+def test_decoupled_greedy_learning_as_in_the_released_code(num_blocks, slowest, heads):
+    """A head on every block (parameters: method sheet, section 5) and a final one; the last block is dearer by one."""
+    task, head = parts(1)
+    with torch.device("meta"):
+        found = network_cost(DecoupledGreedy(*task, num_blocks, Cut(by="published"), head, final_head=head), 2)
+    assert found.slowest_node_macs / 1e6 == pytest.approx(slowest, rel=1e-3)
+    assert found.parameters / 1e6 == pytest.approx(0.466 + heads + 0.092, abs=1e-3)
+    assert found.final_head[0] / 1e6 == pytest.approx(0.092, abs=1e-3)
 
 
 def test_backprop_is_the_uncut_ungrouped_network():

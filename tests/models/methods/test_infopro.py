@@ -10,7 +10,7 @@ from training import assert_isolated, evaluated
 from datamodules.batch import Batch
 from experiments.measure.cost import network_cost
 from losses.errors import UsageError
-from models.methods.infopro import InfoPro
+from models.methods.infopro import InfoPro, InfoProHead
 from models.networks.cut import Cut
 from models.networks.heads.classifiers import AuxHead
 from models.networks.resnet import CifarResNet
@@ -29,7 +29,7 @@ def build(num_blocks=4, **arguments):
     return InfoPro(num_blocks=num_blocks, **(task | small | arguments))
 
 
-def published(num_blocks, width=1):
+def published(num_blocks, width=1, last_head=None):
     """As in the papers, of a ResNet-32 on CIFAR-10."""
     with torch.device("meta"):
         return InfoPro(
@@ -40,6 +40,7 @@ def published(num_blocks, width=1):
             cut=Cut(by="published"),
             head=partial(AuxHead, hidden=128 * width),
             decoder_width=12 * width,
+            last_head=last_head,
             **STATISTICS,
         )
 
@@ -118,6 +119,26 @@ def test_only_heads_that_classify_predict(loss, names):
 def test_slowest_node_is_the_plotted_one(width, num_blocks, macs):
     """GN-DGL, Figures: M MACs, read off a plot (method sheet, section 10)."""
     assert network_cost(published(num_blocks, width), 2).slowest_node_macs / 1e6 == pytest.approx(macs, rel=0.02)
+
+
+def test_the_last_block_classifies_through_the_networks_classifier_or_the_head_of_neuron_groups_code():
+    plain, with_head = published(4), published(4, last_head=AuxHead)
+    assert isinstance(with_head.heads[-1], AuxHead)
+    assert not isinstance(plain.heads[-1], AuxHead)
+    assert network_cost(with_head, 2).nodes[-1].forward_macs - network_cost(plain, 2).nodes[-1].forward_macs == 1201024
+    assert_isolated(build(last_head=partial(AuxHead, hidden=8)), draw()[0])
+
+
+def test_decoder_is_that_of_the_published_code():
+    """Its form and its parameters, biases included: 9·16·12 + 12 of a convolution, 24, 9·12·3 + 3."""
+    decoder = InfoProHead(AuxHead((16, 8, 8), 10), (16, 8, 8), (3, 32, 32), 12).decoder.eval()
+    assert sum(p.numel() for p in decoder.parameters()) == 1740 + 24 + 327
+    features = torch.randn(2, 16, 8, 8)
+    _, first, norm, _, last = decoder
+    hidden = F.interpolate(features, size=[32, 32], mode="bilinear", align_corners=True)
+    hidden = F.relu(F.conv2d(hidden, first.weight, first.bias, padding=1) / (1 + norm.eps) ** 0.5)
+    expected = F.conv2d(hidden, last.weight, last.bias, padding=1)
+    torch.testing.assert_close(decoder(features), expected)
 
 
 def test_what_infopro_cannot_do():

@@ -139,12 +139,15 @@ def test_gradients_equal_those_of_the_published_loop(num_blocks, num_groups, wei
             torch.testing.assert_close(ours[f"heads.{k}.{name}"].reshape(parts.shape), parts)
 
 
-def test_one_group_is_decoupled_greedy_learning():
-    """Same weights, same losses and same gradients, bit for bit."""
-    ours = build(3, 1, final_head=None)
+@pytest.mark.parametrize("final_head", [None, head], ids=["classifier", "final head"])
+def test_one_group_is_decoupled_greedy_learning(final_head):
+    """Same parts; with the same weights the same losses and gradients, bit for bit."""
+    ours = build(3, 1, final_head=final_head)
     torch.manual_seed(0)
-    theirs = DecoupledGreedy(network, SHAPE, CLASSES, 3, Cut(after=CUTS[3]), head).double()
+    theirs = DecoupledGreedy(network, SHAPE, CLASSES, 3, Cut(after=CUTS[3]), head, final_head=final_head).double()
     batch = draw()
+    if final_head:
+        theirs.load_state_dict(ours.state_dict())  # drawn in another order
     assert_equal_weights(ours, theirs)
     expected = gradients_of_a_step(theirs, batch)
     for name, gradient in gradients_of_a_step(ours, batch).items():
