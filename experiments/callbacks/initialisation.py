@@ -12,8 +12,8 @@ from experiments.callbacks.entropy import weights_of
 class Initialisation(L.Callback):
     """Draws all weight tensors anew before training: uniform or normal, with mean 0 and the same std.
 
-    Torch's own ``Linear`` is uniform with gain 1/√3, the convolutions of the networks here are normal. A resumed run
-    gets its checkpoint's weights afterwards.
+    Torch's own layers are uniform with gain 1/√3, the convolutions of the networks here are normal. What begins at
+    zero goes on doing so. A resumed run gets its checkpoint's weights afterwards.
 
     Args:
         distribution: ``uniform`` on ±√3 std, or ``normal``.
@@ -30,7 +30,7 @@ class Initialisation(L.Callback):
         """Draw; Lightning reads a checkpoint later."""
         for weight in weights_of(pl_module).values() if stage == "fit" else ():
             fan_in = weight[0].numel()
-            std = self.gain / fan_in**0.5 if self.gain else float(weight.detach().std(correction=0))
+            std = self.gain / fan_in**0.5 if self.gain and weight.any() else float(weight.detach().std(correction=0))
             if self.distribution == "uniform":
                 nn.init.uniform_(weight, -(3**0.5) * std, 3**0.5 * std)
             else:

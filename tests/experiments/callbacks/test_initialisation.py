@@ -29,10 +29,21 @@ def test_initialisation_keeps_std_and_changes_the_shape(distribution, kurtosis, 
 
 def test_initialisation_with_a_gain_in_training_only():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(300, 200), nn.Conv2d(32, 64, 3))
+    model = nn.Sequential(nn.Linear(300, 200), nn.Conv2d(32, 64, 3), nn.Linear(3, 2))
+    nn.init.zeros_(model[2].weight)
     before = model[0].weight.clone()
     Initialisation("normal", gain=2**0.5).setup(None, model, "test")
     assert torch.equal(model[0].weight, before)
     Initialisation("normal", gain=2**0.5).setup(None, model, "fit")
     assert float(model[0].weight.std()) == pytest.approx((2 / 300) ** 0.5, rel=0.02)
     assert float(model[1].weight.std()) == pytest.approx((2 / (32 * 9)) ** 0.5, rel=0.02)
+    assert not model[2].weight.any()  # as predsim's predictions
+
+
+def test_torchs_own_weights_are_uniform_with_a_gain_of_one_over_the_root_of_three():
+    """What the YAML of predsim's published recipe asks for."""
+    torch.manual_seed(0)
+    layer = nn.Conv2d(32, 64, 3)
+    own = float(layer.weight.abs().max())
+    Initialisation("uniform", gain=0.57735).setup(None, layer, "fit")
+    assert float(layer.weight.abs().max()) == pytest.approx(own, rel=1e-3) == pytest.approx((32 * 9) ** -0.5, rel=1e-3)

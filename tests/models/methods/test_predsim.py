@@ -1,10 +1,12 @@
 """predsim: the loss of a block, its limits, isolation, what predicts, schedules, cost."""
 
+import copy
 from functools import partial
 
 import lightning.pytorch as L
 import pytest
 import torch
+from reference.predsim import PublishedLayer
 from torch import nn
 from torch.nn import functional as F
 from torch.optim import Adam
@@ -69,6 +71,52 @@ def test_loss_and_gradient_are_the_weighted_sum_of_the_papers(network, beta):
     ours, theirs = (torch.autograd.grad(one, [features, *head.parameters()]) for one in (loss, expected))
     torch.testing.assert_close(ours, theirs)
     assert ours[0].abs().max() > 0
+
+
+def published(model, pools):
+    """Layers of the published code with the weights of a model, and biases before BatchNorm."""
+    layers = []
+    for block, head, pool in zip(model.blocks, model.heads, pools, strict=False):
+        encoder, norm = [layer for layer in block.modules() if list(layer.parameters(recurse=False))]
+        comparison = next(layer for layer in head["similarity"].modules() if isinstance(layer, nn.Conv2d | nn.Linear))
+        parts = [copy.deepcopy(part) for part in (encoder, norm, comparison, head["prediction"][-1])]
+        parts[0].bias = nn.Parameter(torch.linspace(-1, 1, len(encoder.weight), dtype=torch.float64))
+        layers.append(PublishedLayer(*parts, pool, model.beta))
+    return layers
+
+
+def test_steps_are_those_of_the_published_code():
+    """Where no pooling lies between a layer and its losses. BatchNorm takes the biases out, Adam a loss's weight."""
+    torch.manual_seed(0)
+    network = partial(VGG, plan=(8, 16), hidden=(12,), negative_slope=0.01)
+    model = PredSim(network, SHAPE, CLASSES, 3, Cut(by="units"), beta=0.9, prediction_inputs=300).double()
+    layers, classifier = published(model, [(2, 1), (2, 2), None]), copy.deepcopy(model.heads[-1])
+    before, final = copy.deepcopy(model.blocks), Adam(classifier.parameters(), lr=5e-4)
+    optimizers = [Adam(model.block_parameters(k), lr=5e-4) for k in range(4)]
+
+    def update(k, loss):
+        loss.backward()
+        optimizers[k].step()
+        optimizers[k].zero_grad()
+
+    model.update_block = update
+    images, labels = draw().images.double(), draw().labels
+    for _ in range(4):
+        model.training_step(Batch(images, labels), 0)
+        x = images
+        for layer in layers:
+            x = layer.step(x, labels, CLASSES)
+        ((1 - 0.9) * F.cross_entropy(classifier(x), labels)).backward()
+        final.step()
+        final.zero_grad()
+    for block, head, old, layer in zip(model.blocks, model.heads, before, layers, strict=False):
+        ours = [*block.parameters(), *head["similarity"].parameters(), *head["prediction"].parameters()]
+        theirs = [layer.encoder.weight, *layer.norm.parameters()]
+        theirs += [*layer.comparison.parameters(), *layer.prediction.parameters()]
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+        moved = [(one - other).abs().max() for one, other in zip(block.parameters(), old.parameters(), strict=True)]
+        assert min(moved) > 1e-3
+    torch.testing.assert_close(model.heads[-1].state_dict(), classifier.state_dict(), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("network", NETWORKS)
