@@ -9,12 +9,12 @@ K blocks of G groups are K·G nodes that learn at once, each with a head and a l
 
     L_k = Σ_g CE(z_kg, y) + λ · diversity(z_k1 … z_kG)        (or another output loss than CE)
 
-Groups of a block share what they computed (the next block and all heads read all channels) and what
-they predict (the diversity), but no gradient through activations.
+Groups of a block share what they computed (the next block and all heads read all channels, with full
+sharing) and what they predict (the diversity), but no gradient through activations.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 from typing_extensions import override
@@ -28,6 +28,9 @@ from models.networks.cut import Cut, block_shapes, cut_chain
 from models.networks.groups.cut import end_at_last_map, group_blocks
 from models.networks.groups.heads import GroupHeads
 from models.networks.heads.classifiers import AuxHead, HeadCallable
+
+Sharing = Literal["full", "between_blocks", "none"]
+"""Who reads the values of all groups: the next block and the block's heads, the next block, nobody."""
 
 
 class NeuronGroups(LocalClassification):
@@ -49,15 +52,16 @@ class NeuronGroups(LocalClassification):
         head: head of one group, a class from ``models.networks``.
         final_head: head on the detached features of the last block; the network's own classifier if
             none is given (the paper has ``AuxHead``).
-        sharing: groups read all channels of the block before, and their heads all channels of their
-            block; otherwise the groups never see each other, and heads have 1/G of their width.
+        sharing: who reads all groups of a block: the next block and the heads (``full``), the next block alone
+            (``between_blocks``: the paper without its stop-gradient sharing), or nobody (``none``: G thin networks).
+            Heads that read their own group have 1/G of their width.
         diversity: λ, weight of the diversity loss; without effect if G is 1.
         temperature: T of its softmax.
         training: output_loss, optimizer and the other arguments of :class:`LocalClassification` and its base.
 
     Raises:
         NetworkError: the network cannot be cut, or not be grouped, as asked; it or a head does not fit the images.
-        UsageError: a negative weight or temperature.
+        UsageError: a negative weight or temperature, or another word for sharing.
     """
 
     def __init__(
@@ -70,7 +74,7 @@ class NeuronGroups(LocalClassification):
         cut: Cut = Cut(),
         head: HeadCallable = AuxHead,
         final_head: HeadCallable | None = None,
-        sharing: bool = True,
+        sharing: Sharing = "full",
         diversity: float = 0.5,
         temperature: float = 3.0,
         **training: Any,
@@ -81,18 +85,23 @@ class NeuronGroups(LocalClassification):
             raise UsageError(
                 f"diversity is a weight, at least 0, and temperature above 0, not {diversity} and {temperature}."
             )
+        if sharing not in get_args(Sharing):
+            raise UsageError(
+                f"sharing is full, between_blocks or none, not {sharing}: what used to be true is full, false is none."
+            )
         chain = network(image_shape, num_classes)
         if num_groups > 1:
             end_at_last_map(chain)
 
         def block_head(shape: tuple[int, ...]) -> nn.Module:
-            grouped = num_groups > 1
-            return GroupHeads(head, shape, num_classes, num_groups, sharing) if grouped else head(shape, num_classes)
+            if num_groups == 1:
+                return head(shape, num_classes)
+            return GroupHeads(head, shape, num_classes, num_groups, sharing == "full")
 
         blocks = cut_chain(chain, num_blocks, cut, lambda shape: head(shape, num_classes))
         shapes = block_shapes(chain, blocks)
         if num_groups > 1:
-            group_blocks(blocks, chain.image_shape, num_groups, sharing)
+            group_blocks(blocks, chain.image_shape, num_groups, sharing != "none")
         if num_groups == 1 and final_head is None:
             heads = [*map(block_head, shapes[:-1]), chain.classifier]
         else:

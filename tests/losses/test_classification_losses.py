@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from losses import ensemble, top1
+from losses import ensemble, probabilities, top1
 
 
 def test_top1_is_the_share_of_rows_whose_largest_entry_is_the_label():
@@ -21,3 +21,12 @@ def test_ensemble_is_a_mean_of_probabilities_in_which_each_block_counts_twice_th
     for k, z in enumerate(logits[:-1]):
         expected += 2**k * z.exp() / z.exp().sum(1, keepdim=True)
     torch.testing.assert_close(ensemble(logits), expected / (2**count - 1))
+
+
+def test_groups_vote_with_their_probabilities():
+    """One group that is very sure of class 0 does not outvote two that are fairly sure of class 1."""
+    logits = torch.tensor([[[20.0, 0, 0], [0, 3, 0], [0, 3, 0]]])
+    assert logits.mean(1).argmax() == 0
+    p = probabilities(logits)
+    assert p.argmax() == 1
+    torch.testing.assert_close(p, torch.stack([z.softmax(0) for z in logits[0]]).mean(0, keepdim=True))

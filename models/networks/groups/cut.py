@@ -21,6 +21,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from losses.errors import NetworkError
 from models.networks.chain import Chain
 from models.networks.cut import block_shapes
+from models.networks.layers.grouped import SharingConv2d
 from models.networks.memory.profile import profile
 
 
@@ -50,7 +51,8 @@ def group_blocks(
     """Split the convolutions of blocks into groups, in place; BatchNorm, ReLU and pooling work per channel anyway.
 
     Convolutions that read what a block is handed stay whole, so that every group sees all channels of
-    the block before (values only: the block's input carries no gradient); so does the stem. A
+    the block before (values only: the block's input carries no gradient); so does the stem. Where BatchNorm
+    stands between (pre-activation), it is divided among the groups: no group sends gradient into another's part. A
     convolution that becomes grouped keeps a part of its weights: drawn with the full number of output
     channels in He's rule, as in the published code.
 
@@ -66,24 +68,30 @@ def group_blocks(
     """
     shape: tuple[int, ...] = image_shape
     for k, block in enumerate(blocks):
-        readers, shape = _readers(block, shape)
+        leading, shape = _leading(block, shape)
+        readers = {layer for layer in leading if isinstance(layer, nn.Conv2d)}
         whole = readers if sharing or k == 0 else set()
-        for name, layer in block.named_modules():
+        for name, layer in list(block.named_modules()):
             _require_divisible(f"{name} of block {k + 1}", layer, num_groups, whole=layer in whole)
-            if isinstance(layer, nn.Conv2d) and layer not in whole:
+            if not isinstance(layer, nn.Conv2d):
+                continue
+            if layer not in whole:
                 layer.groups *= num_groups
                 layer.weight = nn.Parameter(layer.weight[:, : layer.in_channels // layer.groups].detach().clone())
+            elif leading != readers:  # BatchNorm among them
+                block.set_submodule(name, SharingConv2d.of(layer, num_groups))
 
 
-def _readers(block: nn.Sequential, shape: tuple[int, ...]) -> tuple[set[nn.Module], tuple[int, ...]]:
-    """The convolutions that read the block's input itself, and the shape of the block's output."""
+def _leading(block: nn.Sequential, shape: tuple[int, ...]) -> tuple[set[nn.Module], tuple[int, ...]]:
+    """The layers with parameters that come after no convolution of the block, and the shape of the block's output."""
     found: set[nn.Module] = set()
-    handed: list[Tensor] = []
 
     def look(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        handed.append(inputs[0])  # the first is the block's
-        if isinstance(layer, nn.Conv2d) and inputs[0] is handed[0]:
+        parameters = list(layer.parameters(recurse=False))
+        if parameters and not inputs[0].requires_grad:
             found.add(layer)
+        for parameter in parameters:  # what requires a gradient has been through a convolution
+            parameter.requires_grad_(isinstance(layer, nn.Conv2d))
 
     with register_module_forward_pre_hook(look):
         ((cost, _),) = profile([block], shape)

@@ -5,7 +5,6 @@ differ in nothing else, so they are one wide head (GN-DGL method sheet, section 
 """
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from typing_extensions import override
 
 from losses.errors import NetworkError
 from models.networks.heads.classifiers import HeadCallable
-from models.networks.layers.grouped import GroupLinear, SharingConv2d, SharingLinear
+from models.networks.layers.grouped import GroupLinear, SharingConv2d, SharingLinear, convolution_setting
 
 
 class GroupHeads(nn.Sequential):
@@ -62,7 +61,9 @@ class GroupHeads(nn.Sequential):
                 reads_features = False
             elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) and not reads_features:
                 part = _rounded if isinstance(layer, nn.BatchNorm1d) else _part
-                stacked.append(type(layer)(num_groups * part(layer.num_features, divisor)))
+                names = "eps", "momentum", "affine", "track_running_stats"
+                setting = {name: getattr(layer, name) for name in names}
+                stacked.append(type(layer)(num_groups * part(layer.num_features, divisor), **setting))
             elif list(layer.parameters()):
                 raise NetworkError(
                     f"A head with a {type(layer).__name__} cannot be computed for several groups at once. Use "
@@ -81,13 +82,13 @@ class GroupHeads(nn.Sequential):
 
 def _convolutions(layer: nn.Conv2d, groups: int, divisor: int, reads_features: bool) -> nn.Module:
     inputs, outputs = _part(layer.in_channels, divisor), _part(layer.out_channels, divisor)
-    setting: Any = {name: getattr(layer, name) for name in ("kernel_size", "stride", "padding")}
+    setting = convolution_setting(layer)
     conv: SharingConv2d | nn.Conv2d
     if reads_features:
         _part(inputs, groups)
         conv = SharingConv2d(inputs, groups * outputs, **setting, groups=groups)
     else:
-        conv = nn.Conv2d(groups * inputs, groups * outputs, **setting, groups=groups, bias=False)
+        conv = nn.Conv2d(groups * inputs, groups * outputs, **setting, groups=groups)
     nn.init.normal_(conv.weight, std=(2 / (outputs * math.prod(layer.kernel_size))) ** 0.5)
     return conv
 

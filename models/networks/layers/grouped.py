@@ -4,13 +4,32 @@ Torch has grouped convolutions, whose groups read their own channels only; here 
 gradient into its own alone, and linear layers are grouped too.
 """
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from typing_extensions import override
+
+from losses.errors import NetworkError
+
+Pair = tuple[int, int]
+
+
+def convolution_setting(conv: nn.Conv2d) -> dict[str, Any]:
+    """What a convolution does beside its widths: arguments of ``nn.Conv2d`` and of :class:`SharingConv2d`.
+
+    Raises:
+        NetworkError: it has groups of its own, or pads otherwise than with a number of zeros.
+    """
+    if conv.groups != 1 or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+        raise NetworkError(
+            f"Neuron groups cannot share {conv}: it must have no groups of its own, and numbers for its padding, with "
+            "zeros. Use another one, or num_groups: 1."
+        )
+    names = "kernel_size", "stride", "padding", "dilation"
+    return {name: getattr(conv, name) for name in names} | {"bias": conv.bias is not None}
 
 
 class SharingConv2d(nn.Module):
@@ -23,7 +42,7 @@ class SharingConv2d(nn.Module):
     Args:
         in_channels: C.
         out_channels: G·c_out.
-        kernel_size, stride, padding: as in ``nn.Conv2d``.
+        kernel_size, stride, padding, dilation, bias: as in ``nn.Conv2d``; the weights are not initialised.
         groups: G.
     """
 
@@ -31,47 +50,56 @@ class SharingConv2d(nn.Module):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: tuple[int, int],
-        stride: tuple[int, int],
-        padding: tuple[int, int],
+        kernel_size: Pair,
+        stride: Pair,
+        padding: Pair,
         groups: int,
+        dilation: Pair = (1, 1),
+        bias: bool = False,
     ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, *kernel_size))
-        self.stride, self.padding, self.groups = stride, padding, groups
+        bound = self.weight[0].numel() ** -0.5  # nn.Conv2d's
+        self.bias = nn.Parameter(torch.empty(out_channels).uniform_(-bound, bound)) if bias else None
+        self.setting, self.groups = (stride, padding, dilation), groups
+
+    @classmethod
+    def of(cls, conv: nn.Conv2d, groups: int) -> Self:
+        """A convolution with the same weights, whose output is that of G."""
+        shared = cls(conv.in_channels, conv.out_channels, **convolution_setting(conv), groups=groups)
+        shared.load_state_dict(conv.state_dict())
+        return shared
 
     @override
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, H, W)`` → ``(B, G·c_out, H', W')``."""
-        return _SharingConvolution.apply(x, self.weight, self.stride, self.padding, self.groups)
+        y = _SharingConvolution.apply(x, self.weight, *self.setting, self.groups)
+        return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, 1, 1)
 
 
 class _SharingConvolution(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int], groups: int
+        ctx: Any, x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair, groups: int
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.setting = stride, padding, groups
-        return F.conv2d(x, weight, stride=stride, padding=padding)
+        ctx.setting, ctx.groups = (stride, padding, dilation), groups
+        return F.conv2d(x, weight, None, stride, padding, dilation)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        stride, padding, groups = ctx.setting
 
         def convolution_backward(weight: Tensor, groups: int, wanted: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
             # Under autocast the gradient has a lower precision than what was saved.
             operands = gradient, x.to(gradient.dtype), weight.to(gradient.dtype)
-            return torch.ops.aten.convolution_backward(
-                *operands, None, stride, padding, [1, 1], False, [0, 0], groups, wanted
-            )
+            return torch.ops.aten.convolution_backward(*operands, None, *ctx.setting, False, [0, 0], groups, wanted)
 
-        own, merged = _own_slices(weight, groups)
+        own, merged = _own_slices(weight, ctx.groups)
         grad_x = convolution_backward(own, merged, [True, False, False])[0] if ctx.needs_input_grad[0] else None
         grad_weight = convolution_backward(weight, 1, [False, True, False])[1]
-        return grad_x, grad_weight, None, None, None
+        return grad_x, grad_weight, None, None, None, None
 
 
 def _own_slices(weight: Tensor, groups: int) -> tuple[Tensor, int]:

@@ -68,7 +68,7 @@ def test_slowest_node_and_inference_of_the_ensemble(width, num_groups, monkeypat
 
 @pytest.mark.parametrize(("num_groups", "macs"), [(2, 18.2), (4, 4.7)])
 def test_single_thread_nodes_have_heads_of_their_slice(num_groups, macs):
-    assert cost(1, 1, num_groups, True, sharing=False).slowest_node_macs / 1e6 == pytest.approx(macs, rel=0.01)
+    assert cost(1, 1, num_groups, True, sharing="none").slowest_node_macs / 1e6 == pytest.approx(macs, rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Neuron groups: isolation over blocks and groups, equality with the published loop and with DGL."""
 
 from functools import partial
+from typing import get_args
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from experiments.studies.published_loop import PublishedLoop
 from losses.diversity import diversity
 from losses.errors import NetworkError, UsageError
 from models.methods.decoupled_greedy import DecoupledGreedy
-from models.methods.neuron_groups import NeuronGroups
+from models.methods.neuron_groups import NeuronGroups, Sharing
+from models.networks.chain import Chain
 from models.networks.cut import Cut
 from models.networks.heads.classifiers import AuxHead
 from models.networks.mlp import MLP
@@ -21,13 +23,35 @@ from models.networks.resnet import CifarResNet
 from models.networks.vgg import VGG, VGG6a
 
 SHAPE, CLASSES = (3, 8, 8), 5
-network = partial(CifarResNet, depth=14, widths=[8, 8, 16, 16])
-head = partial(AuxHead, hidden=8)
+resnet = partial(CifarResNet, depth=14, widths=[8, 8, 16, 16])
+head = partial(AuxHead, hidden=32)
 # Ends of blocks so that a later block begins with a changed shortcut (layer2_0) and with an identity.
 CUTS = {1: [], 2: ["layer1_1"], 3: ["layer1_1", "layer2_0"]}
 
 
-def build(num_blocks, num_groups, **arguments):
+class PreActivated(nn.Module):
+    """BatchNorm – ReLU – convolution; a learned shortcut reads the same (He et al., "Identity Mappings", 2016)."""
+
+    def __init__(self, channels, out, stride=1):
+        super().__init__()
+        self.norm, self.conv = nn.BatchNorm2d(channels), nn.Conv2d(channels, out, 3, stride, 1)
+        self.shortcut = nn.Conv2d(channels, out, 1, stride, bias=False) if channels != out else None
+
+    def forward(self, x):
+        y = self.norm(x).relu()
+        return self.conv(y) + (x if self.shortcut is None else self.shortcut(y))
+
+
+def pre_activation(image_shape, num_classes):
+    units = {"stem": nn.Conv2d(3, 8, 3, padding=1), "layer1_1": PreActivated(8, 8), "layer2_0": PreActivated(8, 16, 2)}
+    units["layer2_1"] = PreActivated(16, 16)
+    return Chain(units, AuxHead((16, 4, 4), num_classes), image_shape, "pre-activation ResNet")
+
+
+both_networks = pytest.mark.parametrize("network", [resnet, pre_activation], ids=["ResNet", "pre-activation"])
+
+
+def build(num_blocks, num_groups, network=resnet, **arguments):
     torch.manual_seed(0)
     arguments = {"cut": Cut(after=CUTS[num_blocks]), "head": head, "final_head": head, **arguments}
     return NeuronGroups(network, SHAPE, CLASSES, num_blocks, num_groups, **arguments).double()
@@ -57,10 +81,11 @@ def is_zero(gradient):
 # -- isolation -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sharing", [True, False])
+@both_networks
+@pytest.mark.parametrize("sharing", get_args(Sharing))
 @pytest.mark.parametrize(("num_blocks", "num_groups"), [(1, 2), (3, 4)])
-def test_loss_of_a_group_reaches_that_group_of_that_block_only(num_blocks, num_groups, sharing):
-    model, (x, labels, *_) = build(num_blocks, num_groups, sharing=sharing), draw()
+def test_loss_of_a_group_reaches_that_group_of_that_block_only(num_blocks, num_groups, sharing, network):
+    model, (x, labels, *_) = build(num_blocks, num_groups, network, sharing=sharing), draw()
     for k in range(num_blocks):
         features = model.blocks[k](x)
         logits = model.heads[k](features)
@@ -75,26 +100,49 @@ def test_loss_of_a_group_reaches_that_group_of_that_block_only(num_blocks, num_g
     assert not x.requires_grad  # what the final head reads
 
 
-def test_values_of_other_groups_are_read_but_get_no_gradient():
+def perturbed(features):
+    """Features of which only group 1 of 4 differs."""
+    return torch.cat([features[:, : features.shape[1] // 4] + 1, features[:, features.shape[1] // 4 :]], dim=1)
+
+
+def groups_that_changed(before, after, dim=1):
+    changes = (after - before).chunk(4, dim)
+    return {g for g, change in enumerate(changes, start=1) if change.abs().max() > 1e-6}
+
+
+ALL = {1, 2, 3, 4}
+
+
+@both_networks
+@pytest.mark.parametrize(
+    ("sharing", "heads", "blocks"), [("full", ALL, ALL), ("between_blocks", {1}, ALL), ("none", {1}, {1})]
+)
+def test_who_reads_the_values_of_a_group(sharing, heads, blocks, network):
+    model = build(2, 4, network, sharing=sharing).eval()
+    features = model.blocks[0](draw().images).detach()
+    assert groups_that_changed(model.heads[0](features), model.heads[0](perturbed(features))) == heads
+    assert groups_that_changed(model.blocks[1](features), model.blocks[1](perturbed(features))) == blocks
+
+
+def test_values_of_other_groups_get_no_gradient():
     model = build(2, 4).eval()
     features = model.blocks[0](draw().images).detach().requires_grad_()
-    logits = model.heads[0](features)
-    gradient = torch.autograd.grad(logits[:, 1].sum(), features)[0]
+    gradient = torch.autograd.grad(model.heads[0](features)[:, 1].sum(), features)[0]
     assert [bool(part.any()) for part in gradient.chunk(4, dim=1)] == [False, True, False, False]
-    disturbed = features.detach().clone()
-    disturbed[:, :2] += 1  # slice of group 1
-    assert not torch.allclose(model.heads[0](disturbed)[:, 1], logits[:, 1])
-    changed = model.blocks[1](disturbed) - model.blocks[1](features)
-    assert all(part.abs().max() > 1e-6 for part in changed.chunk(4, dim=1))
 
 
 def test_groups_that_do_not_share_never_see_each_other():
-    model, images = build(3, 4, sharing=False).eval(), draw().images
+    model, images = build(3, 4, sharing="none").eval(), draw().images
     before = model.block_logits(images)
     nn.init.normal_(model.blocks[0].stem[0].weight.data[:2])  # group 1 of the first block
     for name, after in list(model.block_logits(images).items())[:-1]:
-        assert not torch.allclose(before[name][:, 0], after[:, 0])
-        torch.testing.assert_close(before[name][:, 1:], after[:, 1:])
+        assert groups_that_changed(before[name], after) == {1}, name
+
+
+def test_one_block_of_blind_heads_is_thin_networks():
+    """The single-thread points of the paper: there is nothing to share between blocks."""
+    ours, thin = build(1, 4, sharing="between_blocks"), build(1, 4, sharing="none")
+    assert_equal_weights(ours, thin)
 
 
 # -- equality --------------------------------------------------------------------------------------------
@@ -144,7 +192,7 @@ def test_one_group_is_decoupled_greedy_learning(final_head):
     """Same parts; with the same weights the same losses and gradients, bit for bit."""
     ours = build(3, 1, final_head=final_head)
     torch.manual_seed(0)
-    theirs = DecoupledGreedy(network, SHAPE, CLASSES, 3, Cut(after=CUTS[3]), head, final_head=final_head).double()
+    theirs = DecoupledGreedy(resnet, SHAPE, CLASSES, 3, Cut(after=CUTS[3]), head, final_head=final_head).double()
     batch = draw()
     if final_head:
         theirs.load_state_dict(ours.state_dict())  # drawn in another order
@@ -166,9 +214,12 @@ def test_one_group_with_a_final_head_has_a_head_on_every_block():
 def test_head_ensemble_and_single_group_are_all_reported():
     model, batch = build(2, 4, temperature=2.0).eval(), draw(48)
     with torch.no_grad():
-        logits = model.block_logits(batch.images)
-        metrics = evaluated(model, batch)
-    assert list(logits) == ["block1", "block2", "final"]
+        shapes = {name: z.shape for name, z in model.block_logits(batch.images).items()}
+    assert shapes == {"block1": (48, 4, CLASSES), "block2": (48, 4, CLASSES), "final": (48, CLASSES)}
+    # Surer than untrained heads are, so that every way to predict has another accuracy.
+    logits = {name: 3 * torch.randn(shape, dtype=torch.float64) for name, shape in shapes.items()}
+    model.block_logits = lambda images: logits
+    metrics = evaluated(model, batch)
     p1, p2 = (logits[name].softmax(2).mean(1) for name in ("block1", "block2"))
     final = logits["final"].softmax(1)
 
@@ -177,7 +228,7 @@ def test_head_ensemble_and_single_group_are_all_reported():
 
     assert metrics["ensemble/top1"] == accuracy(p1 / 7 + 2 * p2 / 7 + 4 * final / 7)
     assert metrics["top1"] == metrics["final/top1"] == accuracy(final)
-    assert metrics["block2/top1"] == accuracy(p2)
+    assert metrics["block2/top1"] == accuracy(p2) != accuracy(logits["block2"].mean(1))
     groups = [accuracy(group) for group in logits["block2"].unbind(1)]
     assert metrics["block2/group1/top1"] == groups[0]
     assert groups[0] not in groups[1:]  # another group would be noticed
@@ -207,7 +258,22 @@ def test_widths_of_vgg6a_are_rounded_to_multiples(groups, widths):
     assert [unit[0].out_channels for unit in list(chain.units)[:4]] == widths
 
 
+@pytest.mark.parametrize(("sharing", "millions"), [("full", 3.82), ("between_blocks", 3.82), ("none", 0.64)])
+def test_sharing_decides_the_parameters_of_vgg6a(sharing, millions):
+    """Six groups, every convolution a block: with blind heads the convolutions after the cuts stay whole."""
+    network, cut = partial(VGG6a, width_multiple=6), Cut(by="units")
+    with torch.device("meta"):
+        model = NeuronGroups(network, (3, 32, 32), 10, 4, 6, cut, sharing=sharing)
+    assert sum(p.numel() for p in model.blocks.parameters()) / 1e6 == pytest.approx(millions, abs=5e-3)
+
+
 # -- what cannot be built -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sharing", [True, False, "some"])
+def test_sharing_is_one_of_three_words(sharing):
+    with pytest.raises(UsageError, match=f"full, between_blocks or none, not {sharing}: what used to be true is full"):
+        build(2, 2, sharing=sharing)
 
 
 def test_impossible_groups():

@@ -139,6 +139,20 @@ def test_fully_connected_units_become_part_of_the_classifier():
 
 # -- the heads of all groups against separate heads ---------------------------------------------------
 
+
+def particular(feature_shape, num_classes):
+    """What a convolution and a BatchNorm may have beside their widths."""
+    return nn.Sequential(
+        nn.Conv2d(feature_shape[0], 6, (3, 1), stride=(1, 2), padding=(2, 0), dilation=(2, 1)),
+        nn.BatchNorm2d(6, eps=0.1, momentum=0.5),
+        nn.ReLU(),
+        nn.Conv2d(6, 4, (3, 1), dilation=2),
+        nn.BatchNorm2d(4, affine=False, momentum=None),
+        nn.Flatten(),
+        nn.Linear(64, num_classes),
+    )
+
+
 HEADS = {
     "1c2f": partial(AuxHead, hidden=12),
     "2c2f": partial(AuxHead, convs=2, hidden=12),
@@ -151,6 +165,7 @@ HEADS = {
     "conv_1": partial(ConvHead, layers=1),
     "conv_2": ConvHead,
     "conv_3": partial(ConvHead, layers=3),
+    "particular": particular,
 }
 
 
@@ -195,12 +210,19 @@ def test_stacked_heads_equal_separate_ones(kind, groups):
                 torch.testing.assert_close(buffer, parts)
 
 
+def normalising_head(feature_shape, num_classes, hidden):
+    """An AuxHead with BatchNorm between its hidden layers."""
+    layers = list(AuxHead(feature_shape, num_classes, fcs=3, hidden=hidden))
+    return nn.Sequential(*layers[:5], nn.BatchNorm1d(hidden), *layers[5:])
+
+
 @pytest.mark.parametrize(("groups", "hidden", "thin"), [(2, 8, 4), (4, 8, 2), (4, 11, 2)])
-def test_heads_on_slices_are_thin_heads(groups, hidden, thin):
-    """Without sharing: head g is an AuxHead of 1/G of the width on slice g, rounded down."""
+@pytest.mark.parametrize("kind", [partial(AuxHead, fcs=3), normalising_head], ids=["1c3f", "normalising"])
+def test_heads_on_slices_are_thin_heads(kind, groups, hidden, thin):
+    """Without sharing: head g is one of 1/G of the width on slice g, rounded down."""
     torch.manual_seed(0)
-    heads = GroupHeads(partial(AuxHead, fcs=3, hidden=hidden), (16, 8, 8), 5, groups, sharing=False).double()
-    thin = partial(AuxHead, fcs=3, hidden=thin)
+    heads = GroupHeads(partial(kind, hidden=hidden), (16, 8, 8), 5, groups, sharing=False).double()
+    thin = partial(kind, hidden=thin)
     singles = separate(heads, thin, (16 // groups, 8, 8), groups)
     features = torch.randn(6, 16, 8, 8, dtype=torch.float64)
     theirs = torch.stack([head(part) for head, part in zip(singles, features.chunk(groups, 1), strict=True)], dim=1)
@@ -264,6 +286,20 @@ def test_heads_that_cannot_be_stacked(layer):
 
     with pytest.raises(NetworkError, match=f"A head with a {type(layer).__name__} cannot be computed for several"):
         GroupHeads(head, (16, 8, 8), 10, 2)
+
+
+@pytest.mark.parametrize("option", [{"padding_mode": "reflect"}, {"padding": "same"}, {"groups": 2}], ids=str)
+def test_convolutions_that_groups_cannot_share(option):
+    conv = nn.Conv2d(16, 8, 3, **{"padding": 1, **option})
+
+    def head(feature_shape, num_classes):
+        return nn.Sequential(conv, nn.Flatten(), nn.Linear(512, num_classes))
+
+    with pytest.raises(NetworkError, match=r"cannot share Conv2d.*: it must have no groups of its own, and numbers"):
+        GroupHeads(head, (16, 8, 8), 10, 2)
+    blocks = [nn.Sequential(nn.Conv2d(3, 16, 3)), nn.Sequential(nn.BatchNorm2d(16), conv)]
+    with pytest.raises(NetworkError, match="cannot share Conv2d"):
+        group_blocks(blocks, (3, 8, 8), 2)
 
 
 def test_head_widths_that_groups_do_not_divide():
