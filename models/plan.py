@@ -63,6 +63,7 @@ class StepPlan:
         backward_passes: how often its loss goes back through each part, likewise.
         held_together: blocks (counted from 0) whose activations are kept at one time, with the last one's head.
         views: how often an image goes through the network.
+        threads: thin networks side by side that never see each other, each of which predicts alone; one is the whole.
     """
 
     blocks: Sequence[nn.Module]
@@ -71,3 +72,4 @@ class StepPlan:
     backward_passes: Sequence[float]
     held_together: Sequence[range]
     views: int = 1
+    threads: int = 1

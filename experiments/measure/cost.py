@@ -53,6 +53,8 @@ class NetworkCost:
         total_macs: forward pass of all blocks and heads: of a training step, and of the ensemble's prediction.
         inference_macs: the model's own prediction: all blocks and the last head (which does not predict in a
             method without labels: the blocks alone).
+        thread_macs: one group's own prediction, if groups never see each other: its share of all blocks and of the last
+            one's heads ("single thread" in the GN-DGL paper); otherwise None.
         backprop_macs: the uncut network with its classifier.
         peak_activation_bytes: the largest of any block, all its groups together: the peak of one device
             that trains the blocks one after the other (of overlapping blocks, the largest pair).
@@ -72,6 +74,7 @@ class NetworkCost:
     slowest_node_macs: int
     total_macs: int
     inference_macs: int
+    thread_macs: int | None
     backprop_macs: int
     peak_activation_bytes: int
     backprop_activation_bytes: int
@@ -127,6 +130,9 @@ def network_cost(model: LocalLearning, batch_size: int, convention: Convention =
         slowest_node_macs=max(node.forward_macs for node in nodes),
         total_macs=blocks + heads,
         inference_macs=blocks // views + (final.forward_macs if model.predicts_classes else 0),
+        thread_macs=(blocks + costs[model.num_blocks - 1][1].forward_macs) // plan.threads
+        if plan.threads > 1
+        else None,
         backprop_macs=backprop_macs,
         peak_activation_bytes=peak,
         backprop_activation_bytes=backprop_bytes,
@@ -156,11 +162,13 @@ def macs_of(model: Method, batch_size: int) -> dict[str, int]:
     if not isinstance(model, LocalLearning):
         return {}
     cost = network_cost(model, batch_size)
-    return {
+    macs = {
         "slowest_node_macs": cost.slowest_node_macs,
         "inference_macs": cost.inference_macs,
         "ensemble_macs": cost.total_macs,
+        "thread_macs": cost.thread_macs,
     }
+    return {name: count for name, count in macs.items() if count is not None}
 
 
 _HEADINGS = ("block", "units", "parameters", "M MACs", "MiB saved", "MiB handed on")

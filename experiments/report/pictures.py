@@ -90,8 +90,9 @@ def _draw_bars(axes: Axes, title: str, names: Sequence[str], values: Sequence[fl
 def draw_cost(rows: Sequence[Row], who: Who, title: str, path: Path) -> None:
     """Accuracy against the MACs of the slowest node, in the manner of the GN-DGL paper: one line per method and G.
 
-    The area of a bubble is the cost of inference. Full bubbles are the model's own prediction, empty ones
-    the ensemble's; bars are standard deviations over seeds.
+    The area of a bubble is the cost of inference, as there. Full bubbles are the model's own prediction, empty ones the
+    ensemble's (which the paper has of neuron groups), those with a black rim that of a group alone ("single thread"),
+    where groups never see each other; bars are standard deviations over seeds.
     """
     lines: dict[str, list[Row]] = {}
     for row, apart in zip(rows, who, strict=True):
@@ -102,28 +103,54 @@ def draw_cost(rows: Sequence[Row], who: Who, title: str, path: Path) -> None:
     largest = max((row.mean["ensemble_macs"] for line in lines.values() for row in line), default=1)
     colours = mpl.colormaps["tab20" if len(lines) > 10 else "tab10"]
     for number, (name, line) in enumerate(lines.items()):
-        _draw_cost_line(axes, name, line, colours(number), largest)
+        _draw_cost_line(axes, name, line, colours(number), _LARGEST / largest)
     _set_cost_axis(axes)
-    meaning = "area: cost of inference; full: the model's prediction, empty: the ensemble's; bars: ± sd over seeds"
+    meaning = "full: the model's prediction; empty: the ensemble's; black rim: a group alone; bars: ± sd over seeds"
     figure.suptitle(f"{title}\n{meaning}", fontsize=9)
     if lines:
         figure.legend(frameon=False, fontsize=8, loc="outside right center")
+        _draw_size_key(axes, largest)
     figure.savefig(path, dpi=150)
 
 
-def _draw_cost_line(axes: Axes, name: str, rows: Sequence[Row], colour: Any, largest: float) -> None:
+_LARGEST = 900
+"""Area of the largest bubble of the cost picture, in square points."""
+
+
+def _draw_cost_line(axes: Axes, name: str, rows: Sequence[Row], colour: Any, area: float) -> None:
+    """A line and its bubbles, of ``area`` square points per MAC."""
+
     def bubbles(metric: str, cost: str, **style: Any) -> None:
-        means = [row.mean for row in rows if metric in row.mean]
-        x, y = [mean["slowest_node_macs"] / 1e6 for mean in means], [100 * mean[metric] for mean in means]
-        axes.scatter(x, y, [900 * mean[cost] / largest for mean in means], **style)
+        known = [(row.mean, own) for row in rows if {own := metric.format(row.nodes[0]), cost} <= {*row.mean.index}]
+        x, y = [mean["slowest_node_macs"] / 1e6 for mean, _ in known], [100 * mean[own] for mean, own in known]
+        axes.scatter(x, y, [area * mean[cost] for mean, _ in known], **style)
 
     bubbles("test/ensemble/top1", "ensemble_macs", edgecolors=colour, facecolors="none")
     bubbles("test/top1", "inference_macs", color=colour, alpha=0.6)
+    bubbles("test/block{}/group1/top1", "thread_macs", edgecolors="black", facecolors=[colour], zorder=3)
     x, y = [row.mean["slowest_node_macs"] / 1e6 for row in rows], [100 * row.mean["test/top1"] for row in rows]
     axes.errorbar(x, y, [100 * row.spread["test/top1"] for row in rows], color=colour, linewidth=1, capsize=2)
     axes.plot([], [], "o-", color=colour, label=name)
     for row, place in zip(rows, zip(x, y, strict=True), strict=True):
         axes.annotate(f"K{row.nodes[0]}", place, ha="center", va="center", fontsize=7)
+
+
+def _draw_size_key(axes: Axes, largest: float) -> None:
+    sizes = MaxNLocator(4).tick_values(0, largest / 1e6)[1:-1]
+    rims: dict[str, Any] = {"facecolors": "none", "edgecolors": "grey"}
+    handles = [axes.scatter([], [], _LARGEST * 1e6 * size / largest, label=f"{size:g}", **rims) for size in sizes]
+    axes.legend(
+        handles=handles,
+        title="area: inference, M MACs",
+        fontsize=8,
+        title_fontsize=8,
+        frameon=False,
+        loc="lower right",
+        ncols=len(sizes),
+        labelspacing=2,
+        handletextpad=1.2,
+        borderpad=1.5,
+    )
 
 
 def _set_cost_axis(axes: Axes) -> None:

@@ -14,6 +14,7 @@ sharing) and what they predict (the diversity), but no gradient through activati
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ from models.networks.cut import Cut, block_shapes, cut_chain
 from models.networks.groups.cut import end_at_last_map, group_blocks
 from models.networks.groups.heads import GroupHeads
 from models.networks.heads.classifiers import AuxHead, HeadCallable
+from models.plan import StepPlan
 
 Sharing = Literal["full", "between_blocks", "none"]
 """Who reads the values of all groups: the next block and the block's heads, the next block, nobody."""
@@ -54,7 +56,8 @@ class NeuronGroups(LocalClassification):
             none is given (the paper has ``AuxHead``).
         sharing: who reads all groups of a block: the next block and the heads (``full``), the next block alone
             (``between_blocks``: the paper without its stop-gradient sharing), or nobody (``none``: G thin networks).
-            Heads that read their own group have 1/G of their width.
+            Heads that read their own group have 1/G of their width. In earlier runs ``full`` was called true and
+            ``none`` false.
         diversity: λ, weight of the diversity loss; without effect if G is 1.
         temperature: T of its softmax.
         training: output_loss, optimizer and the other arguments of :class:`LocalClassification` and its base.
@@ -74,7 +77,7 @@ class NeuronGroups(LocalClassification):
         cut: Cut = Cut(),
         head: HeadCallable = AuxHead,
         final_head: HeadCallable | None = None,
-        sharing: Sharing = "full",
+        sharing: Sharing | bool = "full",
         diversity: float = 0.5,
         temperature: float = 3.0,
         **training: Any,
@@ -85,10 +88,10 @@ class NeuronGroups(LocalClassification):
             raise UsageError(
                 f"diversity is a weight, at least 0, and temperature above 0, not {diversity} and {temperature}."
             )
+        if isinstance(sharing, bool):
+            sharing = "full" if sharing else "none"
         if sharing not in get_args(Sharing):
-            raise UsageError(
-                f"sharing is full, between_blocks or none, not {sharing}: what used to be true is full, false is none."
-            )
+            raise UsageError(f"sharing is full, between_blocks or none, not {sharing}.")
         chain = network(image_shape, num_classes)
         if num_groups > 1:
             end_at_last_map(chain)
@@ -109,6 +112,13 @@ class NeuronGroups(LocalClassification):
             heads = [*map(block_head, shapes), final]
         super().__init__(network, chain, num_classes, blocks, heads, **training)
         self.num_groups, self.diversity, self.temperature = num_groups, diversity, temperature
+        self.sharing = sharing
+
+    @override
+    def plan(self) -> StepPlan:
+        """Groups that share nothing are networks of their own; between blocks, one block has nothing to share."""
+        apart = self.sharing == "none" or (self.sharing == "between_blocks" and self.num_blocks == 1)
+        return replace(super().plan(), threads=self.num_groups if apart else 1)
 
     @override
     def sample_losses(self, logits: Tensor, labels: Tensor) -> Tensor:

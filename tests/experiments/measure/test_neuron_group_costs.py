@@ -1,11 +1,15 @@
 """The published cost tables of GN-DGL (method sheet, section 10), cell by cell."""
 
+import json
 from functools import partial
 
 import pytest
 import torch
+from helpers import CONFIGS
 
+from experiments.cli import main
 from experiments.measure.cost import network_cost
+from experiments.suite import read_suite
 from models.methods.backprop import Backprop
 from models.methods.decoupled_greedy import DecoupledGreedy
 from models.methods.neuron_groups import NeuronGroups
@@ -66,9 +70,38 @@ def test_slowest_node_and_inference_of_the_ensemble(width, num_groups, monkeypat
     assert ensemble == pytest.approx(ENSEMBLE[width, num_groups], rel=0.02)
 
 
-@pytest.mark.parametrize(("num_groups", "macs"), [(2, 18.2), (4, 4.7)])
-def test_single_thread_nodes_have_heads_of_their_slice(num_groups, macs):
-    assert cost(1, 1, num_groups, True, sharing="none").slowest_node_macs / 1e6 == pytest.approx(macs, rel=0.01)
+SINGLE_THREAD = {2: 18.2, 4: 4.7}
+"""G → M MACs of a node, and of its prediction: 1/G of the network, a head of 1/G of the width."""
+
+
+@pytest.mark.parametrize("sharing", ["between_blocks", "none"])
+@pytest.mark.parametrize("num_groups", SINGLE_THREAD)
+def test_single_thread_nodes_have_heads_of_their_slice(num_groups, sharing):
+    found = cost(1, 1, num_groups, True, sharing=sharing)
+    assert found.slowest_node_macs / 1e6 == pytest.approx(SINGLE_THREAD[num_groups], rel=0.01)
+    assert found.thread_macs == found.slowest_node_macs
+
+
+def test_a_group_predicts_alone_only_where_groups_never_see_each_other():
+    assert [cost(1, 2, 4, True, sharing=sharing).thread_macs for sharing in ("full", "between_blocks")] == [None, None]
+    assert cost(1, 1, 4, True, sharing="full").thread_macs is None
+    assert cost(1, 2, 1, True, sharing="none").thread_macs is None
+    one, two = (cost(1, k, 4, True, sharing="none").thread_macs for k in (1, 2))
+    assert one == two  # the first block's heads take no part
+
+
+PUBLISHED = {run.name: run for run in read_suite(CONFIGS / "suites" / "neuron_groups_published.yaml")}
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name.startswith("single_thread")])
+def test_single_thread_runs_of_the_published_suite_are_single_threads(name, capsys):
+    run = PUBLISHED[name]
+    main(["cost", "--config", str(run.config), *run.options, "--json"])
+    printed = capsys.readouterr().out
+    found = json.loads(printed[printed.index("{") :])
+    assert found["thread_macs"] == found["slowest_node_macs"]
+    assert found["nodes"][0]["units"] == "stem … layer3_4"
+    assert "--model.diversity=0" in run.options
 
 
 @pytest.mark.parametrize(

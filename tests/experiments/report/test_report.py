@@ -9,9 +9,11 @@ import sys
 import pandas as pd
 import pytest
 import yaml
+from matplotlib.collections import PathCollection
+from matplotlib.figure import Figure
 
 from experiments.report.command import main
-from experiments.report.pictures import _depth_lines
+from experiments.report.pictures import _depth_lines, _draw_cost_line
 from experiments.report.rows import group
 from experiments.report.runs import find_runs, line_of
 from experiments.run.errors import RunError
@@ -82,14 +84,14 @@ def test_seeds_are_one_row_and_ratios_are_to_backprop():
 
 
 def test_settings_groups_and_epochs_are_rows_of_their_own():
-    groups = [line({"sharing": sharing}, **grouped()) for sharing in (True, False)]
+    groups = [line({"sharing": sharing}, **grouped()) for sharing in ("full", "none")]
     found = rows(*groups, line(**local()), line(epochs=3), line(**MACS | {"slowest_node_macs": 8e6}))
     assert [(row.method, *row.nodes, row.first["epochs"]) for row in found] == [
         ("Backprop", 1, 1, 3),
         ("Backprop", 1, 1, 2),
         ("DecoupledGreedy", 2, 1, 2),
-        ("NeuronGroups (sharing False)", 2, 4, 2),
-        ("NeuronGroups (sharing True)", 2, 4, 2),
+        ("NeuronGroups (sharing full)", 2, 4, 2),
+        ("NeuronGroups (sharing none)", 2, 4, 2),
     ]
     assert found[-1].ratio["slowest_node_macs"] == pytest.approx(0.25)
 
@@ -216,7 +218,7 @@ def reported(tmp_path_factory):
     write(folder, "backprop", **MACS | {"slowest_node_macs": 8e6})
     for name, seed, top1 in (("dgl0", 0, 0.8), ("dgl1", 1, 0.5), ("dgl1 again", 1, 0.9)):
         write(folder, name, **local(seed, top1))
-    for sharing in (True, False):
+    for sharing in ("full", "none"):
         write(folder, f"groups {sharing}", {"sharing": sharing}, **grouped())
     for name, options in {"simclr": (2, 0, 0.5), "simclr 1": (2, 1, 0.6), "simclr whole": (1, 0)}.items():
         write(folder, name, **probed(*options))
@@ -239,9 +241,23 @@ def test_report_writes_tables_and_pictures(reported):
     dgl = table.loc["DecoupledGreedy", "2"]
     assert (dgl["seeds"], dgl["test top-1, %"], dgl["each block, %"]) == ("2", "85.00 ± 7.07", "50.0 85.0")
     assert (dgl["peak MiB"], dgl["images/s"]) == ("1.0 (×0.25)", "500.0 (×0.50)")
-    groups = table.loc["NeuronGroups (sharing True)", "2"]
+    groups = table.loc["NeuronGroups (sharing full)", "2"]
     assert (groups["G"], groups["one group, %"], groups["ensemble, %"]) == ("4", "70.00", "82.00")
     assert groups["slowest node, M MACs"] == "2.0 (×0.25)"
+
+
+def test_area_of_a_bubble_is_the_cost_of_that_prediction():
+    """The model's, the ensemble's, and a group's alone, where groups never see each other."""
+
+    def bubbles(**changes):
+        axes = Figure().subplots()
+        _draw_cost_line(axes, "groups", rows(line(**grouped(**changes))), "red", area=1e-5)
+        points = [one for one in axes.collections if isinstance(one, PathCollection) and len(one.get_offsets())]
+        return {(*map(round, one.get_offsets()[0]), round(one.get_sizes()[0])) for one in points}
+
+    seeing = {(2, 82, 70), (2, 80, 50)}
+    assert bubbles() == seeing
+    assert bubbles(thread_macs=1e6) == seeing | {(2, 70, 10)}
 
 
 def test_report_shows_what_blocks_reached_whose_heads_are_gone(reported):
