@@ -135,3 +135,15 @@ def test_no_two_runs_of_a_suite_are_the_same_in_all_but_name(suite):
     names = {}
     for run in read_suite(suite):
         assert names.setdefault(what_is_run(run), run.name) == run.name
+
+
+def test_every_run_of_the_depth_study_has_its_batch_rate_and_cut():
+    runs = read_suite(CONFIGS / "suites" / "difficulty_cifar10.yaml")
+    assert all({"--data.batch_size=512", "--model.optimizer.lr=0.24"} <= set(run.options) for run in runs)
+    assert {name for run in runs for name in run.options if "num_blocks" in name} == {
+        f"--model.num_blocks={k}" for k in (1, 2, 4, 8)
+    }
+    [config] = {run.config for run in runs}
+    model = yaml.safe_load(config.read_text())["model"]["init_args"]
+    assert model["cut"] == {"by": "published"}
+    assert model["optimizer"]["init_args"]["lr"] == pytest.approx(0.24 / 4)  # at batch 128
