@@ -180,7 +180,7 @@ class LocalLearningCLI(LightningCLI):
             require_supported_processes(self.model, self.trainer)
         if self.checkpoint:
             path = Path(self._get(self.config, "ckpt_path"))
-            require_same_network(path, self.checkpoint["state_dict"], self.model)
+            require_same_network(path, self.checkpoint, self.model)
             self.checkpoint = {}
 
     # -- running --------------------------------------------------------------------------------

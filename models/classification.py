@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from torch import Tensor, nn
@@ -87,10 +88,27 @@ class LocalClassification(Classifier, LocalLearning):
         super().on_train_batch_start(batch, batch_idx)
         self.logits_of.clear()
 
+    @property
+    @override
+    def monitor(self) -> str | None:
+        """The model's prediction; if blocks learn one after the other the last one's, since others' are of others."""
+        return f"val/{self.part_names[-1]}/top1" if self.schedule.lengths else super().monitor
+
     @override
     def forward(self, images: Tensor) -> Tensor:
-        """The model's prediction: logits ``(B, classes)`` of the last head."""
-        return self.heads[-1](deque(self.walk(images), maxlen=1).pop())
+        """The model's prediction: logits ``(B, classes)`` of the last part that has learned.
+
+        Raises:
+            UsageError: that part does not predict.
+        """
+        features = deque(islice(self.walk(images), self.learned), maxlen=1).pop()
+        logits = self.block_prediction(self.learned - 1, features)
+        if logits is None:
+            raise UsageError(
+                f"Only {self.learned} of {self.schedule.parts} parts of the network have learned, and the last of them "
+                "predicts no classes: go on training with --ckpt_path last."
+            )
+        return probabilities(logits).log() if logits.dim() == 3 else logits  # of several heads in one
 
     def block_prediction(self, k: int, features: Tensor) -> Tensor | None:
         """Logits of block k (counted from 0), or of a final head; None of a block that predicts nothing."""
@@ -98,12 +116,15 @@ class LocalClassification(Classifier, LocalLearning):
 
     @override
     def block_logits(self, images: Tensor) -> dict[str, Tensor]:
-        """Name of each block that predicts, and ``final`` of a final head → its logits, in order."""
+        """Name of each block that predicts, and ``final`` of a final head → its logits, in order.
+
+        Parts that have not learned, since it was not their turn yet, are left out.
+        """
         logits: dict[str, Tensor | None] = {}
         features = images
-        for k, features in enumerate(self.walk(images)):
+        for k, features in enumerate(islice(self.walk(images), self.learned)):
             logits[self.part_names[k]] = self.block_prediction(k, features)
-        if len(self.heads) > self.num_blocks:
+        if self.learned > self.num_blocks:
             logits["final"] = self.block_prediction(self.num_blocks, features)
         return {name: z for name, z in logits.items() if z is not None}
 

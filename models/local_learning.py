@@ -7,7 +7,7 @@
 A method is a subclass that says which heads the blocks have and what the loss of block k is.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -45,17 +45,20 @@ class LocalLearning(Method):
         scheduler: optimizer → learning-rate schedule; called once per block.
         scheduler_interval: step the schedules after every ``epoch`` or every ``step``.
         clip: largest gradient norm of a block (with its head); larger gradients are scaled down.
-        epochs_per_block: train the blocks one after the other, each for that many epochs, then freeze it;
-            by default all learn on every batch.
+        epochs_per_block: train the blocks one after the other, each for that many epochs (a list: each for its own
+            number), then freeze it; by default all learn on every batch. The scheduler is that of the block with most
+            epochs: one with fewer goes through the same in longer strides.
         compile: run each block and head through ``torch.compile``.
         recompute: BatchNorm, activations and pooling behind a convolution are computed again in the backward pass,
             piece by piece, instead of kept (:class:`models.networks.Recomputed`).
 
     Attributes:
         logs_this_step: whether this step's metrics go to the loggers; others are not computed.
+        learned: number of parts that have learned: all, but while they do so one after the other those that have had
+            an epoch. The others are neither evaluated nor probed.
 
     Raises:
-        UsageError: fewer than one epoch per block.
+        UsageError: fewer than one epoch per block, or a list of other than one number for each.
     """
 
     blocks: nn.ModuleList
@@ -72,7 +75,7 @@ class LocalLearning(Method):
         scheduler: SchedulerCallable | None = None,
         scheduler_interval: Literal["epoch", "step"] = "epoch",
         clip: float | None = None,
-        epochs_per_block: int | None = None,
+        epochs_per_block: int | list[int] | None = None,
         compile: bool = False,
         recompute: bool = False,
     ) -> None:
@@ -85,6 +88,7 @@ class LocalLearning(Method):
             recomputed.recompute(self.blocks)
             recomputed.recompute(self.heads)
         self.num_blocks, self.schedule = len(blocks), Schedule(len(heads), epochs_per_block)
+        self.learned = self.schedule.parts
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.scheduler_interval, self.clip = scheduler_interval, clip
         self.to(memory_format=torch.channels_last)
@@ -194,8 +198,14 @@ class LocalLearning(Method):
     def _step_schedulers(self, interval: str) -> None:
         # Lightning steps no schedule under manual optimization.
         if self.make_scheduler and interval == self.scheduler_interval:
-            for k in self.learners:
-                self.trainer.lr_scheduler_configs[k].scheduler.step()  # type: ignore[call-arg]  # no ReduceLROnPlateau
+            for k in [*self.learners] * self._stride():
+                self.trainer.lr_scheduler_configs[k].scheduler.step()  # no ReduceLROnPlateau
+
+    def _stride(self) -> int:
+        """How often a schedule steps: once; more often for a block of fewer epochs, so that it comes to its end too."""
+        epoch, epochs = self.schedule.turn(self.current_epoch)
+        longest = max(self.schedule.lengths, default=epochs)
+        return (epoch + 1) * longest // epochs - epoch * longest // epochs
 
     # -- watching -------------------------------------------------------------------------------
 
@@ -224,6 +234,8 @@ class LocalLearning(Method):
     def on_train_batch_end(self, outputs: object, batch: LabelledImages, batch_idx: int) -> None:
         """Stop at a loss that is no number; log; step the schedules."""
         self._stop_if_not_finite()
+        if self.trainer.is_last_batch:  # validation comes before on_train_epoch_end
+            self.learned = self.learners.stop
         if self.logs_this_step:
             for k, loss in self._losses.items():
                 self.record(k, "loss", loss)
@@ -262,6 +274,11 @@ class LocalLearning(Method):
         named = zip(self.block_names[:last], self.walk(images), strict=False)
         return {f"{name}/gap": pooled(features) for name, features in named}
 
+    @property
+    @override
+    def learned_blocks(self) -> list[str]:
+        return self.block_names[: self.learned]
+
     def plan(self) -> StepPlan:
         """What one training step does, for those who count what it costs."""
         passes = self.schedule.forward_passes, self.schedule.backward_passes
@@ -282,19 +299,47 @@ class LocalLearning(Method):
         """Refuse what would train wrongly.
 
         Raises:
-            UsageError: several processes for several blocks, or another number of epochs than all blocks take one by
-                one.
+            UsageError: several processes for several blocks, another number of epochs than all blocks take one by
+                one, or schedules that count steps of blocks with different numbers of epochs.
         """
         require_supported_processes(self, self.trainer)
+        if stage == "fit":
+            self._require_epochs()
+            self.learned = self.schedule.learners(0).stop  # a checkpoint that is resumed knows better
+
+    def _require_epochs(self) -> None:
+        if self.make_scheduler and self.scheduler_interval == "step" and len(set(self.schedule.lengths)) > 1:
+            raise UsageError(
+                f"Blocks of different epochs_per_block, {self.schedule.lengths}, go through one schedule in strides of "
+                "epochs: set --model.scheduler_interval epoch."
+            )
         epochs, needed = self.trainer.max_epochs, self.schedule.epochs
         short = self.trainer.fast_dev_run  # type: ignore[attr-defined]  # a connector of Lightning's sets it
-        if stage == "fit" and needed and not short and epochs != needed:
+        if needed and not short and epochs != needed:
             anew = f" The schedule begins anew with every block: T_max counts that block's {self.scheduler_interval}s."
+            per_block = self.schedule.epochs_per_block
+            each = f"{per_block} epochs each" if isinstance(per_block, int) else f"{per_block} epochs"
             raise UsageError(
-                f"{self.schedule.parts} blocks of {self.schedule.epochs_per_block} epochs each take {needed} epochs: "
-                f"set trainer.max_epochs to that, not {epochs}, or change epochs_per_block."
-                f"{anew if self.make_scheduler else ''}"
+                f"{self.schedule.parts} blocks of {each} take {needed} epochs: set trainer.max_epochs to that, not "
+                f"{epochs}, or change epochs_per_block.{anew if self.make_scheduler else ''}"
             )
+
+    # -- checkpoints ------------------------------------------------------------------------------
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note how many parts have learned."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["learned"] = self.learned
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.take_shape_of(checkpoint)
+
+    @override
+    def take_shape_of(self, checkpoint: Mapping[str, Any]) -> None:
+        """Know how many parts had learned; earlier checkpoints tell of epochs alone."""
+        self.learned = checkpoint.get("learned", self.schedule.learners(checkpoint["epoch"]).stop)
 
 
 def pooled(features: Tensor) -> Tensor:

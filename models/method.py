@@ -112,8 +112,13 @@ class Method(L.LightningModule):
         """Name of each block that predicts → its logits ``(B, classes)``, in order; the last are the model's."""
         raise NotImplementedError(f"{type(self).__name__} predicts no classes.")
 
-    def take_shape_of(self, weights: Mapping[str, Tensor]) -> None:
-        """Become the model that these weights were saved from, for methods that drop parts while they train."""
+    @property
+    def learned_blocks(self) -> list[str]:
+        """Names of the blocks that have learned: all, unless they do so one after the other and are not done."""
+        return self.block_names
+
+    def take_shape_of(self, checkpoint: Mapping[str, Any]) -> None:
+        """Become the model that a checkpoint was saved from, for methods whose parts do not learn all at once."""
 
     @override
     def on_validation_start(self) -> None:
@@ -197,8 +202,9 @@ class Classifier(Method):
     on_test_epoch_start = on_validation_epoch_start
 
     def validation_step(self, batch: LabelledImages, batch_idx: int) -> None:
-        """Count a batch."""
-        logits = self.block_logits(batch.images)
+        """Count a batch, unless none of the blocks that have learned predicts."""
+        if not (logits := self.block_logits(batch.images)):
+            return
         predictions = {name: probabilities(z) for name, z in logits.items()}
         predictions[""] = predictions[list(logits)[-1]]  # the model's
         if self.has_ensemble and len(logits) > 1:

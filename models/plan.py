@@ -1,7 +1,10 @@
 """What a method tells others, as values: who learns when, and what one training step does."""
 
+from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 
 from torch import nn
 
@@ -14,42 +17,70 @@ class Schedule:
 
     Args:
         parts: how many there are.
-        epochs_per_block: epochs of each, one part after the other; None: all learn in every epoch.
+        epochs_per_block: epochs of each, one part after the other: a number for all, or a list of one for each;
+            None: all learn in every epoch.
 
     Raises:
-        UsageError: fewer than one epoch.
+        UsageError: fewer than one epoch, or a list of more or fewer numbers than parts.
     """
 
     parts: int
-    epochs_per_block: int | None = None
+    epochs_per_block: int | Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        if self.epochs_per_block is not None and self.epochs_per_block < 1:
+        if min(self.lengths, default=1) < 1:
             raise UsageError(f"epochs_per_block must be at least 1, not {self.epochs_per_block}.")
+        if len(self.lengths) not in (0, self.parts):
+            raise UsageError(
+                f"epochs_per_block lists the epochs of {len(self.lengths)} blocks, {self.epochs_per_block}, but "
+                f"{self.parts} learn one after the other (a final head counts as one): give one number for each, or a "
+                "single one for all."
+            )
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Epochs of each part, if one learns after the other; empty if all learn in every epoch."""
+        if isinstance(self.epochs_per_block, int):
+            return [self.epochs_per_block] * self.parts
+        return [*(self.epochs_per_block or ())]
 
     @property
     def epochs(self) -> int | None:
         """Number of epochs that the training takes, no more and no fewer; None if any number does."""
-        return None if self.epochs_per_block is None else self.parts * self.epochs_per_block
+        return sum(self.lengths) or None
+
+    def first_epoch(self, part: int) -> int:
+        """Epoch (counted from 0) in which a part (counted from 0) begins to learn."""
+        return sum(self.lengths[:part])
 
     def learners(self, epoch: int) -> range:
         """Parts (counted from 0) that learn in an epoch (counted from 0); those before them are frozen."""
-        if self.epochs_per_block is None:
+        if not self.lengths:
             return range(self.parts)
-        k = min(epoch // self.epochs_per_block, self.parts - 1)
+        k = min(bisect(list(accumulate(self.lengths)), epoch), self.parts - 1)
         return range(k, k + 1)
+
+    def turn(self, epoch: int, epochs: int = 1) -> tuple[int, int]:
+        """Place of an epoch (counted from 0) among those of the part that learns in it, and how many these are.
+
+        Args:
+            epoch: which, counted from 0.
+            epochs: of the whole training; if all parts learn together, these are those of each.
+        """
+        if not self.lengths:
+            return epoch, epochs
+        k = self.learners(epoch).start
+        return epoch - self.first_epoch(k), self.lengths[k]
 
     @property
     def forward_passes(self) -> list[float]:
-        """How often a step goes forward through each part, on average over the training."""
-        if self.epochs_per_block is None:
-            return [1.0] * self.parts
-        return [(self.parts - k) / self.parts for k in range(self.parts)]
+        """How often a step goes forward through each part, on average over epochs of as many steps each."""
+        return [sum(self.lengths[k:]) / sum(self.lengths) if self.lengths else 1.0 for k in range(self.parts)]
 
     @property
     def backward_passes(self) -> list[float]:
         """How often its loss goes back through each part, likewise."""
-        return [1.0 if self.epochs_per_block is None else 1 / self.parts] * self.parts
+        return [self.lengths[k] / sum(self.lengths) if self.lengths else 1.0 for k in range(self.parts)]
 
 
 @dataclass(frozen=True)

@@ -82,9 +82,8 @@ class DataFilter(L.Callback, ABC):
 
     @override
     def on_train_epoch_end(self, trainer: FitTrainer, pl_module: LocalClassification) -> None:
-        data, epochs, done = trainer.datamodule, trainer.max_epochs, trainer.current_epoch + 1
-        if per_block := pl_module.schedule.epochs_per_block:
-            epochs, done = per_block, done % per_block
+        data = trainer.datamodule
+        done, epochs = pl_module.schedule.turn(trainer.current_epoch + 1, trainer.max_epochs)
         self._dropped.append(1 - self._visits / len(self._scores))
         self._visits = 0
         pl_module.log_dict({"train/dropped": self._dropped[-1], "train/saved": statistics.mean(self._dropped)})

@@ -37,9 +37,9 @@ class InfoBatch(DataFilter):
     @override
     def setup(self, trainer: FitTrainer, pl_module: LocalClassification, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        epochs, least = pl_module.schedule.epochs_per_block or trainer.max_epochs, max(2, int(1 / self.until) + 1)
+        epochs, least = min(pl_module.schedule.lengths or [trainer.max_epochs]), max(2, int(1 / self.until) + 1)
         if stage == "fit" and not trainer.fast_dev_run and epochs < least:
-            whose = "epochs_per_block" if pl_module.schedule.epochs_per_block else "trainer.max_epochs"
+            whose = "epochs_per_block" if pl_module.schedule.lengths else "trainer.max_epochs"
             raise UsageError(
                 f"InfoBatch needs {whose} of at least {least}, not {epochs}: the first epoch sees all images, and so "
                 f"do those behind the share until = {self.until:g} of them."

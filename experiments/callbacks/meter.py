@@ -87,7 +87,8 @@ class Meter(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Method) -> None:
         now = time.perf_counter()
         self.seconds, self._tick = self.seconds + now - self._tick, now
-        if (epochs := pl_module.schedule.epochs_per_block) and (trainer.current_epoch + 1) % epochs == 0:
+        epoch, epochs = pl_module.schedule.turn(trainer.current_epoch)
+        if pl_module.schedule.lengths and epoch + 1 == epochs:
             name = pl_module.part_names[pl_module.schedule.learners(trainer.current_epoch).start]
             pl_module.log(f"train/{name}/seconds", self.seconds - self._block_began)
             self._block_began = self.seconds

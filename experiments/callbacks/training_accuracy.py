@@ -33,7 +33,8 @@ class TrainingAccuracy(L.Callback):
 
     @override
     def on_train_epoch_end(self, trainer: FitTrainer, pl_module: Method) -> None:
-        if (trainer.current_epoch + 1) % (pl_module.schedule.epochs_per_block or trainer.max_epochs) == 0:
+        epoch, epochs = pl_module.schedule.turn(trainer.current_epoch, trainer.max_epochs)
+        if (epoch + 1) % epochs == 0:
             accuracies = training_accuracy(pl_module, trainer.datamodule)
             pl_module.log_dict({f"train_set/{name}/top1": share for name, share in accuracies.items()})
             pl_module.log("train_set/top1", list(accuracies.values())[-1])

@@ -83,7 +83,7 @@ def bench(model: LocalLearning, data: ImageDataModule, trainer: L.Trainer, steps
     Raises:
         UsageError: the blocks learn one after the other.
     """
-    if model.schedule.epochs_per_block:
+    if model.schedule.lengths:
         raise UsageError(
             "bench measures a step in which all blocks learn. For blocks that learn one after the other see cost, and "
             "python -m experiments.studies.layerwise"

@@ -138,8 +138,7 @@ def network_cost(model: LocalLearning, batch_size: int, convention: Convention =
         backprop_activation_bytes=backprop_bytes,
         predicted_memory_ratio=peak / backprop_bytes,
         predicted_step_ratio=sum(steps) * model.num_groups / backprop_macs,
-        predicted_speedup=backprop_macs
-        / (sum(steps) if model.schedule.epochs_per_block else max(steps[: model.num_blocks])),
+        predicted_speedup=backprop_macs / (sum(steps) if model.schedule.lengths else max(steps[: model.num_blocks])),
     )
 
 
@@ -169,6 +168,12 @@ def macs_of(model: Method, batch_size: int) -> dict[str, int]:
         "thread_macs": cost.thread_macs,
     }
     return {name: count for name, count in macs.items() if count is not None}
+
+
+def equal_memory_batches(model: LocalLearning, cost: NetworkCost) -> dict[int, int]:
+    """Of blocks that learn one after the other: first epoch of each → images per batch that fill backprop's memory."""
+    ratios = [cost.backprop_activation_bytes / node.activation_bytes for node in cost.nodes if node.group == 1]
+    return {model.schedule.first_epoch(k): int(cost.batch_size * ratio) for k, ratio in enumerate(ratios)}
 
 
 _HEADINGS = ("block", "units", "parameters", "M MACs", "MiB saved", "MiB handed on")
@@ -212,10 +217,9 @@ def show_cost(model: LocalLearning, batch_size: int, convention: Convention, jso
         return
     tables.show(_HEADINGS, _rows(cost), words=["units"], title=_title(model, batch_size, processes))
     print(_totals(cost))
-    if per_block := model.schedule.epochs_per_block:
-        ratios = [cost.backprop_activation_bytes / node.activation_bytes for node in cost.nodes if node.group == 1]
-        sizes = {k * per_block: int(batch_size * ratio) for k, ratio in enumerate(ratios)}
-        print(f"With its memory, batches of block after block: --data.batch_sizes '{json_format.dumps(sizes)}'")
+    if model.schedule.lengths:
+        sizes = json_format.dumps(equal_memory_batches(model, cost))
+        print(f"With its memory, batches of block after block: --data.batch_sizes '{sizes}'")
     else:
         print(f"  one per node {cost.predicted_speedup:.1f} times as fast, by MACs, communication left out")
 

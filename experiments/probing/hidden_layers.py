@@ -21,10 +21,13 @@ LayerMetrics = dict[str, dict[str, float]]
 """Layer or head → metric → value."""
 
 
-def layers_of(model: LocalLearning, every: Every = "unit") -> dict[str, nn.Sequential]:
-    """The layers of a network: ``block<k>/<unit>``, or ``block<k>`` if only the ends of blocks count."""
+def layers_of(model: LocalLearning, every: Every = "unit", last: int | None = None) -> dict[str, nn.Sequential]:
+    """The layers of a network: ``block<k>/<unit>``, or ``block<k>`` if only the ends of blocks count.
+
+    ``last`` is the number of the last block whose layers they are, from 1; by default all K.
+    """
     layers: dict[str, nn.Sequential] = {}
-    for name, block in zip(model.block_names, model.blocks.children(), strict=True):
+    for name, block in zip(model.block_names[:last], model.blocks.children(), strict=False):
         units = OrderedDict(block.named_children())
         if every == "unit":
             layers |= {f"{name}/{unit}": nn.Sequential(OrderedDict({unit: units[unit]})) for unit in units}

@@ -23,16 +23,17 @@ from models.method import Method
 
 
 def chosen_blocks(model: Method, asked: Sequence[int] | None) -> list[int]:
-    """The numbers of the blocks to probe, from 1; all by default.
+    """The numbers of the blocks to probe, from 1; all that have learned by default.
 
     Raises:
-        RunError: the network has no such block, or none at all.
+        RunError: the network has no such block, or none at all, or the block has not learned.
     """
-    known = list(range(1, model.num_blocks + 1))
+    known = list(range(1, len(model.learned_blocks) + 1))
     if not known:
         raise RunError(f"{model.network_name} has no block whose features could be probed.")
     if asked is not None and (not asked or not set(asked) <= set(known)):
-        raise RunError(f"The run has blocks {known}, not {sorted(set(asked))}: choose --blocks from them.")
+        learned = " that have learned" if len(known) < model.num_blocks else ""
+        raise RunError(f"The run has blocks {known}{learned}, not {sorted(set(asked))}: choose --blocks from them.")
     return known if asked is None else sorted(set(asked))
 
 
@@ -74,7 +75,8 @@ def probe_run(
     Raises:
         RunError: the checkpoint does not fit model or images, or the protocol does not fit the run.
     """
-    wanted, saved, findings = chosen_blocks(model, blocks), checkpoint_of(model, checkpoint), Findings()
+    saved, findings = checkpoint_of(model, checkpoint), Findings()
+    wanted = chosen_blocks(model, blocks)
     splits = Splits.of(data)
     if protocol.k > (known := len(splits.train) + len(splits.val)):
         raise RunError(f"k is {protocol.k}, but only {known} images can be neighbours: choose --k up to that.")

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 from torch import Tensor, nn
@@ -32,12 +32,25 @@ from models.networks.chain import Chain
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a run has saved in a file, after an epoch (from 1) and a training step: parameters and buffers by name."""
+    """What a run has saved in a file."""
 
     file: Path
-    epoch: int
-    step: int
-    weights: Mapping[str, Tensor]
+    content: Mapping[str, Any]
+
+    @property
+    def epoch(self) -> int:
+        """The epoch (from 1) after which it was saved."""
+        return self.content["epoch"] + 1
+
+    @property
+    def step(self) -> int:
+        """The training step after which it was saved."""
+        return self.content["global_step"]
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        """Parameters and buffers by name."""
+        return self.content["state_dict"]
 
     @property
     def folder(self) -> Path:
@@ -57,7 +70,7 @@ def _read(path: Path, image_shape: Sequence[int], *words: str) -> Checkpoint:
     file = find_checkpoint(path)
     saved = load_checkpoint(file)
     require_same_images(path if words else file, saved, image_shape, *words)
-    return Checkpoint(file, saved["epoch"] + 1, saved["global_step"], saved["state_dict"])
+    return Checkpoint(file, saved)
 
 
 def checkpoint_of(model: Method, path: Path) -> Checkpoint:
@@ -67,7 +80,7 @@ def checkpoint_of(model: Method, path: Path) -> Checkpoint:
         RunError: it is missing, damaged, of images of another size, or of another network or another cut.
     """
     checkpoint = _read(path, model.image_shape)
-    require_same_network(checkpoint.file, checkpoint.weights, model)
+    require_same_network(checkpoint.file, checkpoint.content, model)
     return checkpoint
 
 
@@ -81,13 +94,14 @@ class Network(NamedTuple):
 
 
 def load_run(path: Path, model: LocalLearning, every: Every) -> Network:
-    """The network of a run; faults as those of :func:`checkpoint_of`."""
+    """The network of a run, as far as its blocks have learned; faults as those of :func:`checkpoint_of`."""
     checkpoint = checkpoint_of(model, path)
     model.load_state_dict(checkpoint.weights)
     model.eval()
+    layers = layers_of(model, every, len(model.learned_blocks))
     if isinstance(model, LocalClassification):
-        return Network(checkpoint, layers_of(model, every), model.block_logits, model.sample_losses)
-    return Network(checkpoint, layers_of(model, every), None, CrossEntropy())
+        return Network(checkpoint, layers, model.block_logits, model.sample_losses)
+    return Network(checkpoint, layers, None, CrossEntropy())
 
 
 def load_reference(path: Path, model: LocalLearning, data: ImageDataModule, layers: Layers) -> Network:

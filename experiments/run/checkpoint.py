@@ -81,14 +81,14 @@ def _offer_previous(path: Path) -> str:
     return f" The one before it, of epoch {epoch + 1}, is good: go on from it with --ckpt_path {previous}"
 
 
-def require_same_network(path: Path, weights: Mapping[str, "Tensor"], model: "Method") -> None:
+def require_same_network(path: Path, checkpoint: Mapping[str, Any], model: "Method") -> None:
     """See that a checkpoint's weights are this model's; parts that training dropped are dropped from the model.
 
     Raises:
         RunError: they are another network's, or another cut's.
     """
-    model.take_shape_of(weights)
-    if differences := network_differences(weights, model):
+    model.take_shape_of(checkpoint)
+    if differences := network_differences(checkpoint["state_dict"], model):
         raise RunError(
             f"The checkpoint {path} is of another network or another cut: {differences[0]} "
             f"({len(differences)} differences). Use the {CONFIG} of the run that wrote it."

@@ -253,7 +253,7 @@ class BlockwiseSSL(LocalLearning):
     @override
     def monitor(self) -> str | None:
         """The online probe of the last block; nothing in sequential training, where that comes into being at last."""
-        return None if self.schedule.epochs_per_block else f"probe_online/{self.block_names[-1]}/gap/top1"
+        return None if self.schedule.lengths else f"probe_online/{self.block_names[-1]}/gap/top1"
 
     @property
     @override

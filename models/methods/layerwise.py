@@ -10,7 +10,6 @@ to ImageNet" (ICML 2019). Blocks that learn all at once are :class:`models.Decou
 import copy
 from collections.abc import Mapping
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 import torch
@@ -45,7 +44,8 @@ class Layerwise(DecoupledGreedy):
         units_per_block: p, 1 by default; a last block may be smaller.
         num_blocks: K, instead of p: the network is then cut by ``cut``.
         cut: where to cut into K blocks.
-        epochs_per_block: E; ``trainer.max_epochs`` is K·E.
+        epochs_per_block: E, or a list of each block's number, such as ``[8, 4, 2]``; ``trainer.max_epochs`` is K·E, or
+            their sum.
         keep_heads: keep the heads of finished blocks: all are evaluated, and their ensemble.
         regularization: of the learning block.
         store: keep the features of the frozen blocks instead of computing them in every epoch.
@@ -63,7 +63,7 @@ class Layerwise(DecoupledGreedy):
         units_per_block: int | None = None,
         num_blocks: int | None = None,
         cut: Cut = Cut(),
-        epochs_per_block: int = 10,
+        epochs_per_block: int | list[int] = 10,
         keep_heads: bool = False,
         regularization: Regularization = Regularization(),
         store: FeatureStore | None = None,
@@ -88,14 +88,13 @@ class Layerwise(DecoupledGreedy):
             epochs_per_block=epochs_per_block,
             **options,
         )
-        self.keep_heads, self.regularization, self._epochs = keep_heads, regularization, epochs_per_block
+        self.keep_heads, self.regularization = keep_heads, regularization
         self.disturb = regularization.disturbance()
         for block in self.blocks:
             overparameterize(block, regularization.overparameterize)
         self._all_heads = [copy.deepcopy(head).to("meta") for head in self.heads]  # for cost: dropped ones too
-        self._inputs = StoredInputs(store, epochs_per_block) if store else None
+        self._inputs = StoredInputs(store, self.schedule.lengths) if store else None
         self._finished = 0
-        self._reached = num_blocks  # in training the number of the block that learns
         self._resumed: dict[str, float] = {}  # metrics
 
     # -- the learning block -------------------------------------------------------------------------
@@ -105,7 +104,7 @@ class Layerwise(DecoupledGreedy):
         """The first block whose input is not stored, and that input."""
         if self._inputs is None:
             return super().step_input(batch)
-        epoch = self.current_epoch % self._epochs
+        epoch, _ = self.schedule.turn(self.current_epoch)
         return self._inputs.blocks, self._inputs.read(epoch, batch.images, batch.indices)
 
     @override
@@ -141,7 +140,6 @@ class Layerwise(DecoupledGreedy):
         """When a block begins: store what the frozen blocks hand on."""
         super().on_train_batch_start(batch, batch_idx)
         learner = self.learners.start
-        self._reached = learner + 1
         self._finish_before(learner)  # if a checkpoint was written within the end of an epoch
         if self._inputs and self._inputs.blocks < learner:
             data = self.trainer.datamodule  # type: ignore[attr-defined]  # a connector of Lightning's sets it
@@ -153,50 +151,57 @@ class Layerwise(DecoupledGreedy):
     def on_train_epoch_end(self) -> None:
         """Step the schedule; finish a block that has had its epochs: checkpoints are written after this."""
         super().on_train_epoch_end()
-        if (self.current_epoch + 1) % self._epochs == 0:
+        epoch, epochs = self.schedule.turn(self.current_epoch)
+        if epoch + 1 == epochs:
             self._finish_before(self.learners.stop)
+        self._drop_heads_before(self.learned - 1)
 
     def _finish_before(self, stop: int) -> None:
-        """Free what only the training of the first ``stop`` blocks needed."""
+        """Free what only the training of the first ``stop`` blocks needed; what they predict is still asked for."""
         for k in range(self._finished, stop):
             collapse(self.blocks[k])
-            if k < self.num_blocks - 1 and not self.keep_heads:
-                self.heads[k] = nn.Identity()
-            optimizer = self.trainer.optimizers[k]
-            optimizer.state.clear()
-            optimizer.param_groups = self.make_optimizer(self.block_parameters(k)).param_groups
+            self._forget_optimizer(k)
         self._finished = max(self._finished, stop)
 
+    def _drop_heads_before(self, stop: int) -> None:
+        """Free the heads of the first ``stop`` blocks: the one behind them has had an epoch and predicts instead."""
+        for k in range(0 if self.keep_heads else stop):
+            if not isinstance(self.heads[k], nn.Identity):
+                self.heads[k] = nn.Identity()
+                self._forget_optimizer(k)
+
+    def _forget_optimizer(self, k: int) -> None:
+        """Have block k's optimizer hold what is left of the block, without state."""
+        optimizer = self.trainer.optimizers[k]
+        optimizer.state.clear()
+        optimizer.param_groups = self.make_optimizer(self.block_parameters(k)).param_groups
+
     @override
-    def take_shape_of(self, weights: Mapping[str, Tensor]) -> None:
-        """Become the model that these weights were saved from: its finished heads and factors are gone."""
+    def take_shape_of(self, checkpoint: Mapping[str, Any]) -> None:
+        """Become the model that a checkpoint was saved from: its finished heads and factors are gone."""
+        super().take_shape_of(checkpoint)
+        weights, dropped = checkpoint["state_dict"], 0
         for k, block in enumerate(self.blocks):
             if not any(name.startswith(f"heads.{k}.") for name in weights):
                 self.heads[k] = nn.Identity()
+                dropped += 1
             if not any(name.startswith(f"blocks.{k}.") and ".parametrizations." in name for name in weights):
                 collapse(block)
+        # Earlier checkpoints: a block's head was dropped as soon as it had learned, and only the next one's is there.
+        self.learned = max(self.learned, dropped + 1)
 
     @override
     def on_fit_end(self) -> None:
         """Free the store."""
-        self._reached = self.num_blocks
         if self._inputs:
             self._inputs.close()
 
     # -- evaluation ---------------------------------------------------------------------------------
 
     @override
-    def block_logits(self, images: Tensor) -> dict[str, Tensor]:
-        """Of the block that learns, and of those before it whose heads are kept."""
-        walked = enumerate(islice(self.walk(images), self._reached))
-        judged = {k: self.heads[k](x) for k, x in walked if self.keep_heads or k == self._reached - 1}
-        return {self.block_names[k]: logits for k, logits in judged.items()}
-
-    @property
-    @override
-    def monitor(self) -> str | None:
-        """The last block's prediction: earlier blocks' come from another network."""
-        return f"val/{self.block_names[-1]}/top1"
+    def block_prediction(self, k: int, features: Tensor) -> Tensor | None:
+        """Of the last block that has learned, and of those before it if their heads are kept."""
+        return super().block_prediction(k, features) if self.keep_heads or k == self.learned - 1 else None
 
     @override
     def plan(self) -> StepPlan:
@@ -216,7 +221,7 @@ class Layerwise(DecoupledGreedy):
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with a checkpoint's heads and metrics."""
-        self.take_shape_of(checkpoint["state_dict"])
+        super().on_load_checkpoint(checkpoint)
         self._resumed = checkpoint.get("metrics") or checkpoint["figures"]  # its name before version 0.2
 
     @override

@@ -59,21 +59,27 @@ class StoredFeatures:
         passes: number of passes.
         images: N.
         shape: of one image's features.
+        held: bytes of the store that these features are made from, which is there until they are complete.
+
+    Attributes:
+        size: bytes.
 
     Raises:
         UsageError: there is not enough memory, or room on the disk.
     """
 
-    def __init__(self, store: FeatureStore, passes: int, images: int, shape: Sequence[int]) -> None:
+    def __init__(self, store: FeatureStore, passes: int, images: int, shape: Sequence[int], held: int = 0) -> None:
         channels, *sides = shape
         rows = passes, images, *sides, channels  # channels last, as networks run
+        count = math.prod(rows)
+        self.size = count * store.dtype.itemsize
         if store.folder is None:
-            self._path, self._rows = None, _in_memory(rows, store.dtype)
+            _require_memory(self.size, held)
+            self._path, self._rows = None, torch.empty(rows, dtype=store.dtype)
             self._remove: Callable[[], object] = lambda: None
         else:
-            size = math.prod(rows)
-            self._path = path = _reserve(Path(store.folder), size * store.dtype.itemsize)
-            self._rows = torch.from_file(str(path), shared=True, size=size, dtype=store.dtype).view(rows)
+            self._path = path = _reserve(Path(store.folder), self.size)
+            self._rows = torch.from_file(str(path), shared=True, size=count, dtype=store.dtype).view(rows)
             # Also after an exception, and at the end of the process.
             self._remove = weakref.finalize(self, path.unlink, missing_ok=True)
         self._checksums = np.zeros((passes, images), np.uint32)
@@ -123,14 +129,14 @@ class StoredInputs:
 
     Args:
         store: where they are kept.
-        epochs: of a block: no more versions are stored than it reads.
+        epochs: of each block: no more versions are stored than those that are still to learn read.
 
     Attributes:
         blocks: number of blocks whose output is stored; 0: nothing is yet.
     """
 
-    def __init__(self, store: FeatureStore, epochs: int) -> None:
-        self.store, self.passes, self.blocks = store, min(store.passes, epochs), 0
+    def __init__(self, store: FeatureStore, epochs: Sequence[int]) -> None:
+        self.store, self.epochs, self.passes, self.blocks = store, epochs, 0, 0
         self._features: StoredFeatures | None = None
 
     def read(self, epoch: int, images: Tensor, indices: Tensor | None) -> Tensor:
@@ -146,12 +152,15 @@ class StoredInputs:
         Raises:
             UsageError: there is no room, or what comes out of the store is not what the images give.
         """
-        new = None
+        new, self.passes = None, min(self.store.passes, max(self.epochs[len(blocks) :]))
+        held = self._features.size if self._features else 0
         with isolate_rng():  # a resumed run stores anew: the step's random numbers stay the same
             for number in range(self.passes):
                 for indices, x in self._versions(number, data, device):
                     features = self._through(blocks[self.blocks :], x)
-                    new = new or StoredFeatures(self.store, self.passes, len(data.training_images), features.shape[1:])
+                    new = new or StoredFeatures(
+                        self.store, self.passes, len(data.training_images), features.shape[1:], held
+                    )
                     new.write(number, indices.cpu(), features)
             self.close()
             self._features, self.blocks = new, len(blocks)
@@ -195,11 +204,12 @@ def _checksums(rows: Tensor) -> np.ndarray:
     return np.fromiter((zlib.crc32(row) for row in flat), np.uint32, len(flat))
 
 
-def _in_memory(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    size, there = math.prod(shape) * dtype.itemsize, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def _require_memory(size: int, held: int) -> None:
+    """See that so many bytes fit beside those that are held."""
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") - held
     if size > there:
-        raise _too_large(size, there, "memory is there", "give it a folder on a disk")
-    return torch.empty(shape, dtype=dtype)
+        beside = f" beside the {_size(held)} of the store that it is made from" if held else ""
+        raise _too_large(size, there, f"memory is there{beside}", "give it a folder on a disk")
 
 
 def _reserve(folder: Path, size: int) -> Path:

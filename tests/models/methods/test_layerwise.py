@@ -101,7 +101,7 @@ def sequence(tmp_path_factory):
             weight_decay=[o.param_groups[0]["weight_decay"] for o in trainer.optimizers],
             factors=[any("parametrizations" in name for name, _ in block.named_parameters()) for block in model.blocks],
             names=list(model.block_logits(IMAGES)),
-            accuracies={name: float(figures[f"val/{name}"]) for name in ("top1", f"block{model._reached}/top1")},
+            accuracies={name: float(figures[f"val/{name}"]) for name in ("top1", f"block{model.learned}/top1")},
             logits=model(IMAGES),
         )
         model.train()

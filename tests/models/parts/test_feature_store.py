@@ -96,7 +96,7 @@ def data():
 
 
 def test_a_block_reads_what_the_frozen_ones_make_of_the_images_of_each_pass(blocks, data):
-    inputs = StoredInputs(FeatureStore(passes=3), epochs=2)  # no more passes are stored than a block has epochs
+    inputs = StoredInputs(FeatureStore(passes=3), [1, 2, 2])  # no more passes are stored than a block has epochs
     images = torch.rand(3, 1, 8, 8)
     assert inputs.read(0, images, ALL[:3]) is images  # nothing is stored yet
     for count in (1, 2):
@@ -119,4 +119,4 @@ def test_features_that_cannot_be_recomputed_are_noticed(blocks, data, monkeypatc
 
     monkeypatch.setattr(Digits, "training_pass", fickle)
     with pytest.raises(UsageError, match="differ from recomputed ones"):
-        StoredInputs(FeatureStore(), epochs=1).advance(blocks, data, CPU)
+        StoredInputs(FeatureStore(), [1, 1, 1]).advance(blocks, data, CPU)
