@@ -222,7 +222,7 @@ class Layerwise(DecoupledGreedy):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with a checkpoint's heads and metrics."""
         super().on_load_checkpoint(checkpoint)
-        self._resumed = checkpoint.get("metrics") or checkpoint["figures"]  # its name before version 0.2
+        self._resumed = checkpoint.get("metrics", checkpoint.get("figures", {}))  # its name before version 0.2
 
     @override
     def on_validation_epoch_end(self) -> None:

@@ -1,13 +1,17 @@
 """Layer-wise training from the command line: what it writes, what it refuses, how it goes on."""
 
+import csv
 import errno
 import json
 import os
+import re
+import shutil
 
 import pytest
 import torch
 from helpers import CONFIGS, fault, fit, summary
 
+from datamodules.digits import Digits
 from experiments.cli import main
 
 CONFIG = CONFIGS / "layerwise" / "digits.yaml"
@@ -48,6 +52,43 @@ def test_best_checkpoint_is_of_the_last_block_and_evaluates_alike(finished, caps
 def again(finished):
     """The command that resumes the finished run."""
     return ["fit", "--config", str(CONFIG), f"--runs={finished.parent}", "--name=run", *SMALL, "--ckpt_path=last"]
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """Stopped when the second of three blocks had learned."""
+    return run(tmp_path_factory.mktemp("stopped"), "--trainer.max_steps=16")
+
+
+def test_an_unfinished_run_is_judged_by_the_block_that_has_learned(stopped, capsys):
+    metrics = summary(stopped)["metrics"]
+    assert metrics["test/top1"] == metrics["test/block2/top1"]
+    assert not any("block3" in name for name in metrics)
+    last = ("--config", str(stopped / "config.yaml"), "--ckpt_path", str(stopped / "checkpoints" / "last.ckpt"))
+    for command, split in (("validate", "val"), ("test", "test")):
+        capsys.readouterr()
+        main([command, *last])
+        printed = capsys.readouterr().out
+        assert f"{metrics[f'{split}/block2/top1']:.6f}"[:6] in printed
+        assert "block3" not in printed
+    main(["predict", *last])
+    with (stopped / "predictions.csv").open() as file:
+        predicted = [int(row["class"]) for row in csv.DictReader(file)]
+    labels = Digits().load(train=False).labels
+    assert (torch.tensor(predicted) == labels).float().mean().item() == pytest.approx(metrics["test/top1"])
+
+
+def test_an_unfinished_run_is_probed_and_observed_as_far_as_it_has_learned(stopped, tmp_path, capsys):
+    folder = shutil.copytree(stopped, tmp_path / "run")
+    probe = ("probe", f"--checkpoint={folder}", "--epochs=1", "--k=5", "--trainer.accelerator=cpu")
+    main([*probe])
+    probed = {name.split("/")[1] for name in summary(folder)["metrics"] if name.startswith("probe_lin1/")}
+    assert probed == {"block1", "block2"}
+    assert "has blocks [1, 2] that have learned, not [3]" in fault(capsys, *probe, "--blocks=[3]")
+    main(["observe", f"--checkpoint={folder}", "--epochs=1", "--images=100"])
+    observed = json.loads((folder / "observations.json").read_text())["metrics"]
+    assert {name.split("/")[1] for name in observed} == {"block1", "block2"}
+    assert "observe/block2/confident_train" in observed  # of the one head that is there
 
 
 def test_a_refused_resume_leaves_the_config_of_the_run(finished, again, capsys):
@@ -115,6 +156,25 @@ def test_frozen_blocks_that_are_recomputed_are_counted_as_they_learn(finished, t
     plain, recomputed = summary(finished), summary(run(tmp_path, "--model.recompute=true"))
     assert recomputed["slowest_node_macs"] == plain["slowest_node_macs"]
     assert recomputed["peak_activation_bytes"] < plain["peak_activation_bytes"]
+
+
+def test_cost_counts_blocks_by_their_epochs(capsys):
+    def cost(*options):
+        main(["cost", "--config", str(CONFIG), *options])
+        printed = capsys.readouterr().out
+        sizes = json.loads(printed[printed.index("{") : printed.index("}") + 1])
+        return float(re.search(r"one device +([\d.]+)", printed)[1]), {int(k): size for k, size in sizes.items()}
+
+    (alike, sizes), (fewer, others) = cost(), cost("--model.epochs_per_block=[8,4,2,2,2,2]")
+    assert [*others] == [0, 8, 12, 14, 16, 18]
+    assert [*others.values()] == [*sizes.values()]
+    assert fewer < alike  # the first, cheapest block has most of the epochs
+
+
+def test_epochs_of_each_block_are_typed_as_a_list(tmp_path):
+    folder = run(tmp_path, "--model.epochs_per_block=[2,1,1]", "--trainer.max_epochs=4")
+    found = summary(folder)
+    assert (found["epochs"], found["global_step"]) == (4, 16)
 
 
 def test_bench_names_the_benchmark_of_single_blocks(capsys):

@@ -100,6 +100,16 @@ def test_every_block_is_probed_and_observed(plain, tmp_path):
     assert not any("confident" in name for name in observed)
 
 
+def test_blocks_that_have_not_learned_are_not_probed(tmp_path):
+    one_by_one = ("--model.num_blocks=2", "--model.epochs_per_block=1", "--trainer.max_steps=4")
+    folder = run(tmp_path, *one_by_one)
+    main(["probe", f"--checkpoint={folder}", "--epochs=1", "--k=5", "--trainer.accelerator=cpu"])
+    figures = summary(folder)["metrics"]
+    assert "probe_online/block1/gap/top1" in figures
+    assert "probe_lin1/block1/gap/top1" in figures
+    assert not any("block2" in name for name in figures)
+
+
 def test_overlapping_blocks_run_and_are_probed(tmp_path):
     folder = run(tmp_path, "--trainer.max_epochs=1", config=CONFIGS / "loco" / "digits.yaml")
     main(["probe", f"--checkpoint={folder}", "--epochs=1", "--k=5", "--trainer.accelerator=cpu"])

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision, Precision
 from torch import nn
 from torch.nn import functional as F
@@ -19,6 +19,7 @@ from losses.errors import NetworkError, UsageError
 from models.local_learning import TrainingError
 from models.methods.backprop import Backprop
 from models.methods.decoupled_greedy import DecoupledGreedy
+from models.methods.predsim import PredSim
 from models.networks.heads.classifiers import AuxHead, LinearHead
 from models.networks.memory.saved_tensors import SavedTensorMeter
 from models.networks.mlp import MLP
@@ -308,8 +309,63 @@ def test_sequential_training_resumes_exactly(epochs, sequence, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("epochs_per_block", "message"), [(0, "at least 1"), (3, r"take 9 epochs: .* or change epochs_per_block\.$")]
+    ("options", "message"),
+    [
+        ({"epochs_per_block": 0}, "at least 1"),
+        ({"epochs_per_block": 3}, r"3 epochs each take 9 epochs: .* or change epochs_per_block\.$"),
+        ({"epochs_per_block": [4, 2, 1]}, r"blocks of \[4, 2, 1\] epochs take 7 epochs"),
+        (
+            {"epochs_per_block": [4, 2, 2], "scheduler": halve, "scheduler_interval": "step"},
+            r"different epochs_per_block, \[4, 2, 2\], .* set --model.scheduler_interval epoch",
+        ),
+    ],
 )
-def test_impossible_sequences_are_refused(epochs_per_block, message, tmp_path):
+def test_impossible_sequences_are_refused(options, message, tmp_path):
     with pytest.raises(UsageError, match=message):
-        train(decoupled(3, epochs_per_block=epochs_per_block), tmp_path, max_epochs=8)
+        train(decoupled(3, **options), tmp_path, max_epochs=8)
+
+
+def test_blocks_with_fewer_epochs_go_through_the_same_schedule_in_longer_strides(tmp_path):
+    rates = []
+
+    def look(trainer, model):
+        rates.append(trainer.optimizers[model.learners.start].param_groups[0]["lr"] / 0.05)
+
+    model = decoupled(3, epochs_per_block=[4, 2, 3], scheduler=halve)
+    trainer = train(model, tmp_path, callbacks=[LambdaCallback(on_train_epoch_start=look)], max_epochs=9)
+    assert rates == pytest.approx([1, 1 / 2, 1 / 4, 1 / 8, 1, 1 / 4, 1, 1 / 2, 1 / 4])
+    assert [config.scheduler.last_epoch for config in trainer.lr_scheduler_configs] == [4, 4, 4]
+
+
+@pytest.mark.parametrize(("steps", "learned"), [(3, 1), (8, 1), (9, 1), (12, 2), (23, 3)])
+def test_blocks_that_have_had_no_epoch_yet_are_not_evaluated(steps, learned, tmp_path):
+    """Two epochs of four steps a block; also of a checkpoint, and of one that does not say how many have learned."""
+    model, names = decoupled(3, epochs_per_block=2), [f"block{k}" for k in range(1, learned + 1)]
+    trainer = train(model, tmp_path, max_epochs=6, max_steps=steps)
+    trainer.save_checkpoint(tmp_path / "stopped.ckpt")
+    checkpoint = torch.load(tmp_path / "stopped.ckpt", weights_only=False)
+    loaded = decoupled(3, epochs_per_block=2, seed=7)
+    loaded.on_load_checkpoint(checkpoint)
+    loaded.load_state_dict(checkpoint["state_dict"])
+    images = torch.rand(4, *SHAPE)
+    for one in (model.eval(), loaded.eval()):
+        logits = one.block_logits(images)
+        assert list(logits) == one.learned_blocks == names
+        assert torch.equal(one(images), logits[names[-1]])
+    assert not torch.equal(logits[names[-1]], decoupled(3, seed=7).block_logits(images)[names[-1]])
+    del checkpoint["learned"]
+    checkpoint["epoch"] = (learned - 1) * 2
+    loaded.on_load_checkpoint(checkpoint)
+    assert loaded.learned_blocks == names
+    assert (model.monitor, decoupled(3).monitor) == ("val/block3/top1", "val/top1")
+
+
+def test_of_blocks_that_predict_nothing_a_final_head_is_waited_for(tmp_path):
+    options = {"num_blocks": 2, "beta": 1.0, "epochs_per_block": 1, "optimizer": make_sgd}
+    model = PredSim(small_vgg, SHAPE, CLASSES, **options)
+    trainer = train(model, tmp_path, max_epochs=3, max_steps=4)
+    assert not any(name.startswith("val/") for name in trainer.callback_metrics)
+    with pytest.raises(UsageError, match="Only 1 of 3 parts of the network have learned"):
+        model(torch.rand(4, *SHAPE))
+    trainer = train(model, tmp_path, max_epochs=3)
+    assert "val/final/top1" in trainer.callback_metrics

@@ -1,5 +1,8 @@
 """Who learns when, and how often a step passes each part."""
 
+import pytest
+
+from losses.errors import UsageError
 from models.plan import Schedule
 
 
@@ -7,6 +10,7 @@ def test_all_parts_learn_in_every_epoch():
     schedule = Schedule(3)
     assert [schedule.learners(epoch) for epoch in (0, 7)] == [range(3), range(3)]
     assert schedule.epochs is None
+    assert schedule.turn(7, 9) == (7, 9)
     assert schedule.forward_passes == schedule.backward_passes == [1, 1, 1]
 
 
@@ -17,3 +21,29 @@ def test_one_part_learns_after_the_other():
     assert schedule.epochs == 8
     assert schedule.forward_passes == [1, 0.75, 0.5, 0.25]  # frozen parts go on forward
     assert schedule.backward_passes == [0.25] * 4
+    assert schedule == Schedule(4, 2)
+    assert Schedule(4, [2, 2, 2, 2]).lengths == schedule.lengths
+
+
+def test_each_part_has_its_own_number_of_epochs():
+    schedule = Schedule(3, [4, 1, 3])
+    assert [schedule.learners(epoch).start for epoch in range(9)] == [0, 0, 0, 0, 1, 2, 2, 2, 2]
+    assert [schedule.first_epoch(k) for k in range(3)] == [0, 4, 5]
+    assert [schedule.turn(epoch) for epoch in (0, 3, 4, 5, 7)] == [(0, 4), (3, 4), (0, 1), (0, 3), (2, 3)]
+    assert schedule.epochs == 8
+    assert schedule.forward_passes == [1, 4 / 8, 3 / 8]
+    assert schedule.backward_passes == [4 / 8, 1 / 8, 3 / 8]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "message"),
+    [
+        (0, "at least 1, not 0"),
+        ([2, 0, 1], r"at least 1, not \[2, 0, 1\]"),
+        ([4, 2], r"epochs of 2 blocks, \[4, 2\], but 3 learn one after the other"),
+        ([4, 2, 1, 1], "epochs of 4 blocks"),
+    ],
+)
+def test_epochs_that_are_none_or_of_other_parts_are_refused(epochs, message):
+    with pytest.raises(UsageError, match=message):
+        Schedule(3, epochs)

@@ -194,7 +194,8 @@ def test_metrics_of_other_weights_or_of_an_unfinished_run_stay_out_of_the_summar
     found = json.loads((copied / "probe.json").read_text())
     assert (found["checkpoint"], found["global_step"], found["dataset"]) == ("previous.ckpt", 4, "Digits")
     assert "not the final weights" in capsys.readouterr().out
-    record(Findings({"knn": 0.5}), Checkpoint(copied / "checkpoints" / "last.ckpt", 2, 8, {}), "other data")
+    saved = Checkpoint(copied / "checkpoints" / "last.ckpt", {"epoch": 1, "global_step": 8, "state_dict": {}})
+    record(Findings({"knn": 0.5}), saved, "other data")
     assert summary(copied) == before
     (copied / "summary.json").unlink()
     probe(copied)

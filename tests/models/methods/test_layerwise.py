@@ -151,6 +151,58 @@ def test_kept_heads_predict_alone_and_together(tmp_path):
     assert {"test/block1/top1", "test/block2/top1", "test/block3/top1", "test/ensemble/top1"} < set(figures)
 
 
+@pytest.mark.parametrize(
+    ("steps", "learned", "kept"),
+    [(2, 1, [0, 1, 2]), (6, 1, [0, 1, 2]), (8, 1, [0, 1, 2]), (9, 2, [1, 2]), (14, 2, [1, 2]), (18, 3, [2])],
+    ids=["first epoch", "between blocks", "next one's first epoch", "that one done", "again", "all"],
+)
+def test_a_block_predicts_until_the_next_one_has_had_an_epoch(steps, learned, kept, tmp_path):
+    """Two epochs of three steps a block; also of a checkpoint."""
+    factors = Regularization(overparameterize=2)
+    model, loaded = layerwise(regularization=factors), layerwise(7, regularization=factors)
+    trainer = train(model, tmp_path, max_steps=steps, limit_test_batches=2)
+    trainer.save_checkpoint(tmp_path / "stopped.ckpt")
+    tested = trainer.test(model, datamodule=trainer.datamodule, verbose=False)[0]
+    assert tested["test/top1"] == tested[f"test/block{learned}/top1"]
+    checkpoint = torch.load(tmp_path / "stopped.ckpt")
+    loaded.on_load_checkpoint(checkpoint)
+    loaded.load_state_dict(checkpoint["state_dict"])
+    images = torch.rand(4, *SHAPE)
+    with torch.no_grad():
+        features = [*model.eval().walk(images)]
+        right = model.heads[learned - 1](features[learned - 1])
+        for one in (model, loaded.eval()):
+            assert [k for k, head in enumerate(one.heads) if list(head.parameters())] == kept
+            assert list(one.block_logits(images)) == [f"block{learned}"]
+            torch.testing.assert_close(one.block_logits(images)[f"block{learned}"], right)
+            torch.testing.assert_close(one(images), right)
+
+
+def test_a_checkpoint_of_before_that_lacks_its_blocks_head_is_judged_by_the_next_one():
+    """They did not say how many blocks have learned, and heads were dropped as soon as theirs had."""
+    weights, model = layerwise().state_dict(), layerwise()
+    one_dropped = {name: weight for name, weight in weights.items() if not name.startswith("heads.0.")}
+    for epoch, learned in ((1, 2), (2, 2), (5, 3)):
+        model.take_shape_of({"state_dict": one_dropped, "epoch": epoch})
+        assert model.learned == learned
+    kept = layerwise(keep_heads=True)
+    kept.take_shape_of({"state_dict": weights, "epoch": 2})
+    assert list(kept.block_logits(IMAGES)) == ["block1", "block2"]
+
+
+def test_later_blocks_have_fewer_epochs(tmp_path):
+    seconds = Meter()
+    model = layerwise(epochs_per_block=[3, 2, 1], store=FeatureStore(3), optimizer=OPTIONS["optimizer"])
+    passes = LambdaCallback(on_train_epoch_end=lambda trainer, model: read.append(model._inputs.passes))
+    read = []
+    trainer = train(model, tmp_path, [seconds, passes])
+    assert read == [0, 0, 0, 2, 2, 1]  # versions that are stored: as many as are still read
+    assert [f"val/block{k}/top1" in trainer.callback_metrics for k in (1, 2, 3)] == [True] * 3
+    times = [float(trainer.callback_metrics[f"train/block{k}/seconds"]) for k in (1, 2, 3)]
+    assert sum(times) == pytest.approx(seconds.seconds)
+    assert [len(list(head.parameters())) > 0 for head in model.heads] == [False, False, True]
+
+
 def test_a_resumed_run_logs_again_what_finished_blocks_reached_and_no_other(monkeypatch):
     model, logged = layerwise(), {}
     model._resumed = {f"val/block{k}/top1": k / 10 for k in (1, 2, 3)}
@@ -229,13 +281,13 @@ def test_a_store_changes_nothing_but_the_time_without_augmentation(tmp_path):
 
 
 def test_epochs_of_a_block_read_one_pass_after_the_other(monkeypatch):
-    model = layerwise(store=FeatureStore(2), epochs_per_block=3)
+    model = layerwise(store=FeatureStore(2), epochs_per_block=[4, 1, 3])
     monkeypatch.setattr(model._inputs, "read", lambda epoch, images, indices: epoch)
     read = []
-    for epoch in range(9):
+    for epoch in range(8):
         monkeypatch.setattr(Layerwise, "current_epoch", epoch)
         read.append(model.step_input(Batch(IMAGES, torch.zeros(1))))
-    assert read == [(0, 0), (0, 1), (0, 2)] * 3
+    assert read == [(0, 0), (0, 1), (0, 2), (0, 3), (0, 0), (0, 0), (0, 1), (0, 2)]
 
 
 def test_frozen_blocks_are_not_run_with_a_store(tmp_path):

@@ -74,6 +74,10 @@ def test_a_full_disk_is_refused_before_anything_is_written(where, fault, message
 def test_too_much_for_the_memory_and_too_little_to_read_are_refused():
     with pytest.raises(UsageError, match=r"GiB memory is there.*fewer passes.*folder on a disk"):
         StoredFeatures(FeatureStore(), 1, 10**9, (1000, 10, 10))
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    StoredFeatures(FeatureStore(), 1, 4, (3, 2, 2), held=memory - 192)
+    with pytest.raises(UsageError, match=r"0\.00 MiB memory is there beside the .* GiB of the store that it is made"):
+        StoredFeatures(FeatureStore(), 1, 4, (3, 2, 2), held=memory - 191)
     with pytest.raises(UsageError, match="at least 1 pass"):
         FeatureStore(0)
 
@@ -108,6 +112,16 @@ def test_a_block_reads_what_the_frozen_ones_make_of_the_images_of_each_pass(bloc
             torch.testing.assert_close(inputs.read(epoch, batch.images, batch.indices), right)
         assert inputs.read(0, images, None) is images  # validation
     assert not torch.equal(inputs.read(0, images, ALL), inputs.read(1, images, ALL))
+
+
+def test_two_stores_are_counted_while_both_are_there(blocks, data, monkeypatch):
+    asked = []
+    monkeypatch.setattr("models.parts.feature_store._require_memory", lambda *sizes: asked.append(sizes))
+    inputs, images = StoredInputs(FeatureStore(passes=2), [2, 2, 1]), len(data.training_images)
+    for count in (1, 2):
+        inputs.advance(blocks[:count], data, CPU)
+    first, second = 2 * images * 4 * 6 * 6 * 4, images * 5 * 4  # the last block has one epoch
+    assert asked == [(first, 0), (second, first)]
 
 
 def test_features_that_cannot_be_recomputed_are_noticed(blocks, data, monkeypatch):
