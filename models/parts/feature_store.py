@@ -23,7 +23,7 @@ class FeatureStore:
 
     With random augmentation a block sees the images in ``passes`` augmented versions, one after the
     other and then again, instead of in new ones in every epoch. A store takes passes × training
-    images × size of an image's features, while it is exchanged for the next block's twice that.
+    images × size of an image's features; while it is exchanged for the next block's, both are there.
 
     Args:
         passes: number of augmented versions, of which a block reads one per epoch; 1 if the data are not augmented.
