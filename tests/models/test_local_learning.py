@@ -15,6 +15,7 @@ from training import Recorder, assert_equal_weights, assert_isolated, train
 
 from datamodules.batch import Batch
 from experiments.measure.cost import network_cost
+from experiments.measure.workbench import plain_steps
 from losses.errors import NetworkError, UsageError
 from models.local_learning import TrainingError
 from models.methods.backprop import Backprop
@@ -161,13 +162,26 @@ def test_gradient_checkpointing_trains_like_backprop(tmp_path):
         backprop(checkpoint_segments=5)
 
 
-def test_compiled_blocks_train_like_plain_ones(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # code of torch's own takes 10 s
+@torch._dynamo.config.patch(recompile_limit=8, fail_on_recompile_limit_hit=True)
+def test_compiled_blocks_train_like_plain_ones_and_none_is_left_out(monkeypatch):
+    """Four parts in four forms: batches of two sizes, training and evaluation. Torch stops at eight by default."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # code of torch's own takes minutes
+    torch.compiler.reset()
     network = partial(MLP, hidden=(16, 16), batch_norm=False)
-    make = partial(decoupled, 2, network, head=partial(AuxHead, convs=0, fcs=1))
-    compiled = make(compile=True)
-    assert all(part._compiled_call_impl for part in [*compiled.blocks, *compiled.heads])
-    assert_trains_alike(make(), compiled, tmp_path)
+    models = [decoupled(2, network, head=partial(AuxHead, convs=0, fcs=1), compile=c) for c in (False, True)]
+    assert all(part._compiled_call_impl for part in [*models[1].blocks, *models[1].heads])
+    for model in models:
+        for size in (16, 7):
+            next(plain_steps(model, batch(size)))
+            with torch.no_grad():
+                model.block_logits(batch(size).images)
+    for ours, theirs in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_compilation_is_refused_where_it_does_not_pay(tmp_path):
+    with pytest.raises(UsageError, match=r"on a CPU: a step of ResNet-32 .*--model.compile false"):
+        train(decoupled(2, compile=True), tmp_path)
 
 
 def assert_trains_alike(one, other, tmp_path):
