@@ -38,7 +38,7 @@ Sharing = Literal["full", "between_blocks", "none"]
 class NeuronGroups(LocalClassification):
     """GN-DGL: K blocks × G neuron groups, trained simultaneously.
 
-    One group and no ``final_head`` is decoupled greedy learning, exactly. Logged beside the metrics of
+    One group is decoupled greedy learning, exactly, with a ``final_head`` and without. Logged beside the metrics of
     :class:`LocalClassification`, whose ``block<k>`` is the mean of the block's G predictions:
     ``val/final/…`` of the final head, which is also the model's prediction (``val/top1``);
     ``val/block<k>/group1/top1`` of the block's first group alone; ``val/block<k>/diversity``.
