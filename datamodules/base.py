@@ -111,7 +111,7 @@ class ImageDataModule(L.LightningDataModule):
         if needs_test and "test" not in self._splits:
             self._splits["test"] = self.load(train=False)
         if stage in ("fit", "validate") and "train" not in self._splits:
-            full = self.load(train=True)
+            self._splits["known"] = full = self.load(train=True)
             if self.validate_on_test:
                 self._splits |= {"train": full, "val": self._splits["test"]}
             else:
@@ -130,6 +130,11 @@ class ImageDataModule(L.LightningDataModule):
     def training_images(self) -> Images:
         """The training split, without what is held out."""
         return self._splits["train"]
+
+    @property
+    def known_images(self) -> Images:
+        """The published training split, with what is held out of it."""
+        return self._splits["known"]
 
     @override
     def train_dataloader(self) -> DataLoader[Batch]:

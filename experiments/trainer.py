@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import lightning.pytorch as L
-from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from datamodules.base import ImageDataModule
 from experiments.measure.bench import bench, show_bench
@@ -69,9 +69,14 @@ class Trainer(L.Trainer):
         epochs: PositiveInt = 100,
         learning_rates: list[PositiveFloat] = [0.03, 0.1, 0.3, 1.0],  # noqa: B006 (never changed; help shows it)
         batch_size: PositiveInt = 256,
+        weight_decay: NonNegativeFloat = 0.0,
+        augment: bool = False,
+        best_on_test: bool = False,
         k: PositiveInt = 200,
         temperature: PositiveFloat = 0.1,
         random: bool = False,
+        reestimate_batch_norm: bool = False,
+        corrupted_images: NonNegativeInt = 0,
         supervised_epochs: NonNegativeInt = 0,
     ) -> None:
         """Linear probe and kNN on the frozen features of every block of a run.
@@ -84,13 +89,33 @@ class Trainer(L.Trainer):
             epochs: of a linear classifier.
             learning_rates: of which the best on the held-out validation images is taken for each classifier.
             batch_size: images per step of a linear classifier.
+            weight_decay: of a linear classifier; 1e-6 is published.
+            augment: train the linear classifiers on images augmented as the data say (data.augment), whose features
+                are computed anew in each epoch, as is published.
+            best_on_test: also give the accuracy of the epoch that is best on the test images, as is published.
             k: number of neighbours.
             temperature: of their votes.
             random: also probe the network as it was before training.
+            reestimate_batch_norm: also probe the network with BatchNorm statistics averaged over the training images,
+                without augmentation, noise or dropout.
+            corrupted_images: also judge the linear classifiers on so many of the test images (drawn with the seed),
+                under each of the 15 corruptions of ImageNet-C at 5 severities.
             supervised_epochs: also train the same network with labels, end to end, for so many epochs.
         """
-        protocol = Protocol(epochs, learning_rates, batch_size, k, temperature, datamodule.seed)
-        probe_run(model, datamodule, self, Path(checkpoint), protocol, blocks, random, supervised_epochs)
+        protocol = Protocol(
+            epochs=epochs,
+            learning_rates=learning_rates,
+            batch_size=batch_size,
+            k=k,
+            temperature=temperature,
+            seed=datamodule.seed,
+            weight_decay=weight_decay,
+            augment=augment,
+            best_on_test=best_on_test,
+            corrupted_images=corrupted_images,
+        )
+        controls = random, reestimate_batch_norm, supervised_epochs
+        probe_run(model, datamodule, self, Path(checkpoint), protocol, blocks, *controls)
 
     def observe(
         self,

@@ -1,10 +1,10 @@
-"""Frozen features: what every block makes of every image, computed once and kept in memory."""
+"""Frozen features: what every block makes of every image, computed once and kept in memory, or anew in each epoch."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from datamodules.base import ImageDataModule
 from datamodules.batch import Batch
 from datamodules.images import Images
-from datamodules.loaders import in_order
+from datamodules.loaders import in_order, loader
 from models.method import Method
 
 
@@ -33,8 +33,12 @@ class Features:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, rows: slice) -> "Features":
+    def __getitem__(self, rows: slice | Tensor) -> "Features":
         return Features({kind: values[rows] for kind, values in self.kinds.items()}, self.labels[rows])
+
+    def epoch(self, batch_size: int, generator: torch.Generator) -> Iterator["Features"]:
+        """All of them once, in a random order, in batches of which a last, smaller one is kept."""
+        return (self[rows] for rows in torch.randperm(len(self), generator=generator).split(batch_size))
 
     def near(self, device: torch.device) -> "Features":
         """On the GPU if they take at most half of its free memory; else where they are."""
@@ -44,8 +48,40 @@ class Features:
         return Features({kind: values.to(device) for kind, values in self.kinds.items()}, self.labels.to(device))
 
 
-Compute = Callable[[Tensor], Mapping[str, Tensor]]
+class Examples(Protocol):
+    """What a linear classifier learns from: :class:`Features`, or :class:`AugmentedFeatures`."""
+
+    def epoch(self, batch_size: int, generator: torch.Generator) -> Iterator[Features]:
+        """All of them once, in a random order, in batches of which a last, smaller one is kept."""
+
+
+Compute = Callable[[Tensor], dict[str, Tensor]]
 """Images ``(B, C, H, W)`` → kind of features → values ``(B, …)``."""
+
+
+@dataclass(frozen=True)
+class AugmentedFeatures:
+    """Features of images that are augmented anew in every epoch, as the data module does it for training.
+
+    Attributes:
+        images: as training loads them.
+        data: what augments and normalises them.
+        device: where to.
+        compute: what makes their features.
+    """
+
+    images: Images
+    data: ImageDataModule
+    device: torch.device
+    compute: Compute
+
+    def epoch(self, batch_size: int, generator: torch.Generator) -> Iterator[Features]:
+        """All images once, in a random order; torch is seeded by the generator: loading and augmentation draw."""
+        order = torch.randperm(len(self.images), generator=generator).split(batch_size)
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        for batch in loader(self.images, order, self.data.num_workers, generator):
+            ready = self.data.training_batch(move_data_to_device(batch, self.device))
+            yield Features(self.compute(ready.images), ready.labels)
 
 
 @dataclass(frozen=True)
@@ -71,13 +107,34 @@ class Splits:
         val, test = images_of(data.val_dataloader()), images_of(data.test_dataloader())
         return cls(data, data.training_images.for_evaluation(), val, test)
 
+    def augmented(self, device: torch.device, compute: Compute) -> tuple[AugmentedFeatures, AugmentedFeatures]:
+        """What ``compute`` makes of augmented images: of those for training, of these and those for validation."""
+        images = self.data.training_images, self.data.known_images
+        train, known = (AugmentedFeatures(some, self.data, device, compute) for some in images)
+        return train, known
+
+    def shuffled(self, device: torch.device) -> Iterator[Batch]:
+        """The training images in batches of the run's size, as evaluation gets them, in an order drawn with the seed.
+
+        A last, smaller batch is left out, unless it is the only one.
+        """
+        order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(self.data.seed))
+        batches = order.split(self.data.batch_size)
+        whole = [batch for batch in batches if len(batch) == len(batches[0])]
+        for batch in loader(self.train, whole, self.data.num_workers):
+            yield self.data.evaluation_batch(move_data_to_device(batch, device))
+
     def some(self, count: int) -> "Splits":
         """At most so many images of each split, drawn at random with the seed of the data, in their order."""
         train, val, test = (draw(split, count, self.data.seed) for split in (self.train, self.val, self.test))
         return replace(self, train=train, val=val, test=test)
 
     def read(self, splits: Sequence[Images], device: torch.device, compute: Compute) -> Features:
-        """What ``compute`` makes of the images of some of the splits; those follow each other in the result."""
+        """What ``compute`` makes of the images of some of the splits; those follow each other in the result.
+
+        It stays in memory: 4 bytes × images × Σ d, for ImageNet and all four blocks of a ResNet-50
+        (d = 256 + 512 + 1024 + 2048) 20 GB.
+        """
         loaders = [in_order(split, self.data.batch_size, self.data.num_workers) for split in splits]
         return read(chain(*loaders), sum(map(len, splits)), self.data, device, compute)
 
@@ -112,20 +169,20 @@ def read(
     return Features(kinds, labels)
 
 
-def extract(model: Method, data: Splits, splits: Sequence[Images], blocks: Sequence[int]) -> Features:
-    """Features of some blocks in evaluation mode and float32; blocks behind the last of them are not computed.
+def block_reader(model: Method, blocks: Sequence[int]) -> Compute:
+    """What makes the features of some blocks, counted from 1, in evaluation mode and float32.
 
-    They stay in memory: 4 bytes × images × Σ d, for ImageNet and all four blocks of a ResNet-50
-    (d = 256 + 512 + 1024 + 2048) 20 GB. Blocks are counted from 1. The model's weights and statistics are only read.
+    Blocks behind the last of them are not computed. The model's weights and statistics are only read.
     """
     model.eval().requires_grad_(False)
     wanted = {f"block{k}" for k in blocks}
 
+    @torch.no_grad()
     def compute(images: Tensor) -> dict[str, Tensor]:
         found = model.block_features(images, last=max(blocks))
         return {kind: values for kind, values in found.items() if kind.partition("/")[0] in wanted}
 
-    return data.read(splits, model.device, compute)
+    return compute
 
 
 @contextmanager

@@ -74,9 +74,9 @@ def _observe(
     known, test = splits.read([splits.train, splits.val], device, compute), splits.read([splits.test], device, compute)
     features = {"train": known[:-held_out], "test": test}
     layers = layer_metrics(features["train"], test, "test")
-    linear, _ = fit_linear(known, held_out, model.num_classes, protocol, device)
+    linear, _ = fit_linear(known[:-held_out], known, known[-held_out:], model.num_classes, protocol, device)
     for split, some in features.items():
-        for layer, [top1] in linear.top1(some).items():
+        for layer, [top1] in linear.accuracy(some).items():
             layers[layer][f"{protocol.linear}_{split}"] = top1
     for metrics in layers.values():
         metrics[f"{protocol.linear}_gap"] = metrics[f"{protocol.linear}_train"] - metrics[f"{protocol.linear}_test"]

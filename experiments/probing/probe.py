@@ -1,18 +1,23 @@
 """``probe``: how good are the frozen features of every block of a run?
 
-A linear classifier and a k-nearest-neighbour vote on the features of each block, which are computed
-once, un-augmented, in evaluation mode. The test split is used for the final metrics only.
+A linear classifier and a k-nearest-neighbour vote on the features of each block, which are computed in evaluation
+mode: once and un-augmented, or for the linear classifier anew in each epoch. The test split chooses nothing, except
+in the metric that says so.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import lightning.pytorch as L
+import torch
 
+from datamodules.augment import Augment
 from datamodules.base import ImageDataModule
-from experiments.probing.features import Splits, extract
+from experiments.probing.batch_norm import reestimate
+from experiments.probing.corruptions import corrupted_accuracy, corruption_names
+from experiments.probing.features import Examples, Features, Splits, block_reader, draw
 from experiments.probing.knn import knn_classes
-from experiments.probing.linear_probe import fit_linear
+from experiments.probing.linear_probe import LinearProbe, fit_linear
 from experiments.probing.probe_results import Findings, record, show
 from experiments.probing.protocol import Protocol
 from experiments.probing.saved_network import checkpoint_of
@@ -37,14 +42,32 @@ def chosen_blocks(model: Method, asked: Sequence[int] | None) -> list[int]:
     return known if asked is None else sorted(set(asked))
 
 
+def require_possible(protocol: Protocol, splits: Splits) -> None:
+    """See that data and packages allow what is asked for, before anything is computed.
+
+    Raises:
+        RunError: they do not.
+    """
+    if protocol.k > (known := len(splits.data.known_images)):
+        raise RunError(f"k is {protocol.k}, but only {known} images can be neighbours: choose --k up to that.")
+    loaded = splits.data.training_images
+    if protocol.augment and splits.data.augment == Augment() and loaded.for_evaluation() is loaded:
+        raise RunError(
+            f"Nothing is random in the training images of {splits.data.name}: say what shall be, for example "
+            "--data.augment.pad 4 --data.augment.flip true, or leave --augment false."
+        )
+    if protocol.corrupted_images:
+        corruption_names()
+
+
 def probe_network(
     model: Method, splits: Splits, blocks: Sequence[int], protocol: Protocol, findings: Findings, prefix: str = ""
 ) -> None:
     """Probe some blocks, counted from 1, of a network, in which nothing changes, and add to the findings."""
-    device = model.device
+    device, compute = model.device, block_reader(model, blocks)
     with findings.timed("extraction"):
-        known = extract(model, splits, [splits.train, splits.val], blocks).near(device)
-        test = extract(model, splits, [splits.test], blocks).near(device)
+        known = splits.read([splits.train, splits.val], device, compute).near(device)
+        test = splits.read([splits.test], device, compute).near(device)
     findings.images += len(known) + len(test)
     with findings.timed("ranks"):
         findings.metrics |= {f"{prefix}effective_rank/{kind}": effective_rank(z) for kind, z in test.kinds.items()}
@@ -54,10 +77,43 @@ def probe_network(
             voted = knn_classes(bank, labels, queries.to(device), protocol.k, protocol.temperature).cpu()
             findings.metrics[f"{prefix}{protocol.knn}/{kind}/top1"] = (voted == test.labels.cpu()).float().mean().item()
     with findings.timed("linear probes"):
-        linear, rates = fit_linear(known, len(splits.val), model.num_classes, protocol, device)
-        for kind, [top1] in linear.top1(test).items():
-            name = f"{prefix}{protocol.linear}/{kind}"
-            findings.metrics |= {f"{name}/top1": top1, f"{name}/lr": rates[kind]}
+        held_out = len(splits.val)
+        examples = splits.augmented(device, compute) if protocol.augment else (known[:-held_out], known)
+        linear, found = judge_linearly(examples, known[-held_out:], test, model.num_classes, protocol, device)
+    if protocol.corrupted_images:
+        with findings.timed("corrupted images"):
+            some = draw(splits.test, protocol.corrupted_images, protocol.seed)
+            found |= corrupted_accuracy(linear, some, splits.data, device, compute)
+    findings.metrics |= {f"{prefix}{protocol.linear}/{name}": value for name, value in found.items()}
+
+
+def judge_linearly(
+    examples: tuple[Examples, Examples],
+    val: Features,
+    test: Features,
+    num_classes: int,
+    protocol: Protocol,
+    device: torch.device,
+) -> tuple[LinearProbe, dict[str, float]]:
+    """Fit linear classifiers to examples without and with those for validation; judge them on test images.
+
+    Returns:
+        The classifiers, and ``<kind>/`` ``lr``, ``top1``, ``top5`` (of more than five classes) and, if asked for,
+        ``top1_best_on_test``, that of the epoch which is best on the test images, → value.
+    """
+    epochs: list[dict[str, list[float]]] = []
+
+    def after_epoch(linear: LinearProbe) -> None:
+        if protocol.best_on_test:
+            epochs.append(linear.accuracy(test))
+
+    linear, rates = fit_linear(*examples, val, num_classes, protocol, device, after_epoch)
+    found = {f"{kind}/lr": rate for kind, rate in rates.items()}
+    for top in (1, 5) if num_classes > 5 else (1,):
+        found |= {f"{kind}/top{top}": share for kind, [share] in linear.accuracy(test, top).items()}
+    if epochs:
+        found |= {f"{kind}/top1_best_on_test": max(epoch[kind][0] for epoch in epochs) for kind in rates}
+    return linear, found
 
 
 def probe_run(
@@ -68,6 +124,7 @@ def probe_run(
     protocol: Protocol,
     blocks: Sequence[int] | None,
     random: bool,
+    reestimate_batch_norm: bool,
     supervised_epochs: int,
 ) -> None:
     """Probe a checkpoint; write down and show what is found: :meth:`experiments.trainer.Trainer.probe`.
@@ -78,13 +135,15 @@ def probe_run(
     saved, findings = checkpoint_of(model, checkpoint), Findings()
     wanted = chosen_blocks(model, blocks)
     splits = Splits.of(data)
-    if protocol.k > (known := len(splits.train) + len(splits.val)):
-        raise RunError(f"k is {protocol.k}, but only {known} images can be neighbours: choose --k up to that.")
+    require_possible(protocol, splits)
     model.to(trainer.strategy.root_device)
     if random:  # the weights that the run began with
         probe_network(model, splits, wanted, protocol, findings, "random/")
     model.load_state_dict(saved.weights)
     probe_network(model, splits, wanted, protocol, findings)
+    if reestimate_batch_norm:
+        reestimate(model, (batch.images for batch in splits.shuffled(model.device)), max(wanted))
+        probe_network(model, splits, wanted, protocol, findings, "reestimated/")
     if supervised_epochs:
         with findings.timed("supervised training"):
             top1 = supervised_top1(model.make_network, data, trainer, supervised_epochs, protocol.seed)

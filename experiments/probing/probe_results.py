@@ -30,26 +30,37 @@ class Findings:
         self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
 
 
-_NAME = re.compile(r"(?P<control>random/)?(?P<protocol>[^/]+)/block(?P<block>\d+)/(?P<kind>\w+)(/top1)?")
-_JUDGES = {"probe_lin": "linear", "knn": "kNN", "effective_rank": "rank"}
-"""Beginning of a protocol's name → its column; in the table's order."""
+_NAME = re.compile(
+    r"(?P<network>\w+/)?(?P<judge>probe_lin|knn|effective_rank)[^/]*/block(?P<block>\d+)/(?P<kind>\w+)(?P<figure>/.+)?"
+)
+_HEADINGS = {
+    "probe_lin/top1": "linear",
+    "probe_lin/top5": "top-5",
+    "probe_lin/top1_best_on_test": "best on test",
+    "probe_lin/corrupted/top1": "corrupted",
+    "knn/top1": "kNN",
+    "effective_rank": "rank",
+}
+"""Beginning of a protocol's name and figure → its column; in the table's order."""
+_NETWORKS = {None: "trained", "random/": "random", "reestimated/": "re-estimated"}
+"""Which network a metric is of → what its rows are called; in the table's order."""
 
 
 def table_of(findings: Findings) -> tuple[list[str], list[list[str]]]:
-    """Headings, and one row per block and kind of features: accuracies on the test split in %, and effective rank."""
-    cells: dict[tuple[int, bool, str], dict[str, str]] = {}
+    """Headings, and one row per block, kind of features and network: accuracies on the test split in %, and rank."""
+    cells: dict[tuple[int, bool, str, int], dict[str, str]] = {}
     for name, value in findings.metrics.items():
-        if found := _NAME.fullmatch(name):
-            judge = next(title for start, title in _JUDGES.items() if found["protocol"].startswith(start))
-            text = f"{value:.1f}" if judge == "rank" else f"{100 * value:.2f}"
-            row = (int(found["block"]), found["kind"] != "gap", found["kind"])
-            cells.setdefault(row, {})[("random " if found["control"] else "") + judge] = text
-    known = {heading for row in cells.values() for heading in row}
-    columns = [c + judge for c in ("", "random ") for judge in _JUDGES.values() if c + judge in known]
+        found = _NAME.fullmatch(name)
+        if found and (heading := _HEADINGS.get(found["judge"] + (found["figure"] or ""))):
+            row = (int(found["block"]), found["kind"] != "gap", found["kind"], list(_NETWORKS).index(found["network"]))
+            cells.setdefault(row, {})[heading] = f"{value:.1f}" if heading == "rank" else f"{100 * value:.2f}"
+    names = list(_NETWORKS.values())
+    columns = [heading for heading in _HEADINGS.values() if any(heading in row for row in cells.values())]
     rows = [
-        [str(row[0]), row[2], *(cells[row].get(column, tables.NOTHING) for column in columns)] for row in sorted(cells)
+        [str(block), kind, names[network], *(row.get(column, tables.NOTHING) for column in columns)]
+        for (block, _, kind, network), row in sorted(cells.items())
     ]
-    return ["block", "features", *columns], rows
+    return ["block", "features", "network", *columns], rows
 
 
 def show(findings: Findings, title: str) -> None:

@@ -8,7 +8,7 @@ from experiments.run.errors import RunError
 
 @dataclass(frozen=True)
 class Protocol:
-    """The options of :meth:`experiments.trainer.Trainer.probe`, and the seed of first weights and shuffling.
+    """The options of :meth:`experiments.trainer.Trainer.probe` that judge, and the seed of all that is drawn.
 
     Raises:
         RunError: no learning rate.
@@ -20,6 +20,10 @@ class Protocol:
     k: int = 200
     temperature: float = 0.1
     seed: int = 0
+    weight_decay: float = 0.0
+    augment: bool = False
+    best_on_test: bool = False
+    corrupted_images: int = 0
 
     def __post_init__(self) -> None:
         if not self.learning_rates:
@@ -28,7 +32,7 @@ class Protocol:
     @property
     def linear(self) -> str:
         """What metrics call the linear probe."""
-        return f"probe_lin{self.epochs}"
+        return f"probe_lin{self.epochs}{'_augmented' if self.augment else ''}"
 
     @property
     def knn(self) -> str:

@@ -68,11 +68,16 @@ def _probes(rows: Sequence[Row]) -> Columns:
     return {_probe_heading(protocol): partial(_probe_cell, protocol) for protocol in protocols}
 
 
+_NETWORKS = {"": "", "random": ", before training", "reestimated": ", BatchNorm re-estimated"}
+"""What a protocol's name begins with → what it says of the network."""
+
+
 def _probe_heading(protocol: str) -> str:
-    name = protocol.removeprefix("random/")
-    linear = f"linear probe ({name.removeprefix('probe_lin')} epochs)"
+    network, _, name = protocol.rpartition("/")
+    epochs, _, augmented = name.removeprefix("probe_lin").partition("_")
+    linear = f"linear probe ({epochs} epochs{augmented and f', {augmented}'})"
     judge = linear if name.startswith("probe_lin") else f"kNN ({name.removeprefix('knn_').replace('_', ', ')})"
-    return f"{judge}{'' if name == protocol else ', before training'}, each block, %"
+    return f"{judge}{_NETWORKS[network]}, each block, %"
 
 
 def _probe_cell(protocol: str, row: Row) -> str:

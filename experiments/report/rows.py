@@ -17,7 +17,7 @@ SETTING = [*METHOD, "num_blocks", "num_groups", "settings"]
 TIMES = ["images_per_second", "seconds"]
 """Metrics that depend on the machine."""
 
-_PROBE = re.compile(r"((?:random/)?(?:probe_lin\d+|knn_[^/]+))/block\d+/gap/top1")
+_PROBE = re.compile(r"((?:random/|reestimated/)?(?:probe_lin\d+(?:_augmented)?|knn_[^/]+))/block\d+/gap/top1")
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,8 @@ class Row:
 
     def linear_probe(self) -> dict[int, float]:
         """That of the longest linear probe; empty if there is none."""
-        epochs = [int(name.removeprefix("probe_lin")) for name in self.probes if name.startswith("probe_lin")]
-        return self.probes[f"probe_lin{max(epochs)}"] if epochs else {}
+        epochs = {name: int(found[1]) for name in self.probes if (found := re.match(r"probe_lin(\d+)", name))}
+        return self.probes[max(epochs, key=epochs.__getitem__)] if epochs else {}
 
 
 def group(runs: pd.DataFrame) -> list[Row]:

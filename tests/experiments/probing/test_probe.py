@@ -6,7 +6,8 @@ from functools import partial
 
 import pytest
 import torch
-from helpers import DIGITS, fault, summary
+import yaml
+from helpers import CONFIGS, DIGITS, fault, summary
 from reference.knn import slow_knn
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
@@ -14,9 +15,10 @@ from torch.nn import functional as F
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
+from datamodules.augment import Augment
 from datamodules.digits import Digits
 from experiments.cli import main
-from experiments.probing.features import Features, Splits, extract
+from experiments.probing.features import AugmentedFeatures, Features, Splits, block_reader
 from experiments.probing.knn import knn_classes
 from experiments.probing.linear_probe import LinearProbe, fit_linear
 from experiments.probing.probe import probe_network
@@ -40,23 +42,24 @@ def blobs(count, seed=0):
     return Features({"block1/gap": noise + labels[:, None]}, labels)
 
 
-def linear_probe(*rates):
-    return LinearProbe({"block1/gap": 5}, {"block1/gap": rates}, 3, CPU)
+def linear_probe(*rates, **options):
+    return LinearProbe({"block1/gap": 5}, {"block1/gap": rates}, 3, CPU, **options)
 
 
 # -- the linear probe -----------------------------------------------------------------------------
 
 
-def test_all_learning_rates_at_once_are_separate_heads():
-    """Learning rate r on a loss is learning rate 1 on r times the loss, momentum and schedule included."""
+@pytest.mark.parametrize("decay", [0.0, 0.05])
+def test_all_learning_rates_at_once_are_separate_heads(decay):
+    """Learning rate r on a loss is learning rate 1 on r times the loss, momentum, decay and schedule included."""
     features, rates = blobs(100), (0.03, 0.1, 0.3, 1.0)
-    joint = linear_probe(*rates).fit(features, epochs=4, batch_size=32).heads["block1/gap"]
+    joint = linear_probe(*rates, weight_decay=decay).fit(features, epochs=4, batch_size=32).heads["block1/gap"]
     for row, rate in enumerate(rates):
         generator = torch.Generator().manual_seed(0)
         head = nn.Linear(5, 3)
         nn.init.normal_(head.weight, std=0.01, generator=generator)
         nn.init.zeros_(head.bias)
-        optimizer = SGD(head.parameters(), lr=rate, momentum=0.9)
+        optimizer = SGD(head.parameters(), lr=rate, momentum=0.9, weight_decay=decay)
         schedule = CosineAnnealingLR(optimizer, 4)
         for _ in range(4):
             for chosen in torch.randperm(100, generator=generator).split(32):
@@ -76,18 +79,49 @@ def test_a_learning_rate_that_diverges_harms_no_other():
     assert torch.equal(beside.heads["block1/gap"].weight[:3], alone.heads["block1/gap"].weight)
 
 
-def test_the_learning_rate_is_chosen_on_held_out_images_from_which_the_final_classifier_learns_too(monkeypatch):
-    calls, fit, top1 = [], LinearProbe.fit, LinearProbe.top1
+def test_an_image_counts_if_its_class_is_among_the_likeliest():
+    probe = linear_probe(0.1, 0.2)
+    head = probe.heads["block1/gap"]
+    with torch.no_grad():
+        head.weight.zero_()
+        head.bias.copy_(torch.tensor([0.0, 1.0, 2.0, 5.0, 3.0, 4.0]))  # from likeliest to least: 2 1 0, 0 2 1
+    features = Features({"block1/gap": torch.zeros(10, 5)}, torch.tensor([0] * 5 + [1] * 3 + [2] * 2))
+    shares = [probe.accuracy(features, top)["block1/gap"] for top in (1, 2, 3)]
+    torch.testing.assert_close(torch.tensor(shares), torch.tensor([[0.2, 0.5], [0.5, 0.7], [1.0, 1.0]]))
+
+
+def test_the_final_classifier_learns_from_held_out_images_too(monkeypatch):
+    calls, training, accuracy = [], LinearProbe.training, LinearProbe.accuracy
 
     def noted(self, x, *more):
-        calls.append(("fit", len(x), *more, self._generator.initial_seed()))
-        return fit(self, x, *more)
+        calls.append(("fit", len(x), *more, self._generator.initial_seed(), self._weight_decay))
+        return training(self, x, *more)
 
-    monkeypatch.setattr(LinearProbe, "fit", noted)
-    monkeypatch.setattr(LinearProbe, "top1", lambda self, x: calls.append(("top1", len(x))) or top1(self, x))
-    _, rates = fit_linear(blobs(90), 30, 3, Protocol(3, (1e-9, 0.3), batch_size=20, seed=4), CPU)
-    assert calls == [("fit", 60, 3, 20, 4), ("top1", 30), ("fit", 90, 3, 20, 4)]
+    monkeypatch.setattr(LinearProbe, "training", noted)
+    monkeypatch.setattr(LinearProbe, "accuracy", lambda self, x: calls.append(("judged", len(x))) or accuracy(self, x))
+    known, protocol = blobs(90), Protocol(3, (1e-9, 0.3), batch_size=20, seed=4, weight_decay=0.1)
+    epochs = []
+    linear, rates = fit_linear(known[:-30], known, known[-30:], 3, protocol, CPU, epochs.append)
+    assert calls == [("fit", 60, 3, 20, 4, 0.1), ("judged", 30), ("fit", 90, 3, 20, 4, 0.1)]
     assert rates == {"block1/gap": 0.3}
+    assert epochs == [linear] * 3
+    calls.clear()
+    _, rates = fit_linear(known[:-30], known, known[-30:], 3, Protocol(3, [0.3], 20), CPU)
+    assert calls == [("fit", 90, 3, 20, 0, 0.0)]  # there is nothing to choose
+    assert rates == {"block1/gap": 0.3}
+
+
+@pytest.mark.parametrize("order", [(1e-9, 0.3), (0.3, 1e-9)])
+def test_the_learning_rate_is_the_best_on_held_out_images_wherever_it_stands(order):
+    """What held-out images teach is the opposite of what training images do: who learns most does worst on them."""
+    known = blobs(120)
+    val = Features(known[-60:].kinds, (known[-60:].labels + 1) % 3)
+    tried = linear_probe(0.3, 1e-9).fit(known[:-60], 5, 20)
+    (on_training,), (on_val,) = (tried.accuracy(some).values() for some in (known[:-60], val))
+    assert on_training[0] > on_training[1]
+    assert on_val[0] < on_val[1]
+    _, rates = fit_linear(known[:-60], known, val, 3, Protocol(5, order, 20), CPU)
+    assert rates == {"block1/gap": 1e-9}
 
 
 # -- kNN ------------------------------------------------------------------------------------------
@@ -116,27 +150,55 @@ def test_ties_go_to_the_lower_class(k):
 
 def test_what_is_held_out_of_the_known_images_is_the_validation_split(monkeypatch):
     def stop(*arguments):
-        raise StopIteration(arguments[:2])
+        raise StopIteration(arguments[:3])
 
     data, model = Digits(), DecoupledGreedy(partial(VGG, plan=(8, "M", 8)), (1, 8, 8), 10, 2)
     splits = Splits.of(data)
     monkeypatch.setattr("experiments.probing.probe.fit_linear", stop)
     with pytest.raises(StopIteration) as stopped:
         probe_network(model, splits, [1], Protocol(k=5), Findings())
-    known, held_out = stopped.value.args[0]
-    assert torch.equal(known.labels[-held_out:], splits.val.labels)
+    train, known, val = stopped.value.args[0]
+    assert torch.equal(train.labels, splits.train.labels)
+    assert torch.equal(val.labels, splits.val.labels)
+    assert torch.equal(known.labels, torch.cat([train.labels, val.labels]))
 
 
 def test_features_are_those_of_the_unaugmented_images_in_order_and_later_blocks_are_not_computed():
     model, data = DecoupledGreedy(partial(VGG, plan=(8, 8, "M", 16, 16)), (1, 8, 8), 10, 4), Digits(batch_size=50)
     model.blocks[2].register_forward_pre_hook(lambda *_: pytest.fail("block 3 was computed"))
     splits = Splits.of(data)
-    features = extract(model, splits, [splits.train, splits.val], [2])
+    features = splits.read([splits.train, splits.val], CPU, block_reader(model, [2]))
     assert set(features.kinds) == {"block2/gap"}
     assert torch.equal(features.labels, torch.cat([splits.train.labels, splits.val.labels]))
     raw = splits.val.__getitems__(torch.arange(5))
-    rows = model.eval().block_features(data.normalised(raw.images), last=2)["block2/gap"]
-    torch.testing.assert_close(features.kinds["block2/gap"][-len(splits.val) :][:5], rows)
+    second = model.blocks[1](model.blocks[0](data.normalised(raw.images)))
+    torch.testing.assert_close(features.kinds["block2/gap"][-len(splits.val) :][:5], second.mean((2, 3)))
+
+
+def test_augmented_features_are_new_in_each_epoch_and_a_function_of_the_seed():
+    model, data = DecoupledGreedy(partial(VGG, plan=(8, "M", 8)), (1, 8, 8), 10, 2), Digits(augment=Augment(pad=1))
+    splits = Splits.of(data)
+    train, known = splits.augmented(CPU, block_reader(model, [2]))
+    assert (len(train.images), len(known.images)) == (1293, 1437)
+
+    def epochs(seed):
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(2):
+            torch.rand(3)  # what is drawn elsewhere does not matter
+            batches = list(known.epoch(500, generator))
+            assert [len(batch) for batch in batches] == [500, 500, 437]
+            yield (torch.cat([batch.kinds["block2/gap"] for batch in batches]), torch.cat([b.labels for b in batches]))
+
+    (first, labels), (second, _) = epochs(1)
+    (again, same), _ = epochs(1)
+    assert torch.equal(first, again)
+    assert torch.equal(labels, same)
+    assert torch.equal(labels.sort().values, data.known_images.labels.sort().values)
+    clean = splits.read([splits.train, splits.val], CPU, block_reader(model, [2])).kinds["block2/gap"]
+    found = [(torch.cdist(clean, some).amin(dim=1) < 1e-6).float().mean() for some in (first, second)]
+    assert max(found) < 0.3  # 1 in 9 is not shifted
+    assert not model.training
+    assert not any(p.requires_grad for p in model.parameters())
 
 
 def test_a_run_that_validated_on_the_test_split_is_probed_without_it():
@@ -151,13 +213,15 @@ def test_metrics_go_to_summary_tensorboard_and_screen(copied, capsys):
     before, checkpoint = summary(copied), (copied / "checkpoints" / "last.ckpt").read_bytes()
     probe(copied)
     printed = capsys.readouterr().out
-    assert re.search(r"features +linear", printed)
+    assert re.search(r"features +network +linear", printed)
     assert "images/s through the frozen network" in printed
     after = summary(copied)
     added = {name: value for name, value in after["metrics"].items() if name not in before["metrics"]}
     shares = {f"{judge}/block{k}/gap/top1" for judge in ("probe_lin2", "knn_k5_t0.1") for k in range(1, 5)}
     rates = {f"probe_lin2/block{k}/gap/lr" for k in range(1, 5)}
-    assert set(added) == shares | rates | {f"effective_rank/block{k}/gap" for k in range(1, 5)}
+    fifth = {f"probe_lin2/block{k}/gap/top5" for k in range(1, 5)}
+    assert set(added) == shares | fifth | rates | {f"effective_rank/block{k}/gap" for k in range(1, 5)}
+    assert all(added[name] > added[name.replace("top5", "top1")] for name in fifth)
     assert all(added[name] in (0.03, 0.1, 0.3, 1.0) for name in rates)
     assert all(360 * added[name] == pytest.approx(round(360 * added[name])) for name in shares)  # of the test images
     assert {**after, "metrics": before["metrics"]} == before
@@ -183,7 +247,7 @@ def test_random_and_supervised_controls_of_some_blocks(copied, capsys, monkeypat
     assert 0 < metrics["supervised/test/top1"] <= 1
     assert rates == [0.1 * 64 / 128]
     printed = capsys.readouterr().out
-    assert "random linear" in printed
+    assert re.search(r" 4 +gap +trained .+\n +4 +gap +random ", printed)
     assert "supervised, end to end" in printed
 
 
@@ -203,6 +267,37 @@ def test_metrics_of_other_weights_or_of_an_unfinished_run_stay_out_of_the_summar
     assert json.loads((copied / "probe.json").read_text())["global_step"] == 8
 
 
+def test_the_published_protocol_by_its_names(copied, monkeypatch):
+    accuracies, accuracy, learned_from, training = [], LinearProbe.accuracy, [], LinearProbe.training
+
+    def noted(self, features, top=1):
+        assert len(features) == 360  # the test images
+        found = accuracy(self, features, top)
+        accuracies.extend(found["block4/gap"] if top == 1 else [])
+        return found
+
+    monkeypatch.setattr(LinearProbe, "accuracy", noted)
+    monkeypatch.setattr(LinearProbe, "training", lambda self, x, *_: learned_from.append(x) or training(self, x, *_))
+    before = summary(copied)["metrics"]
+    options = ["--augment=true", "--weight_decay=1e-6", "--best_on_test=true"]
+    probe(copied, *options, "--blocks=[4]", "--learning_rates=[1.0]", "--epochs=3")
+    metrics = {name: value for name, value in summary(copied)["metrics"].items() if name not in before}
+    figures = {"top1", "top5", "lr", "top1_best_on_test"}
+    judged = {f"probe_lin3_augmented/block4/gap/{figure}" for figure in figures}
+    assert set(metrics) == judged | {"knn_k5_t0.1/block4/gap/top1", "effective_rank/block4/gap"}
+    assert [(type(examples), len(examples.images)) for examples in learned_from] == [(AugmentedFeatures, 1437)]
+    assert len(accuracies) == 4  # after each epoch, and in the end
+    assert metrics["probe_lin3_augmented/block4/gap/top1_best_on_test"] == max(accuracies)
+    assert metrics["probe_lin3_augmented/block4/gap/top1"] == accuracies[-1] == accuracies[2]
+
+
+def test_the_imagenet_config_is_the_published_protocol():
+    """Siddiqui et al. (2024): the options of their evaluation script, and the best epoch beside the last."""
+    config = yaml.safe_load((CONFIGS / "probe" / "imagenet.yaml").read_text())
+    published = {"epochs": 100, "learning_rates": [0.1], "batch_size": 256, "weight_decay": 1e-6, "augment": True}
+    assert config == {**published, "best_on_test": True, "k": 200, "temperature": 0.1}
+
+
 def test_help_needs_no_run(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["probe", "--help"])
@@ -219,6 +314,7 @@ def test_mistakes_are_told_in_one_sentence(copied, capsys, tmp_path):
 
     assert "has blocks [1, 2, 3, 4], not [3, 7]" in said("--blocks=[7,3]")
     assert "k is 5000, but only 1437 images" in said("--k=5000")
+    assert "Nothing is random in the training images of Digits" in said("--augment=true", "--data.augment.pad=0")
     assert "no learning rate" in said("--learning_rates=[]")
     assert re.search("images of 1×8×8, .* 1×28×28", said("--data=datamodules.FashionMNIST"))
     assert "trains a model" in said(f"--config={DIGITS}")

@@ -12,6 +12,7 @@ import yaml
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
+from experiments.report.columns import cells_of
 from experiments.report.command import main
 from experiments.report.pictures import _depth_lines, _draw_cost_line
 from experiments.report.rows import group
@@ -276,6 +277,21 @@ def test_report_shows_probes_of_each_block(reported):
     assert table.loc["Backprop", "1"][heading] == "–"
     row = next(row for row in group(find_runs([folder])) if row.method == "SimCLR" and row.nodes == (2, 1))
     assert _depth_lines(row) == {"o--": pytest.approx({1: 65.0, 2: 75.0})}
+
+
+@pytest.mark.parametrize(
+    ("protocol", "heading"),
+    [
+        ("probe_lin20_augmented", "linear probe (20 epochs, augmented)"),
+        ("random/probe_lin20", "linear probe (20 epochs), before training"),
+        ("reestimated/probe_lin20", "linear probe (20 epochs), BatchNorm re-estimated"),
+        ("reestimated/knn_k5_t0.1", "kNN (k5, t0.1), BatchNorm re-estimated"),
+    ],
+)
+def test_report_shows_every_way_of_probing(protocol, heading):
+    metrics = {f"{protocol}/block1/gap/top1": 0.5, f"{protocol}/block1/gap/top1_best_on_test": 0.9}
+    _, parts = cells_of(rows(line(**{**probed(1), "metrics": metrics})))
+    assert parts["probes"].to_dict("list") == {f"{heading}, each block, %": ["50.0"]}
 
 
 def test_no_column_of_many_blocks_is_cut_off(reported):
