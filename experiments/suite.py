@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import yaml
@@ -37,7 +38,7 @@ def read_suite(path: Path) -> list[Run]:
 
     It holds ``runs``, a list of ``{config, name?, options?, grid?, probe?}``: ``config`` and ``probe`` are
     relative to the suite file, ``options`` maps option → value, ``grid`` maps option → values; a grid
-    stands for one run per combination.
+    stands for one run per combination. In an option, ``$max_epochs`` is what the grid gives ``trainer.max_epochs``.
 
     Raises:
         RunError: the file is missing, or not of that form, or two runs share a name.
@@ -74,7 +75,9 @@ def _expand(folder: Path, entry: Mapping[str, Any]) -> Iterator[Run]:
         chosen = dict(zip(grid, values, strict=True))
         suffix = "".join(f"-{option.rpartition('.')[2]}{value}" for option, value in chosen.items()).replace("/", "_")
         options = entry.get("options", {}) | chosen
-        yield Run(plain_name(name + suffix), config, tuple(f"--{key}={value}" for key, value in options.items()), probe)
+        given = {option.rpartition(".")[2]: value for option, value in chosen.items()}
+        line = tuple(Template(f"--{key}={value}").safe_substitute(given) for key, value in options.items())
+        yield Run(plain_name(name + suffix), config, line, probe)
 
 
 def suite(path: Path, runs: Path, extra: Sequence[str], fault_of: FaultOf) -> None:

@@ -48,6 +48,8 @@ class LocalLearning(Method):
         epochs_per_block: train the blocks one after the other, each for that many epochs (a list: each for its own
             number), then freeze it; by default all learn on every batch. The scheduler is that of the block with most
             epochs: one with fewer goes through the same in longer strides.
+        frozen_blocks: how many of the first blocks keep the weights that they begin with: random ones, or those of
+            another run (:class:`experiments.callbacks.StartFrom`).
         compile: run each block and head through ``torch.compile``; training refuses it on a CPU, where it does not pay.
         recompute: BatchNorm, activations and pooling behind a convolution are computed again in the backward pass,
             piece by piece, instead of kept (:class:`models.networks.Recomputed`).
@@ -58,7 +60,7 @@ class LocalLearning(Method):
             an epoch. The others are neither evaluated nor probed.
 
     Raises:
-        UsageError: fewer than one epoch per block, or a list of other than one number for each.
+        UsageError: fewer than one epoch per block, a list of other than one number for each, or all blocks frozen.
     """
 
     blocks: nn.ModuleList
@@ -76,6 +78,7 @@ class LocalLearning(Method):
         scheduler_interval: Literal["epoch", "step"] = "epoch",
         clip: float | None = None,
         epochs_per_block: int | list[int] | None = None,
+        frozen_blocks: int = 0,
         compile: bool = False,
         recompute: bool = False,
     ) -> None:
@@ -87,7 +90,7 @@ class LocalLearning(Method):
         if recompute:
             recomputed.recompute(self.blocks)
             recomputed.recompute(self.heads)
-        self.num_blocks, self.schedule = len(blocks), Schedule(len(heads), epochs_per_block)
+        self.num_blocks, self.schedule = len(blocks), Schedule(len(heads), epochs_per_block, frozen_blocks)
         self.learned = self.schedule.parts
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.scheduler_interval, self.clip = scheduler_interval, clip
@@ -110,7 +113,7 @@ class LocalLearning(Method):
                 features = self.block_output(k, x)
                 loss = self.local_loss(k, features, batch)  # the method
                 self.update_block(k, loss)  # backward, clip, step: block k only; its graph is freed here
-            else:  # frozen: trained before
+            else:  # frozen: trained before, or never
                 with torch.no_grad():
                     features = self.block_output(k, x)
             x = self.hand_on(k, features)  # nothing else goes on
@@ -138,7 +141,7 @@ class LocalLearning(Method):
 
     @property
     def learners(self) -> range:
-        """Blocks (counted from 0; the final head is K) that learn in this epoch: all, or in sequential training one."""
+        """Blocks (counted from 0; the final head is K) that learn in this epoch: all but frozen ones, or one after another."""
         return self.schedule.learners(self.current_epoch)
 
     def update_block(self, k: int, loss: Tensor) -> None:
@@ -283,7 +286,7 @@ class LocalLearning(Method):
     def plan(self) -> StepPlan:
         """What one training step does, for those who count what it costs."""
         passes = self.schedule.forward_passes, self.schedule.backward_passes
-        alone = [range(k, k + 1) for k in range(self.schedule.parts)]
+        alone = [range(k, k + 1) for k in range(self.schedule.frozen, self.schedule.parts)]
         return StepPlan([*self.blocks], [*self.heads], *passes, held_together=alone)
 
     @property

@@ -19,15 +19,22 @@ class Schedule:
         parts: how many there are.
         epochs_per_block: epochs of each, one part after the other: a number for all, or a list of one for each;
             None: all learn in every epoch.
+        frozen: how many of the first parts never learn, while the others do so together.
 
     Raises:
-        UsageError: fewer than one epoch, or a list of more or fewer numbers than parts.
+        UsageError: fewer than one epoch, a list of more or fewer numbers than parts, no part that learns, or frozen
+            parts before others that learn one after the other.
     """
 
     parts: int
     epochs_per_block: int | Sequence[int] | None = None
+    frozen: int = 0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.frozen < self.parts:
+            raise UsageError(f"frozen_blocks must leave one of {self.parts} to learn: 0 to {self.parts - 1}.")
+        if self.frozen and self.lengths:
+            raise UsageError("The blocks behind frozen_blocks learn together: leave epochs_per_block out.")
         if min(self.lengths, default=1) < 1:
             raise UsageError(f"epochs_per_block must be at least 1, not {self.epochs_per_block}.")
         if len(self.lengths) not in (0, self.parts):
@@ -56,7 +63,7 @@ class Schedule:
     def learners(self, epoch: int) -> range:
         """Parts (counted from 0) that learn in an epoch (counted from 0); those before them are frozen."""
         if not self.lengths:
-            return range(self.parts)
+            return range(self.frozen, self.parts)
         k = min(bisect(list(accumulate(self.lengths)), epoch), self.parts - 1)
         return range(k, k + 1)
 
@@ -80,7 +87,9 @@ class Schedule:
     @property
     def backward_passes(self) -> list[float]:
         """How often its loss goes back through each part, likewise."""
-        return [self.lengths[k] / sum(self.lengths) if self.lengths else 1.0 for k in range(self.parts)]
+        if not self.lengths:
+            return [float(k >= self.frozen) for k in range(self.parts)]
+        return [length / sum(self.lengths) for length in self.lengths]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """The networks that are looked at, that of a run and that of its reference: found, read, and seen to fit."""
 
 import json
-import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from experiments.run.checkpoint import (
     network_differences,
     require_same_images,
     require_same_network,
+    units,
 )
 from experiments.run.errors import RunError
 from experiments.run.files import CONFIG, SUMMARY
@@ -118,14 +118,13 @@ def load_reference(path: Path, model: LocalLearning, data: ImageDataModule, laye
             f"The reference {path} was trained on {theirs}, the run on {data.name}: both must be on the same."
         )
     chain = model.make_network(model.image_shape, model.num_classes).to(model.device).eval()
-    blocks = {name: weight for name, weight in checkpoint.weights.items() if name.startswith("blocks.")}
-    units = {re.sub(r"^blocks\.\d+\.", "", name): weight for name, weight in blocks.items()}
-    if differences := network_differences(units, chain.units):
+    weights = units(checkpoint.weights)
+    if differences := network_differences(weights, chain.units):
         raise RunError(
             f"The reference {path} is of another network than {model.network_name}: {differences[0]} "
             f"({len(differences)} differences). Give a run of the same network, cut in any way or not at all."
         )
-    chain.units.load_state_dict(units)
+    chain.units.load_state_dict(weights)
     alike = {
         name: nn.Sequential(OrderedDict((unit, chain.units.get_submodule(unit)) for unit, _ in layer.named_children()))
         for name, layer in layers.items()

@@ -1,6 +1,7 @@
 """Checkpoints of runs: found, read without executing anything in them, compared with a network."""
 
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -93,6 +94,12 @@ def require_same_network(path: Path, checkpoint: Mapping[str, Any], model: "Meth
             f"The checkpoint {path} is of another network or another cut: {differences[0]} "
             f"({len(differences)} differences). Use the {CONFIG} of the run that wrote it."
         )
+
+
+def units(weights: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
+    """Parameters and buffers of a checkpoint's blocks under the names that their units have in the uncut network."""
+    blocks = {name: weight for name, weight in weights.items() if name.startswith("blocks.")}
+    return {re.sub(r"^blocks\.\d+\.", "", name): weight for name, weight in blocks.items()}
 
 
 def network_differences(weights: Mapping[str, "Tensor"], model: "nn.Module") -> list[str]:

@@ -35,15 +35,17 @@ class LoCo(BlockwiseSSL):
         options: all else, as in :class:`BlockwiseSSL`.
 
     Raises:
-        UsageError: one block, sequential training, or a difficulty that changes the views.
+        UsageError: one block, sequential training, frozen blocks, or a difficulty that changes the views.
     """
 
     def __init__(self, num_blocks: int = 4, **options: Any) -> None:
         super().__init__(num_blocks=num_blocks, **options)
         if num_blocks < 2:
             raise UsageError("LoCo's units are pairs of blocks: num_blocks must be at least 2.")
-        if self.schedule.epochs_per_block is not None or self.difficulty.views:
-            raise UsageError("LoCo's blocks learn together, on the same views: leave epochs_per_block and views out.")
+        if self.schedule.epochs_per_block is not None or self.schedule.frozen or self.difficulty.views:
+            raise UsageError(
+                "LoCo's blocks learn together, on the same views: leave epochs_per_block, frozen_blocks and views out."
+            )
         self.heads[0] = nn.Sequential()  # the first block has no loss of its own
 
     @override

@@ -45,6 +45,14 @@ def test_a_grid_is_one_run_per_combination(study, tmp_path):
     assert planned[0].config == (tmp_path / "a" / "digits.yaml").resolve()
 
 
+def test_an_option_may_name_what_the_grid_gives(study, tmp_path):
+    options = "{trainer.max_epochs: $epochs_per_block, model.network.plan: [$3], data.root: $HOME}"
+    study(f"{{config: digits.yaml, options: {options}, grid: {{model.epochs_per_block: [2, 5]}}}}")
+    given = [run.options for run in read_suite(tmp_path / "study.yaml")]
+    assert [line[0] for line in given] == ["--trainer.max_epochs=2", "--trainer.max_epochs=5"]
+    assert all(line[1:3] == ("--model.network.plan=['$3']", "--data.root=$HOME") for line in given)
+
+
 @pytest.mark.parametrize(
     ("entries", "option", "said"),
     [

@@ -47,3 +47,18 @@ def test_each_part_has_its_own_number_of_epochs():
 def test_epochs_that_are_none_or_of_other_parts_are_refused(epochs, message):
     with pytest.raises(UsageError, match=message):
         Schedule(3, epochs)
+
+
+def test_frozen_parts_go_forward_and_never_learn():
+    schedule = Schedule(4, frozen=2)
+    assert [schedule.learners(epoch) for epoch in (0, 5)] == [range(2, 4)] * 2
+    assert (schedule.forward_passes, schedule.backward_passes) == ([1, 1, 1, 1], [0, 0, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("frozen", "epochs", "message"),
+    [(-1, None, "leave one of 3 to learn: 0 to 2"), (3, None, "leave one of 3"), (1, 2, "leave epochs_per_block out")],
+)
+def test_some_part_learns_and_frozen_ones_wait_for_none(frozen, epochs, message):
+    with pytest.raises(UsageError, match=message):
+        Schedule(3, epochs, frozen)

@@ -225,6 +225,7 @@ def test_negatives_are_ranked_by_what_the_block_makes_of_view_a():
         ({"difficulty": Difficulty(values=[1.0], views=True)}, "1 difficulties for 4 blocks"),
         ({"num_blocks": 1, "method": LoCo}, "at least 2"),
         ({"epochs_per_block": 2, "method": LoCo}, "learn together"),
+        ({"frozen_blocks": 1, "method": LoCo}, "learn together"),
         ({"difficulty": Difficulty(views=True), "method": LoCo}, "learn together"),
     ],
 )

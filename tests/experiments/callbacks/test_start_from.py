@@ -1,0 +1,60 @@
+"""Training that begins with another run's blocks."""
+
+import shutil
+
+import pytest
+import torch
+from helpers import fault, fit
+
+BRIEF = ("--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.callbacks+=StartFrom")
+
+
+def weights_of(folder):
+    state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    return {name.split(".", 2)[2]: weight for name, weight in state.items() if name.startswith("blocks.")}
+
+
+def test_first_blocks_are_another_runs_and_stay_so_if_frozen(finished, tmp_path):
+    """The finished run has four blocks of a unit each: two of the units make one frozen block here, another cut."""
+    copied = shutil.copytree(finished, tmp_path / "other")
+    cut = ("--model.num_blocks=2", "--model.cut.after=[conv3]", "--model.frozen_blocks=1")
+    folder = fit(tmp_path, *BRIEF, "--trainer.callbacks.run=other", "--trainer.callbacks.blocks=1", *cut)
+    theirs, ours = weights_of(copied), weights_of(folder)
+    same = {name for name, weight in ours.items() if torch.equal(weight, theirs[name])}
+    first = {name for name in ours if name.startswith(("conv1", "conv2", "conv3"))}
+    assert len(first) > 10  # BatchNorm's statistics too
+    assert same == first
+
+    shutil.rmtree(copied)  # which a resumed run does not need
+    more = ("--trainer.max_epochs=2", "--ckpt_path=last", "--trainer.callbacks.run=other")
+    fit(tmp_path, *BRIEF[1:], *cut, *more)
+    assert all(torch.equal(weights_of(folder)[name], ours[name]) for name in first)
+    assert not torch.equal(weights_of(folder)["conv4.0.weight"], ours["conv4.0.weight"])
+
+
+def test_all_blocks_begin_as_another_runs(finished, tmp_path):
+    rate = ("--model.optimizer.lr=0", "--seed_everything=7")
+    folder = fit(tmp_path, *BRIEF, f"--trainer.callbacks.run={finished}", *rate)
+    theirs, ours = weights_of(finished), weights_of(folder)
+    learned = [name for name in ours if name.endswith("weight")]
+    assert all(torch.equal(ours[name], theirs[name]) for name in learned)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--model.network.plan=[8,8,M,16,32]",), "block4 cannot begin with the weights of"),
+        (("--model.frozen_blocks=4",), "frozen_blocks must leave one of 4 to learn: 0 to 3"),
+        (("--trainer.callbacks.run=nowhere",), "There is no run nowhere"),
+    ],
+)
+def test_what_cannot_begin_so_is_told(options, message, finished, tmp_path, capsys):
+    digits = "experiments/configs/decoupled_greedy/digits.yaml"
+    given = ("--model.network.plan=[8,8,M,16,16]", f"--trainer.callbacks.run={finished}", f"--runs={tmp_path}")
+    assert message in fault(capsys, "fit", "--config", digits, *BRIEF, *given, *options)
+
+
+def test_methods_without_units_are_refused(finished, tmp_path, capsys):
+    config = "experiments/configs/closed_form/digits.yaml"
+    given = (*BRIEF[2:], f"--trainer.callbacks.run={finished}", f"--runs={tmp_path}")
+    assert "ClosedFormMLP has none" in fault(capsys, "fit", "--config", config, *given)
