@@ -85,12 +85,27 @@ def test_expansion_keeps_its_input_and_nothing_of_its_map():
     assert not_expanded._images_per_piece(maps(5, 16, 4, 4)) == 5
 
 
-def test_expansion_in_bfloat16_is_near_float32():
-    x = maps(8, 16, 8, 8, dtype=torch.float32)
-    head = ConvExpansion((16, 8, 8), 64, piece_mib=0.01)
-    exact = head(x)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.allclose(head(x.bfloat16()).float(), exact, atol=0.02)
+def test_expansion_in_bfloat16_errs_as_little_as_the_plain_module():
+    """Error in units of what differs between images, of outputs and of gradients that are sums over many pieces."""
+    x = (1 + maps(512, 32, 4, 4, dtype=torch.float32)).bfloat16()  # far from zero, as ReLU's outputs are
+    in_pieces = ConvExpansion((32, 4, 4), 128, piece_mib=1e-6)  # of one image
+    exact, plain = copy.deepcopy(in_pieces), copy.deepcopy(in_pieces)
+    exact.piece_mib = plain.piece_mib = None
+    weight = torch.randn(512, 128).abs()  # gradients of all images add up
+
+    def run(head, precise):
+        images = (x.float() if precise else x.clone()).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=not precise):
+            out = head(images)
+        (out.float() * weight).sum().backward()
+        return [out.detach().float(), *(p.grad.flatten(1).T for p in (images, head.conv.weight))]
+
+    truth = run(exact, precise=True)
+    for out, theirs, right in zip(run(in_pieces, False), run(plain, False), truth, strict=True):
+        error, their_error = ((z - right).square().mean().sqrt() / right.std(dim=0).mean() for z in (out, theirs))
+        assert error < 1.1 * their_error
+    offset = (run(in_pieces, False)[0] - truth[0]).mean(dim=0)
+    assert offset.abs().max() < 0.01 * truth[0].std(dim=0).mean()
 
 
 def test_wide_kernels():
