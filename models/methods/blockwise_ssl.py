@@ -156,11 +156,11 @@ class BlockwiseSSL(LocalLearning):
 
     @override
     def local_loss(self, k: int, features: Mapping[float, Pair], batch: LabelledImages) -> Tensor:
-        """Loss of block k's embeddings of its two views, in float32."""
+        """Loss of block k's embeddings of its two views, in float32 at least."""
         a, b = features[self._strengths[k]]
         z_a, z_b = self.heads[k](a), self.heads[k](b)
         with full_precision(z_a):  # squares underflow in half precision
-            z_a, z_b = z_a.float(), z_b.float()
+            z_a, z_b = (z.to(torch.promote_types(z.dtype, torch.float32)) for z in (z_a, z_b))
             self._watch(k, z_a.detach(), z_b.detach())
             return self.loss_scale * self.loss_weights[k] * self.pair_loss(k, z_a, z_b, a)
 
@@ -169,7 +169,7 @@ class BlockwiseSSL(LocalLearning):
 
         Args:
             k: the block.
-            z_a: embeddings ``(B, D)`` of view a, float32.
+            z_a: embeddings ``(B, D)`` of view a, float32 or float64.
             z_b: embeddings of view b.
             features: what the block made of view a, ``(B, C, H, W)``.
         """

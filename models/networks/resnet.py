@@ -173,21 +173,26 @@ class ResNet(Chain):
 def from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """Rename the tensors of a torchvision ResNet checkpoint to those of :class:`ResNet`.
 
-    ``ResNet((3, 224, 224), 1000, 50).load_state_dict(from_torchvision(torch.load(...)))``
+    ``ResNet((3, 224, 224), 1000, 50).load_state_dict(from_torchvision(torch.load(...)))``. The backbone that Siddiqui
+    et al. (2024) released (``resnet50.pth``) is such a checkpoint with a pooling head behind each stage, whose tensors
+    get their names in :class:`models.BlockwiseSSL`: ``heads.0.pooling.conv.weight`` and so on.
 
     Args:
-        state: ``state_dict`` of ``torchvision.models.resnet18 … resnet101``.
+        state: ``state_dict`` of ``torchvision.models.resnet18 … resnet101``, or the released one.
 
     Raises:
         NetworkError: a key is none of such a network.
     """
     places = {"conv1": "units.stem.0.", "bn1": "units.stem.1.", "fc": "classifier.1."}
+    pooling = {"0": "conv", "1": "bn"}
 
     def rename(key: str) -> str:
         first, _, rest = key.partition(".")
+        inner, _, last = rest.partition(".")
         if first.startswith("layer"):
-            block, _, rest = rest.partition(".")
-            return f"units.{first}_{block}.{rest}"
+            return f"units.{first}_{inner}.{last}"
+        if first.startswith("pool_conv_block_"):
+            return f"heads.{int(first[-1]) - 1}.pooling.{pooling[inner]}.{last}"
         if first not in places:
             raise NetworkError(f"A torchvision ResNet has no tensor {key!r}. Strip prefixes such as 'module.' first.")
         return places[first] + rest

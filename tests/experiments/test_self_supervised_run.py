@@ -2,14 +2,20 @@
 
 import json
 import shutil
+from functools import partial
 from itertools import product
 
 import pytest
 import torch
+import yaml
 from helpers import CONFIGS, fault, fit, summary
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from experiments.cli import main
+from experiments.studies.released_blocks import WIDTHS, write_run
+from models.methods.blockwise_ssl import BlockwiseSSL
+from models.networks.heads.embeddings import BiasFreeProjector
+from models.networks.vgg import VGG
 
 SSL = CONFIGS / "blockwise_ssl" / "digits.yaml"
 TINY = (
@@ -142,3 +148,14 @@ def test_a_mistake_is_told_in_one_sentence(options, message, tmp_path, capsys):
 def test_prediction_is_refused(command, plain, capsys):
     checkpoint = f"--ckpt_path={plain}/checkpoints/last.ckpt"
     assert "predicts no classes" in fault(capsys, command, "--config", str(plain / "config.yaml"), checkpoint)
+
+
+def test_released_blocks_are_probed_as_a_run(tmp_path):
+    """A small network and its recipe in place of ImageNet's."""
+    recipe = yaml.safe_load(SSL.read_text())
+    plan = partial(VGG, plan=recipe["model"]["init_args"]["network"]["init_args"]["plan"])
+    model = BlockwiseSSL(plan, (1, 8, 8), 10, expand_dim=128, projector=partial(BiasFreeProjector, widths=WIDTHS))
+    write_run(model, recipe, tmp_path / "released")
+    main(["probe", f"--checkpoint={tmp_path / 'released'}", "--epochs=1", "--k=5", "--blocks=[4]"])
+    found = json.loads((tmp_path / "released" / "probe.json").read_text())["metrics"]
+    assert 0 <= found["probe_lin1/block4/cbe/top1"] <= 1

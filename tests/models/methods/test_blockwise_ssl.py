@@ -138,6 +138,14 @@ def test_noise_reaches_head_and_next_block_in_training_only():
     assert torch.equal(clean, model.blocks[0](views()[1]))
 
 
+@pytest.mark.parametrize("together", [False, True])
+def test_each_view_has_noise_of_its_own(together):
+    model, (_, x, _) = ssl(2, noise=FeatureNoise("all", 0.5), concatenate_views=together), views()
+    one, other = model.block_output(0, {1.0: (x, x)})[1.0]
+    noise = one - model.blocks[0](x), other - model.blocks[0](x)
+    assert abs(torch.corrcoef(torch.stack(noise).flatten(1))[0, 1]) < 0.05
+
+
 def test_without_a_difficulty_all_blocks_take_the_ordinary_views():
     _, pairs = ssl(2).step_input(batch(views(0.25), views(1.0)))
     assert list(pairs) == [1.0]
