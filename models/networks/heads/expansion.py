@@ -24,10 +24,11 @@ class ConvExpansion(PoolingHead):
     Args:
         kernel: side of the convolution, odd.
         piece_mib: most of the expanded map that exists at one time, in MiB; small pieces stay in a CPU's cache.
-            A map that is no larger, or does not expand (E ≤ C), is kept. None keeps any, as the published code does.
+            A map that is no larger, or does not expand (E ≤ C), is kept, and that of a kernel wider than 1. None keeps
+            any, as the published code does.
 
     Raises:
-        NetworkError: a kernel other than 1 that is to run in pieces, or an even one.
+        NetworkError: an even kernel.
     """
 
     def __init__(
@@ -36,13 +37,9 @@ class ConvExpansion(PoolingHead):
         super().__init__(feature_shape, expand_dim)
         if kernel % 2 == 0:
             raise NetworkError(f"The kernel of ConvExpansion is odd, not {kernel}.")
-        if kernel > 1 and piece_mib is not None:
-            raise NetworkError(
-                f"Only a 1×1 expansion runs in pieces: set piece_mib to null to keep the {kernel}×{kernel} one whole."
-            )
         self.conv = nn.Conv2d(feature_shape[0], expand_dim, kernel, padding=kernel // 2, bias=False)
         self.bn, self.relu, self.pool = nn.BatchNorm2d(expand_dim), nn.ReLU(inplace=True), GlobalAveragePool()
-        self.piece_mib = piece_mib
+        self.piece_mib = piece_mib if kernel == 1 else None
 
     @override
     def forward(self, x: Tensor) -> Tensor:

@@ -1,11 +1,13 @@
 """Blockwise Barlow Twins is the published network: losses and gradients of all blocks, released weights."""
 
+import math
 from functools import partial
 
 import pytest
 import torch
 import yaml
 from lightly.loss import BarlowTwinsLoss
+from lightly.utils.scheduler import CosineWarmupScheduler
 from reference.blockwise_ssl import Backbone, PublishedBlocks, add_noise
 from torch import nn
 from torchvision.models.resnet import Bottleneck
@@ -20,6 +22,7 @@ from models.networks.heads.embeddings import BiasFreeProjector
 from models.networks.heads.expansion import ConvExpansion
 from models.networks.layers import noise
 from models.networks.resnet import ResNet, from_torchvision
+from models.parts.optimizers import BlockLARS
 
 SHAPE, WIDTH, EXPANDED = (3, 32, 32), 24, 96
 
@@ -110,3 +113,20 @@ def test_the_released_resnet50_fits_the_published_recipe():
         model, released = released_model(recipe), Backbone(2048, Bottleneck, (3, 4, 6, 3))
     load_released(model, released.state_dict())
     assert all(name.startswith("heads") for name in model.state_dict().keys() - in_blocks(model, released.state_dict()))
+
+
+def published_rate(step):
+    """Warm-up from 0 in 10 of 300 epochs of 625 steps, then half a cosine to a thousandth of the peak."""
+    if step < 6250:
+        return 1.6 * step / 6250
+    share = 0.5 * (1 + math.cos(math.pi * (step - 6250) / (187500 - 6250)))
+    return 1.6 * (share + 0.001 * (1 - share))
+
+
+def test_the_recipe_has_the_published_rate_in_every_step():
+    arguments = yaml.safe_load(RECIPE.read_text())["model"]["init_args"]
+    optimizer = BlockLARS([nn.Parameter(torch.ones(2, 2))], **arguments["optimizer"]["init_args"])
+    schedule = CosineWarmupScheduler(optimizer, **arguments["scheduler"]["init_args"])
+    for step in (0, 1, 3125, 6249, 6250, 6251, 100_000, 187_498, 187_499):
+        assert 1.6 * schedule.scale_lr(step) == pytest.approx(published_rate(step), rel=1e-9, abs=1e-12)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)

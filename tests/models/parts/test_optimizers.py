@@ -31,6 +31,19 @@ def test_steps_are_the_published_rule():
             assert torch.allclose(p, expected[name], rtol=1e-12, atol=1e-14), name
 
 
+def test_the_published_denominator_is_the_same_at_the_published_decay():
+    """There |g + decay p|, here |g| + decay |p|: of the order of decay |p| / |g| apart."""
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(30, 20, dtype=torch.float64))
+    gradient = 0.01 * torch.randn_like(weight)
+    decayed = gradient + 1e-6 * weight.detach()
+    expected = weight.detach() - 1.6 * 0.001 * weight.detach().norm() / decayed.norm() * decayed
+    weight.grad = gradient.clone()
+    BlockLARS([weight], lr=1.6).step()
+    torch.testing.assert_close(weight.detach(), expected, rtol=0, atol=1e-3 * 1.6e-3 * expected.abs().max())
+    assert not torch.equal(weight.detach(), expected)
+
+
 def test_vectors_have_their_own_rate_if_there_are_any():
     layer = nn.Linear(4, 3)
     optimizer = BlockLARS(layer.parameters(), lr=0.2, vector_lr=0.024)

@@ -108,13 +108,12 @@ def test_expansion_in_bfloat16_errs_as_little_as_the_plain_module():
     assert offset.abs().max() < 0.01 * truth[0].std(dim=0).mean()
 
 
-def test_wide_kernels():
-    head = ConvExpansion((4, 6, 6), 8, kernel=3, piece_mib=None)
-    assert head(maps(2, 4, 6, 6, dtype=torch.float32)).shape == (2, 8)
-    with pytest.raises(NetworkError, match="set piece_mib to null"):
-        ConvExpansion((4, 6, 6), 8, kernel=3)
+def test_wide_kernels_are_kept_whole():
+    x, head = maps(2, 4, 6, 6, dtype=torch.float32), ConvExpansion((4, 6, 6), 8, kernel=3, piece_mib=1e-6)
+    normalised = nn.BatchNorm2d(8)(nn.functional.conv2d(x, head.conv.weight, padding=1))
+    torch.testing.assert_close(head(x), normalised.relu().mean(dim=(2, 3)))
     with pytest.raises(NetworkError, match="odd"):
-        ConvExpansion((4, 6, 6), 8, kernel=2, piece_mib=None)
+        ConvExpansion((4, 6, 6), 8, kernel=2)
 
 
 def test_published_parameter_counts_of_resnet50():
