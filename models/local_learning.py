@@ -141,7 +141,7 @@ class LocalLearning(Method):
 
     @property
     def learners(self) -> range:
-        """Blocks (counted from 0; the final head is K) that learn in this epoch: all but frozen ones, or one after another."""
+        """Blocks (from 0; the final head is K) that learn in this epoch: all but frozen ones, or one after another."""
         return self.schedule.learners(self.current_epoch)
 
     def update_block(self, k: int, loss: Tensor) -> None:
