@@ -67,7 +67,7 @@ class Head(nn.Module):
 
 
 class PublishedNetwork(nn.Module):
-    """``units[name][g]`` is group g's part of a unit, ``heads[name][g]`` its head behind it, ``final`` the final head."""
+    """``units[name][g]`` is group g's part of a unit, ``heads[name][g]`` the head behind it, ``final`` the last."""
 
     def __init__(self, num_blocks, groups, widths, hidden, classes, weight, temperature):
         super().__init__()
