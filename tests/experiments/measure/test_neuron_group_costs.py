@@ -93,6 +93,13 @@ def test_a_group_predicts_alone_only_where_groups_never_see_each_other():
 PUBLISHED = {run.name: run for run in read_suite(CONFIGS / "suites" / "neuron_groups_published.yaml")}
 
 
+def test_the_posters_plain_groups_have_blind_heads_behind_whole_convolutions():
+    """G = 2, 4, 8, 10, and 6 in three widths."""
+    plain = [run for run in read_suite(CONFIGS / "suites" / "neuron_groups_vgg6a.yaml") if "plain" in run.name]
+    assert len(plain) == 7
+    assert all({"--model.sharing=between_blocks", "--model.diversity=0"} <= {*run.options} for run in plain)
+
+
 @pytest.mark.parametrize("name", [name for name in PUBLISHED if name.startswith("single_thread")])
 def test_single_thread_runs_of_the_published_suite_are_single_threads(name, capsys):
     run = PUBLISHED[name]
