@@ -315,8 +315,8 @@ class LocalLearning(Method):
     def _require_compiler_that_pays(self) -> None:
         if self.compiled and self.trainer.strategy.root_device.type == "cpu":
             raise UsageError(
-                "compile: true does not pay on a CPU: a step of ResNet-32 in 4 blocks took 1.02 to 1.04 times as long, "
-                "after minutes of compiling. Leave it out (--model.compile false)."
+                "compile: true does not pay on a CPU: a step of ResNet-32 in 4 blocks took 1.02 to 1.04 times as long. "
+                "Leave it out (--model.compile false)."
             )
 
     def _require_epochs(self) -> None:

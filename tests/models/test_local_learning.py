@@ -165,7 +165,7 @@ def test_gradient_checkpointing_trains_like_backprop(tmp_path):
 @torch._dynamo.config.patch(recompile_limit=8, fail_on_recompile_limit_hit=True)
 def test_compiled_blocks_train_like_plain_ones_and_none_is_left_out(monkeypatch):
     """Four parts in four forms: batches of two sizes, training and evaluation. Torch stops at eight by default."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # code of torch's own takes minutes
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # code of torch's own takes 10 s
     torch.compiler.reset()
     network = partial(MLP, hidden=(16, 16), batch_norm=False)
     models = [decoupled(2, network, head=partial(AuxHead, convs=0, fcs=1), compile=c) for c in (False, True)]
