@@ -1,5 +1,6 @@
-"""Lossless codes of integers: what a quantized gradient takes on the wire."""
+"""Lossless codes of integers: what a quantized tensor takes on the wire."""
 
+import struct
 import zlib
 from abc import ABC, abstractmethod
 
@@ -48,3 +49,26 @@ class ZlibHuffman(Zlib):
     def encode(self, symbols: np.ndarray) -> bytes:
         compressor = zlib.compressobj(self.level, zlib.DEFLATED, 15, 9, zlib.Z_HUFFMAN_ONLY)
         return compressor.compress(symbols.tobytes()) + compressor.flush()
+
+
+class FixedLength(Coder):
+    """As many bits for every symbol as their range needs: 1 for two kinds (two signs), 8 for all of int8."""
+
+    _HEADER = struct.Struct("<iIIB")  # lowest symbol, distance of neighbours, symbols, bits of each
+
+    @override
+    def encode(self, symbols: np.ndarray) -> bytes:
+        lowest = int(symbols.min())
+        above = symbols.astype(np.int64) - lowest
+        distance = max(int(np.gcd.reduce(above)), 1)  # 2 of signs, between which nothing is
+        levels = above // distance
+        bits = max(int(levels.max()).bit_length(), 1)
+        digits = (levels[:, None] >> np.arange(bits)) & 1
+        return self._HEADER.pack(lowest, distance, len(symbols), bits) + np.packbits(digits.astype(np.uint8)).tobytes()
+
+    @override
+    def decode(self, code: bytes, dtype: np.dtype) -> np.ndarray:
+        lowest, distance, count, bits = self._HEADER.unpack_from(code)
+        packed = np.frombuffer(code, np.uint8, offset=self._HEADER.size)
+        digits = np.unpackbits(packed, count=count * bits).reshape(count, bits)
+        return (lowest + distance * (digits @ (1 << np.arange(bits)))).astype(dtype)

@@ -1,6 +1,5 @@
-"""Gradients that are quantized by an RMS-ruled step, entropy-coded, and averaged."""
+"""Gradients, or another payload, that are quantized, entropy-coded, and averaged."""
 
-import math
 import struct
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -16,11 +15,14 @@ from typing_extensions import override
 from experiments.distributed.coders import Coder, ZlibHuffman
 from experiments.distributed.entropy import shannon
 from experiments.distributed.hooks import CommunicationHook
-from experiments.distributed.quantizer import LARGEST, Quantized, Quantizer, Rule
+from experiments.distributed.quantizer import FixedRef, Quantized, Quantizer
 from losses.errors import UsageError
 
 SMALLEST = 1024
 """Tensors with fewer numbers go uncompressed: their coders' tables would dominate."""
+
+CODED_ON_CUDA = 20
+"""There, one exchange in so many is coded, unless told otherwise: coding copies all numbers to the CPU."""
 
 _HEADER = struct.Struct("<fI")  # step, bytes of the code
 
@@ -29,7 +31,7 @@ class EntropyCoded(CommunicationHook):
     """Every tensor is quantized with error feedback and entropy-coded; tensors under 1024 numbers go as float32.
 
     What travels is, per tensor, 8 bytes (step and length) and the code, its tables included. In mode ``counting``
-    the code is made and measured, but the dequantized gradients are all-reduced: this measures volume, not time on a
+    the code is made and measured, but the dequantized numbers are all-reduced: this measures volume, not time on a
     network. In mode ``true`` the code is all that travels: all-gathered, padded to the longest message, and decoded;
     padding and the exchange of lengths are counted. Both give the same average up to the order of a sum.
 
@@ -37,33 +39,29 @@ class EntropyCoded(CommunicationHook):
     quantizer, coder and what is sent are unknown.
 
     Args:
-        c: step of the quantizer over the RMS of the gradient.
-        rule: which RMS: ``fixed_ref``, that of epoch 0, or ``relative``, that of every step (:class:`Quantizer`).
+        quantizer: how numbers become integers; by default :class:`FixedRef` with c = 1.
         coder: entropy coder.
         mode: ``counting`` or ``true``.
-        clip: clip to 8 bits; what is clipped stays in the error feedback.
-        code_every: in mode ``counting``, code every so many steps and take the steps between for as long; coding
-            copies the gradients to the CPU, which on a GPU should not happen at every step.
+        code_every: in mode ``counting``, code one exchange in so many and take those between for as long; by default
+            all, on CUDA one in 20.
 
     Raises:
-        UsageError: c is not positive, or steps are to be left out where the code is what travels.
+        UsageError: exchanges are to be left out where the code is what travels.
     """
 
     def __init__(
         self,
-        c: float = 1.0,
-        rule: Rule = "fixed_ref",
+        quantizer: Quantizer | None = None,
         coder: Coder = ZlibHuffman(),
         mode: Literal["counting", "true"] = "counting",
-        clip: bool = True,
-        code_every: int = 1,
+        code_every: int | None = None,
     ) -> None:
         super().__init__()
-        if code_every < 1 or (mode == "true" and code_every > 1):
+        if code_every is not None and (code_every < 1 or (mode == "true" and code_every > 1)):
             raise UsageError(
                 f"code_every must be 1 in mode true, where the code is what travels, and at least 1, not {code_every}."
             )
-        self.quantizer = Quantizer(c, rule, clip)
+        self.quantizer = quantizer or FixedRef()
         self.coder, self.mode, self.code_every = coder, mode, code_every
         self._sizes: dict[str, int] = {}
 
@@ -116,7 +114,7 @@ class EntropyCoded(CommunicationHook):
 
     def _add(self, message: bytes, bucket: dist.GradBucket) -> None:
         """Decode a process' message and add its gradients to the bucket's."""
-        place, dtype = 0, np.dtype(np.int8 if self.quantizer.clip else np.int32)
+        place, dtype = 0, np.dtype(str(self.quantizer.dtype).removeprefix("torch."))
         for _, gradient in self._tensors(bucket):
             if len(gradient) < SMALLEST:
                 gradient += torch.tensor(np.frombuffer(message, np.float32, len(gradient), place)).to(gradient.device)
@@ -136,21 +134,26 @@ class EntropyCoded(CommunicationHook):
             yield self._names[parameter], gradient.view(-1)
 
     def _coded(self, name: str, gradient: Tensor) -> tuple[Quantized, bytes]:
-        """A gradient as integers, and their code; empty in a step that is not coded."""
+        """A gradient as integers, and their code; empty in an exchange that is not coded."""
         self.quantizer.calibrating = self.calibrating
         quantized, code = self.quantizer(name, gradient.float()), b""
-        if self.steps % self.code_every == 0 or name not in self._sizes:
+        if self.steps % self._coding_interval(gradient.device) == 0 or name not in self._sizes:
             code = self.coder.encode(quantized.symbols.cpu().numpy())
             self._sizes[name] = len(code)
         if self.measuring:
             self._measure(name, quantized)
         return quantized, code
 
+    def _coding_interval(self, device: torch.device) -> int:
+        """One exchange in so many is coded."""
+        default = CODED_ON_CUDA if device.type == "cuda" and self.mode == "counting" else 1
+        return self.code_every or default
+
     def _measure(self, name: str, quantized: Quantized) -> None:
         """Metrics of a tensor; under ``coded`` their means over all coded numbers so far."""
         symbols, residual = quantized.symbols, self.quantizer.residual(name)
         rms = quantized.rms.clamp(min=torch.finfo(torch.float32).tiny)
-        largest = (LARGEST + 0.5) * quantized.step if self.quantizer.clip else math.inf
+        largest = (quantized.largest + 0.5) * quantized.step
         metrics = {
             "bits": 8 * (_HEADER.size + self._sizes[name]) / len(symbols),
             "shannon_bits": shannon(symbols),

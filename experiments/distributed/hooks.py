@@ -1,11 +1,11 @@
-"""Communication hooks of DDP: how the gradients of several processes are averaged, and the bytes that it takes."""
+"""Communication hooks of DDP: how what several processes send is averaged, and the bytes that it takes."""
 
 from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook, fp16_compress_hook
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.futures import Future
@@ -16,16 +16,16 @@ from losses.errors import UsageError
 
 
 class CommunicationHook(ABC):
-    """Averages gradients over the processes, a bucket of them at a time, and counts what this process sends.
+    """Averages gradients, or another payload, over the processes, and counts what this process sends.
 
     Counted is the message of one process, as if it were sent once: what an all-reduce passes around for it depends on
     the network. Use it with :class:`CompressedDDP`, or on a ``DistributedDataParallel`` by :meth:`register`.
 
     Attributes:
         calibrating: whether the run is in the epoch from which references are taken.
-        measuring: whether metrics that cost time are wanted of this step.
-        metrics: name → value of the step, for the loggers.
-        steps: how many there have been.
+        measuring: whether metrics that cost time are wanted of the next exchange.
+        metrics: name → value of the last exchange, for the loggers.
+        steps: exchanges so far: with gradients, one in every step.
         total_bytes: sent in all of them.
     """
 
@@ -39,9 +39,13 @@ class CommunicationHook(ABC):
 
     def register(self, model: DistributedDataParallel) -> None:
         """Have a model's gradients averaged by this hook."""
-        self._names = {parameter: name for name, parameter in model.module.named_parameters()}
-        self._parameters = sum(p.numel() for p in self._names if p.requires_grad)
+        self.name_parameters(model.module)
         model.register_comm_hook(self, type(self).average)
+
+    def name_parameters(self, module: nn.Module) -> None:
+        """Learn what the parameters are called: buckets hold only themselves."""
+        self._names = {parameter: name for name, parameter in module.named_parameters()}
+        self._parameters = sum(p.numel() for p in self._names if p.requires_grad)
 
     def average(self, bucket: dist.GradBucket) -> Future[Tensor]:
         """What DDP calls for every bucket.
@@ -61,21 +65,23 @@ class CommunicationHook(ABC):
         if bucket.is_last():
             self.steps += 1
             self.total_bytes += self._bytes
-            self.metrics |= self._traffic(self._bytes, 1)
+            self.metrics |= self.traffic(self._bytes, 1) | {"megabytes": self.total_bytes / 1e6}
         return averaged
 
     @abstractmethod
     def exchange(self, bucket: dist.GradBucket) -> tuple[Future[Tensor], int]:
         """Average a bucket: a future of its buffer, and the bytes of this process' message for it."""
 
-    def _traffic(self, sent: int, steps: int) -> dict[str, float]:
+    def traffic(self, sent: int, steps: int) -> dict[str, float]:
+        """What so many bytes in so many exchanges are: bits per parameter, ratio to float32, bytes per exchange."""
         bits = 8 * sent / (steps * self._parameters)
-        figures = {"bits_per_parameter": bits, "ratio": 32 / bits, "bytes_per_step": sent / steps}
-        return figures | {"megabytes": self.total_bytes / 1e6}
+        return {"bits_per_parameter": bits, "ratio": 32 / bits, "bytes_per_step": sent / steps}
 
     def summary(self) -> dict[str, float]:
-        """Means over all steps: bits per parameter, ratio to float32, bytes per step; megabytes (10⁶) of all."""
-        return self._traffic(self.total_bytes, self.steps) if self.steps else {}
+        """Means over all exchanges, as :meth:`traffic` has them; megabytes (10⁶) of all."""
+        if not self.steps:
+            return {}
+        return self.traffic(self.total_bytes, self.steps) | {"megabytes": self.total_bytes / 1e6}
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs of this process."""

@@ -5,41 +5,78 @@ from typing import Any
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 from typing_extensions import override
 
 from experiments.distributed.hooks import CommunicationHook
+from experiments.distributed.payloads import Gradients, Payload
 from losses.errors import UsageError
+
+OPTIMIZERS = "optimizer_states"
+"""Their key in Lightning's checkpoints."""
 
 
 class CompressedDDP(DDPStrategy):
-    """DDP whose gradients are averaged by a hook: ``--trainer.strategy CompressedDDP``.
+    """DDP whose processes average by a hook what they send: ``--trainer.strategy CompressedDDP``.
 
     Lightning 2.6 registers hooks on CUDA only and drops them silently elsewhere; this strategy registers its own on
     every device. What each process' hook remembers goes into checkpoints; a run resumed with as many processes goes
     on exactly. Networks of one block only: several blocks take a backward pass each.
 
     Args:
-        hook: how gradients are averaged.
+        hook: how what is sent is averaged.
+        payload: what is sent: gradients, or every few steps weights or their change.
 
     Raises:
         UsageError: a checkpoint to resume from was written by more or fewer processes.
     """
 
-    def __init__(self, hook: CommunicationHook) -> None:
+    def __init__(self, hook: CommunicationHook, payload: Payload = Gradients()) -> None:
         super().__init__()
-        self.hook = hook
+        self.hook, self.payload = hook, payload
 
     @override
     def configure_ddp(self) -> None:
         super().configure_ddp()
         assert isinstance(self.model, DistributedDataParallel)  # from now on
-        self.hook.register(self.model)
+        self.payload.register(self.model, self.hook)
+
+    # -- when weights are exchanged -----------------------------------------------------------
+
+    @override
+    def on_train_start(self) -> None:
+        self.payload.start()
+
+    @override
+    def optimizer_step(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
+        output = super().optimizer_step(optimizer, *args, **kwargs)
+        module = self.lightning_module
+        self.payload.after_step(last=module is not None and module.trainer.is_last_batch)
+        return output
+
+    @override
+    def on_validation_start(self) -> None:
+        self.payload.settle()
+
+    @override
+    def on_train_end(self) -> None:
+        self.payload.settle()
+
+    @override
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds of the model, from all processes."""
+        self.payload.settle()
+        return super().lightning_module_state_dict()
+
+    # -- checkpoints --------------------------------------------------------------------------
 
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        """Save, with what the hooks of all processes remember."""
+        """Save, with what the hooks of all processes remember, and their optimizers where these differ."""
         states: list[Any] = [None] * self.world_size
-        dist.all_gather_object(states, self.hook.state_dict())
+        kept = {OPTIMIZERS} & checkpoint.keys() if self.payload.replicas_differ else set()
+        own = {key: checkpoint[key] for key in kept}
+        dist.all_gather_object(states, self.hook.state_dict() | own)
         super().save_checkpoint(checkpoint | {"communication": states}, filepath, storage_options)
 
     @override
@@ -53,5 +90,8 @@ class CompressedDDP(DDPStrategy):
                     f"The checkpoint {checkpoint_path} was written by {len(states)} processes, each with what it had "
                     f"not sent yet: go on with --trainer.devices {len(states)}, not {self.world_size}."
                 )
-            self.hook.load_state_dict(states[self.global_rank], self.root_device)
+            own = states[self.global_rank]
+            self.hook.load_state_dict(own, self.root_device)
+            if self.payload.replicas_differ and OPTIMIZERS in own:
+                checkpoint[OPTIMIZERS] = own[OPTIMIZERS]
         return checkpoint

@@ -14,7 +14,7 @@ from experiments.run.settings import settings
 
 
 def find_runs(paths: Sequence[Path]) -> pd.DataFrame:
-    """All finished runs in or below the given folders, a line each: :func:`line_of`.
+    """All finished runs in or below the given folders, a line each: :func:`line_of`, and the run's ``folder``.
 
     Raises:
         RunError: there is none, or one cannot be read.
@@ -28,7 +28,8 @@ def find_runs(paths: Sequence[Path]) -> pd.DataFrame:
 def _read(file: Path) -> dict[str, Any]:
     config = file.with_name(CONFIG)
     try:
-        return line_of(json.loads(file.read_text()), yaml.safe_load(config.read_text()) if config.is_file() else {})
+        known = yaml.safe_load(config.read_text()) if config.is_file() else {}
+        return line_of(json.loads(file.read_text()), known) | {"folder": file.parent}
     except json.JSONDecodeError as fault:
         raise RunError(f"{file} is damaged ({fault}). Run that run again.") from fault
     except yaml.YAMLError as fault:

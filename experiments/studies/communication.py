@@ -26,9 +26,10 @@ from torch.optim import SGD
 
 import datamodules
 from datamodules.augment import normalise
-from experiments.distributed.coders import Zlib
+from experiments.distributed.coders import FixedLength, Zlib
 from experiments.distributed.entropy_coded import EntropyCoded
 from experiments.distributed.hooks import CommunicationHook, HalfPrecision, PowerSGD, Uncompressed
+from experiments.distributed.quantizer import ExplicitBits, FixedRef, Relative
 from experiments.measure.allocator import keep_freed_memory
 from experiments.run import tables
 from models.networks.mlp import MLP
@@ -37,12 +38,13 @@ HOOKS: dict[str, Callable[[], CommunicationHook]] = {
     "none": Uncompressed,
     "float16": HalfPrecision,
     "PowerSGD, rank 2": lambda: PowerSGD(start=2),
-    "coded, c = 0.5": lambda: EntropyCoded(0.5),
+    "coded, c = 0.5": lambda: EntropyCoded(FixedRef(0.5)),
     "coded, c = 1": EntropyCoded,
-    "coded, c = 2": lambda: EntropyCoded(2),
-    "coded, c = 4": lambda: EntropyCoded(4),
-    "coded, c = 1, relative": lambda: EntropyCoded(1, "relative"),
-    "coded, c = 2, relative": lambda: EntropyCoded(2, "relative"),
+    "coded, c = 2": lambda: EntropyCoded(FixedRef(2)),
+    "coded, c = 4": lambda: EntropyCoded(FixedRef(4)),
+    "coded, c = 1, relative": lambda: EntropyCoded(Relative()),
+    "coded, c = 2, relative": lambda: EntropyCoded(Relative(2)),
+    "explicit bits, c = 1": lambda: EntropyCoded(ExplicitBits(), FixedLength()),
     "coded, c = 1, true": lambda: EntropyCoded(mode="true"),
     "coded, c = 1, zlib-9": lambda: EntropyCoded(coder=Zlib()),
 }

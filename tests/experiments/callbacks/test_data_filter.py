@@ -8,6 +8,7 @@ import pytest
 import torch
 import training
 from helpers import fit, summary
+from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
@@ -20,6 +21,7 @@ from models.methods.decoupled_greedy import DecoupledGreedy
 from models.methods.layerwise import Layerwise
 from models.methods.predsim import PredSim
 from models.networks.heads.classifiers import AuxHead
+from models.networks.mlp import MLP
 from models.networks.vgg import VGG
 
 
@@ -194,3 +196,42 @@ def test_schedules_that_count_steps_are_refused(tmp_path):
     model = network(scheduler=partial(CosineAnnealingLR, T_max=48), scheduler_interval="step")
     with pytest.raises(UsageError, match=r"InfoBatch makes epochs shorter: .* Use --model\.scheduler_interval epoch"):
         train(model, tmp_path, InfoBatch())
+
+
+class Weighed(L.Callback):
+    """Holds the batches of a filter's run against what its images' losses say; the weights are never stepped."""
+
+    def __init__(self, chosen):
+        self.chosen, self.losses, self.weighed = chosen, torch.zeros(1293), 0
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        with torch.no_grad():
+            logits = [
+                head(features)
+                for head, features in zip(pl_module.heads, outputs_of(pl_module, batch.images), strict=True)
+            ]
+        losses = torch.stack([cross_entropy(z, batch.labels, reduction="none") for z in logits]).mean(0)
+        if batch.weights is not None:
+            below = self.losses < self.losses.mean()  # as they were before this epoch: they do not change
+            assert ((batch.weights > 1) == below[batch.indices]).all()
+            assert 1.9 < float(batch.weights.max()) < 2.1
+            self.weighed += len(batch.weights)
+        self.losses[batch.indices] = losses
+        torch.testing.assert_close(self.chosen._scores[batch.indices], losses)
+
+
+def outputs_of(model, images):
+    """What every block hands on."""
+    for block in model.blocks:
+        images = block(images)
+        yield images
+
+
+def test_every_image_keeps_its_own_weight_and_is_scored_without_it(tmp_path):
+    torch.manual_seed(0)
+    mlp, head = partial(MLP, hidden=(32, 32), batch_norm=False), partial(AuxHead, convs=0, fcs=1)
+    model = DecoupledGreedy(mlp, (1, 8, 8), 10, num_blocks=2, head=head, optimizer=partial(SGD, lr=0.0))
+    chosen = InfoBatch()
+    weighed = Weighed(chosen)
+    train(model, tmp_path, chosen, weighed)
+    assert weighed.weighed > 1293

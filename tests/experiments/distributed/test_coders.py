@@ -5,7 +5,7 @@ import pytest
 import torch
 from reference.huffman import huffman_bits
 
-from experiments.distributed.coders import Zlib, ZlibHuffman
+from experiments.distributed.coders import FixedLength, Zlib, ZlibHuffman
 from experiments.distributed.entropy import shannon
 
 
@@ -19,7 +19,7 @@ def bits(coder, symbols):
     return 8 * len(coder.encode(symbols.numpy())) / len(symbols)
 
 
-@pytest.mark.parametrize("coder", [Zlib(), ZlibHuffman()], ids=["zlib", "zlib_huffman"])
+@pytest.mark.parametrize("coder", [Zlib(), ZlibHuffman(), FixedLength()], ids=["zlib", "zlib_huffman", "fixed_length"])
 @pytest.mark.parametrize(
     "symbols",
     [
@@ -53,3 +53,13 @@ def test_bits_of_a_normal_payload(step, entropy, huffman, deflated):
     assert huffman_bits(symbols) == pytest.approx(huffman, abs=0.02)
     assert bits(ZlibHuffman(), symbols) == pytest.approx(huffman, abs=0.03)
     assert deflated is None or bits(Zlib(), symbols) == pytest.approx(deflated, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("values", "bits"), [([-1, 1], 1), ([-1, 0, 1], 2), ([-3, 3, -2], 3), ([-127, 0, 1, 127], 8), ([5], 1)]
+)
+def test_fixed_length_takes_as_many_bits_as_the_range_needs(values, bits):
+    symbols = np.array(values * 1001, np.int8)
+    code = FixedLength().encode(symbols)
+    assert len(code) == FixedLength._HEADER.size + -(-bits * len(symbols) // 8)
+    np.testing.assert_array_equal(FixedLength().decode(code, symbols.dtype), symbols)

@@ -17,6 +17,7 @@ from experiments.run.summary import show_summary
 CONFIG = CONFIGS / "communication" / "digits.yaml"
 QUICK = ("--trainer.limit_train_batches=4", "--trainer.log_every_n_steps=2", "--trainer.enable_progress_bar=false")
 HOOK = "--trainer.strategy.init_args.hook"
+STEP = f"{HOOK}.init_args.quantizer.init_args.c"
 
 
 def one_process(runs, *options, name="run"):
@@ -32,7 +33,7 @@ def runs(tmp_path_factory):
     """Two epochs with each of three hooks, for reading only; the folder of the runs."""
     folder = tmp_path_factory.mktemp("hooks")
     one_process(folder, name="coded")
-    one_process(folder, f"{HOOK}.c=2", f"{HOOK}.mode=true", name="coarse")
+    one_process(folder, f"{STEP}=2", f"{HOOK}.mode=true", name="coarse")
     one_process(folder, f"{HOOK}=Uncompressed", name="none")
     return folder
 
@@ -122,7 +123,7 @@ def test_losses_that_compare_images_are_refused(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("option", "said"),
     [
-        (f"{HOOK}.init_args.c=0", "above 0, not 0"),
+        (f"{STEP}=0", "above 0, not 0"),
         (f"{HOOK}.init_args.coder=Morse", "Morse"),
         (f"{HOOK}=Pigeon", "Pigeon"),
         (f"{HOOK}.init_args.mode=wrong", "'counting', 'true'"),

@@ -8,9 +8,11 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from experiments.distributed.coders import Zlib
+from experiments.distributed.coders import FixedLength, Zlib
 from experiments.distributed.entropy_coded import EntropyCoded
 from experiments.distributed.hooks import HalfPrecision, PowerSGD, Uncompressed
+from experiments.distributed.payloads import Weights
+from experiments.distributed.quantizer import ExplicitBits, FixedRef, Relative
 from losses.errors import UsageError
 
 STEPS, PARAMETERS, CODED = 6, 64 * 96 + 96 + 96 * 40 + 40 + 40 * 10 + 10, 64 * 96 + 96 * 40
@@ -22,11 +24,13 @@ HOOKS = {
     "power": lambda: PowerSGD(rank=1, start=2),
     "counting": EntropyCoded,
     "true": lambda: EntropyCoded(mode="true"),
-    "counting, relative": lambda: EntropyCoded(2, "relative"),
-    "true, relative": lambda: EntropyCoded(2, "relative", Zlib(), "true"),
-    "tiny step": lambda: EntropyCoded(1e-5, clip=False),
-    "tiny step, true": lambda: EntropyCoded(1e-5, clip=False, mode="true"),
+    "counting, relative": lambda: EntropyCoded(Relative(2)),
+    "true, relative": lambda: EntropyCoded(Relative(2), Zlib(), "true"),
+    "tiny step": lambda: EntropyCoded(FixedRef(1e-5, clip=False)),
+    "tiny step, true": lambda: EntropyCoded(FixedRef(1e-5, clip=False), mode="true"),
     "every third": lambda: EntropyCoded(code_every=3),
+    "explicit": lambda: EntropyCoded(ExplicitBits(), FixedLength()),
+    "explicit, true": lambda: EntropyCoded(ExplicitBits(), FixedLength(), "true"),
 }
 
 
@@ -143,9 +147,23 @@ def test_steps_between_codings_are_taken_for_as_long(results):
     assert third["summary"]["bytes_per_step"] == pytest.approx(every["summary"]["bytes_per_step"], rel=0.1)
 
 
-def test_the_quantizer_is_set_as_the_hook_is():
-    quantizer = EntropyCoded(c=0.5, rule="relative", clip=False).quantizer
-    assert (quantizer.c, quantizer.rule, quantizer.clip) == (0.5, "relative", False)
+def test_on_cuda_one_exchange_in_20_is_coded_unless_told_otherwise_or_the_code_travels():
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    intervals = {
+        (device.type, mode, every): EntropyCoded(mode=mode, code_every=every)._coding_interval(device)
+        for device in (cuda, cpu)
+        for mode, every in (("counting", None), ("counting", 3), ("true", None), ("true", 1))
+    }
+    assert intervals == {
+        ("cuda", "counting", None): 20,
+        ("cuda", "counting", 3): 3,
+        ("cuda", "true", None): 1,
+        ("cuda", "true", 1): 1,
+        ("cpu", "counting", None): 1,
+        ("cpu", "counting", 3): 3,
+        ("cpu", "true", None): 1,
+        ("cpu", "true", 1): 1,
+    }
 
 
 def test_a_hook_without_a_process_group_is_told():
@@ -156,7 +174,8 @@ def test_a_hook_without_a_process_group_is_told():
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: EntropyCoded(c=-1), "above 0"),
+        (lambda: FixedRef(c=-1), "above 0"),
+        (lambda: Weights(every=0), "every must be at least 1, not 0"),
         (lambda: EntropyCoded(code_every=0), "at least 1"),
         (lambda: EntropyCoded(mode="true", code_every=2), "mode true"),
         (lambda: PowerSGD(start=1), "start ≥ 2"),
