@@ -11,12 +11,15 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from experiments.cli import main
 from experiments.distributed.hooks import Uncompressed
+from experiments.distributed.payloads import Gradients, WeightDelta
 from experiments.distributed.strategy import CompressedDDP
 from experiments.run.summary import show_summary
 
 CONFIG = CONFIGS / "communication" / "digits.yaml"
 QUICK = ("--trainer.limit_train_batches=4", "--trainer.log_every_n_steps=2", "--trainer.enable_progress_bar=false")
 HOOK = "--trainer.strategy.init_args.hook"
+PAYLOAD = "--trainer.strategy.init_args.payload"
+WEIGHTS = (f"{HOOK}.quantizer=Range", f"{HOOK}.mode=true", f"{PAYLOAD}=Weights", f"{PAYLOAD}.every=3")
 STEP = f"{HOOK}.init_args.quantizer.init_args.c"
 
 
@@ -38,10 +41,25 @@ def runs(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Two epochs of coded weights, for reading only; the folder of the run."""
+    return one_process(tmp_path_factory.mktemp("weights"), *WEIGHTS)
+
+
 @pytest.fixture
 def coded(runs, tmp_path):
     """The first of them, which a test may change."""
     return shutil.copytree(runs / "coded", tmp_path / "run")
+
+
+def second_process(payload):
+    """The strategy as the second of two processes has it."""
+    strategy = CompressedDDP(Uncompressed(), payload)
+    strategy.cluster_environment = SimpleNamespace(world_size=lambda: 2, global_rank=lambda: 1, local_rank=lambda: 1)
+    strategy.parallel_devices = [torch.device("cpu")] * 2
+    strategy._lightning_module = SimpleNamespace(trainer=SimpleNamespace(training=True))
+    return strategy
 
 
 def test_lightning_calls_the_hook_on_a_cpu(runs):
@@ -64,6 +82,54 @@ def test_the_end_of_a_run_says_what_was_sent(name, less, runs, capsys):
     assert model == [f"{100 * metrics[name]:.2f}" for name in ("val/top1", "test/top1")]
 
 
+def test_a_resumed_run_of_weights_is_the_run_that_it_would_have_been(weights, tmp_path):
+    once, twice = weights, one_process(tmp_path, *WEIGHTS, "--trainer.max_epochs=1")
+    one_process(tmp_path, *WEIGHTS, "--ckpt_path=last")
+    for part in ("state_dict", "communication"):
+        torch.testing.assert_close(checkpoint(twice)[part], checkpoint(once)[part], rtol=0, atol=0)
+    assert checkpoint(once)["communication"][0]["steps"] == 2 * 2  # after three of four batches, and the last
+    by_epoch = [name for name in summary(once)["metrics"] if name.startswith("communication")]
+    assert by_epoch
+    assert all(summary(once)["metrics"][name] == summary(twice)["metrics"][name] for name in by_epoch)
+
+
+@pytest.mark.parametrize(("name", "exchanges"), [("coded", 4), ("weights", 2)])
+def test_what_every_epoch_sent_is_logged(name, exchanges, runs, weights):
+    folder = weights if name == "weights" else runs / name
+    rows = pd.read_csv(folder / "metrics.csv").groupby("epoch").last().dropna(subset="communication/megabytes")
+    parameters = 64 * 256 + 256 * 256 + 256 * 10 + 4 * 256 + 10  # with BatchNorms
+    sent = rows["communication/epoch/megabytes"]
+    assert len(sent) == 2
+    assert sent[0] == pytest.approx(rows["communication/megabytes"][0], rel=1e-5)
+    assert sent.sum() == pytest.approx(rows["communication/megabytes"][1], rel=1e-5)
+    bits = 8e6 * sent / exchanges / parameters
+    assert list(rows["communication/epoch/bits_per_parameter"]) == pytest.approx(list(bits), rel=1e-5)
+
+
+def test_a_logged_step_without_an_exchange_logs_the_next_one(weights):
+    rows = pd.read_csv(weights / "metrics.csv")  # steps 2 and 4 are logged ones, 3 and 4 exchanges
+    logged = rows.dropna(subset="train/communication/coded/bits")["step"]
+    assert list(logged) == [2, 3, 6, 7]
+
+
+def test_each_process_goes_on_with_its_own_optimizer_where_these_differ(monkeypatch):
+    loaded = {}
+    for payload in (Gradients(), WeightDelta()):
+        states = [{"steps": 0, "total_bytes": 0, "optimizer_states": [name]} for name in ("first", "second")]
+        content = {"communication": states, "optimizer_states": ["first"]}
+        monkeypatch.setattr(DDPStrategy, "load_checkpoint", lambda *_, content=content: content)
+        strategy = second_process(payload)
+        loaded[type(payload)] = strategy.load_checkpoint("last.ckpt")["optimizer_states"]
+    assert loaded == {Gradients: ["first"], WeightDelta: ["second"]}
+
+
+def test_optimizers_of_all_processes_are_saved_where_these_differ(runs, weights):
+    saved = checkpoint(weights)
+    (own,) = saved["communication"]
+    torch.testing.assert_close(own["optimizer_states"], saved["optimizer_states"])
+    assert "optimizer_states" not in checkpoint(runs / "coded")["communication"][0]
+
+
 def test_a_resumed_run_sends_what_it_would_have_sent(runs, tmp_path):
     once, twice = runs / "coded", one_process(tmp_path, "--trainer.max_epochs=1")
     one_process(tmp_path, "--ckpt_path=last")
@@ -79,10 +145,7 @@ def test_a_resumed_run_sends_what_it_would_have_sent(runs, tmp_path):
 def test_each_process_goes_on_with_what_it_had_not_sent_itself(monkeypatch):
     states = [{"steps": 4, "total_bytes": 10}, {"steps": 4, "total_bytes": 20}]
     monkeypatch.setattr(DDPStrategy, "load_checkpoint", lambda *_: {"communication": states})
-    strategy = CompressedDDP(Uncompressed())
-    strategy.cluster_environment = SimpleNamespace(world_size=lambda: 2, global_rank=lambda: 1, local_rank=lambda: 1)
-    strategy.parallel_devices = [torch.device("cpu")] * 2
-    strategy._lightning_module = SimpleNamespace(trainer=SimpleNamespace(training=True))
+    strategy = second_process(Gradients())
     strategy.load_checkpoint("last.ckpt")
     assert strategy.hook.total_bytes == 20
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from helpers import in_two_processes
-from torch import nn
+from small_training import STEPS, batches, flat, network
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
@@ -15,7 +15,7 @@ from experiments.distributed.payloads import Weights
 from experiments.distributed.quantizer import ExplicitBits, FixedRef, Relative
 from losses.errors import UsageError
 
-STEPS, PARAMETERS, CODED = 6, 64 * 96 + 96 + 96 * 40 + 40 + 40 * 10 + 10, 64 * 96 + 96 * 40
+PARAMETERS, CODED = 64 * 96 + 96 + 96 * 40 + 40 + 40 * 10 + 10, 64 * 96 + 96 * 40
 
 HOOKS = {
     "plain": lambda: None,
@@ -34,18 +34,6 @@ HOOKS = {
 }
 
 
-def network():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 40), nn.ReLU(), nn.Linear(40, 10))
-
-
-def batches():
-    """Per step a batch of 32; each process takes every other image."""
-    generator = torch.Generator().manual_seed(1)
-    images = torch.randn(STEPS, 32, 64, generator=generator)
-    return list(zip(images, torch.randint(10, (STEPS, 32), generator=generator), strict=True))
-
-
 def train(model, share=slice(None)):
     """A few steps of SGD: the weights after each, ``(steps, parameters)``."""
     optimizer, weights = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), []
@@ -53,7 +41,7 @@ def train(model, share=slice(None)):
         optimizer.zero_grad()
         cross_entropy(model(images[share]), labels[share]).backward()
         optimizer.step()
-        weights.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
+        weights.append(flat(model))
     return torch.stack(weights)
 
 
