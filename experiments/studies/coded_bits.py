@@ -3,13 +3,14 @@
     python -m experiments.studies.coded_bits runs/coded_weights_fashion_mnist
 
 Left: bits per number over the epochs of training, headers and tables included. Right: validation accuracy against what
-one process has sent so far. One line per hook and payload, the mean over its seeds; a band from lowest to highest. The
+one process has sent so far. One line per payload and hook, the mean over its seeds; a band from lowest to highest. The
 runs need ``--trainer.strategy CompressedDDP``.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import pandas as pd
@@ -17,16 +18,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from experiments.report.rows import group
+from experiments.report.rows import Row, group
 from experiments.report.runs import find_runs
 from experiments.run.errors import RunError
 from experiments.run.files import METRICS
 
 BITS, SENT, ACCURACY = "communication/epoch/bits_per_parameter", "communication/megabytes", "val/top1"
 
+Curves = Mapping[str, Sequence[pd.DataFrame]]
+"""What is sent, and how → the epochs of such runs, a table per seed."""
+
 
 def read_epochs(run: Path) -> pd.DataFrame:
-    """Bits per number, megabytes sent so far and validation accuracy of a run after every epoch, from ``metrics.csv``.
+    """Epochs done, bits per number, megabytes sent so far and validation accuracy, in %, after every epoch of a run.
 
     Raises:
         RunError: the run has sent nothing.
@@ -34,41 +38,55 @@ def read_epochs(run: Path) -> pd.DataFrame:
     rows = pd.read_csv(run / METRICS)
     if BITS not in rows:
         raise RunError(f"{run} logged nothing that was sent: train it with --trainer.strategy CompressedDDP.")
-    return rows.groupby("epoch")[[BITS, SENT, ACCURACY]].last().dropna()
+    epochs = rows.groupby("epoch")[[BITS, SENT, ACCURACY]].last().dropna().reset_index()
+    return epochs.assign(epoch=epochs["epoch"] + 1, **{ACCURACY: 100 * epochs[ACCURACY]})
 
 
-def read_curves(folders: Sequence[Path]) -> dict[str, list[pd.DataFrame]]:
-    """What tells runs apart besides their seed → their epochs, a table per seed.
+def read_curves(folders: Sequence[Path]) -> Curves:
+    """All finished runs in or below some folders.
 
     Raises:
-        RunError: there is no finished run, or one has sent nothing.
+        RunError: there is none, or one has sent nothing.
     """
-    lines = find_runs(folders)
-    return {row.variant: [read_epochs(folder) for folder in row.runs["folder"]] for row in group(lines)}
+    return {_name(row): [read_epochs(run) for run in row.runs["folder"]] for row in group(find_runs(folders))}
+
+
+def _name(row: Row) -> str:
+    """``WeightDelta, Uncompressed``, or ``WeightDelta, FixedRef c = 1.0, Zlib``: payload, quantizer, coder."""
+    known = dict(row.first["settings"])
+    hook = "strategy.init_args.hook"
+    quantizer, coder = f"{hook}.init_args.quantizer", f"{hook}.init_args.coder"
+    parts = ["strategy.init_args.payload", *([quantizer, coder] if f"{coder}.class_path" in known else [hook])]
+    names = [known[f"{part}.class_path"].rpartition(".")[2] for part in parts]
+    if step := known.get(f"{quantizer}.init_args.c"):
+        names[1] += f" c = {step}"
+    return ", ".join(names)
 
 
 @mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False})
-def draw(curves: dict[str, list[pd.DataFrame]], path: Path) -> None:
-    """The picture, to a PNG file; ``curves`` as :func:`read_curves` has them."""
+def draw(curves: Curves, path: Path) -> None:
+    """The picture, to a PNG file."""
     figure = Figure(figsize=(13, 5), layout="constrained")
     bits, accuracy = figure.subplots(1, 2)
-    for i, (name, seeds) in enumerate(curves.items()):
-        colour = mpl.colormaps["tab10"](i % 10)
-        _line(bits, name, colour, [run.index + 1 for run in seeds], [run[BITS] for run in seeds])
-        _line(accuracy, name, colour, [run[SENT] for run in seeds], [100 * run[ACCURACY] for run in seeds])
+    for (name, runs), colour in zip(sorted(curves.items()), mpl.color_sequences["tab10"], strict=False):
+        _line(bits, runs, "epoch", BITS, label=name, color=colour)
+        _line(accuracy, runs, SENT, ACCURACY, label=name, color=colour)
     bits.set(xlabel="epochs of training", ylabel="bits per number", yscale="log")
     bits.xaxis.set_major_locator(MaxNLocator(integer=True))
-    bits.set_yticks([1, 2, 4, 8, 16, 32], labels=["1", "2", "4", "8", "16", "32"])
+    bits.yaxis.set_major_formatter("{x:g}")
+    bits.set_yticks([1, 2, 4, 8, 16, 32], minor=False)
+    bits.minorticks_off()
     accuracy.set(xlabel="MB sent by one process so far", ylabel="validation top-1, %", xscale="log")
+    accuracy.xaxis.set_major_formatter("{x:g}")
     figure.legend(*bits.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
     figure.savefig(path, dpi=150)
 
 
-def _line(axes: Axes, name: str, colour: tuple[float, ...], xs: Sequence[pd.Series], ys: Sequence[pd.Series]) -> None:
-    """The mean over seeds, and a band around it."""
-    x, y = (pd.concat([pd.Series(list(one)) for one in many], axis=1) for many in (xs, ys))
-    axes.plot(x.mean(axis=1), y.mean(axis=1), label=name, color=colour, marker="o", markersize=3)
-    axes.fill_between(x.mean(axis=1), y.min(axis=1), y.max(axis=1), color=colour, alpha=0.2, linewidth=0)
+def _line(axes: Axes, runs: Sequence[pd.DataFrame], x: str, y: str, label: str, color: Any) -> None:
+    """The mean over the seeds, and a band around it."""
+    across, up = (pd.concat([run[column] for run in runs], axis=1) for column in (x, y))
+    axes.plot(across.mean(axis=1), up.mean(axis=1), marker="o", markersize=3, label=label, color=color)
+    axes.fill_between(across.mean(axis=1), up.min(axis=1), up.max(axis=1), color=color, alpha=0.2, linewidth=0)
 
 
 def main(args: Sequence[str] | None = None) -> None:

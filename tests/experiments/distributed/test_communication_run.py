@@ -14,6 +14,8 @@ from experiments.distributed.hooks import Uncompressed
 from experiments.distributed.payloads import Gradients, WeightDelta
 from experiments.distributed.strategy import CompressedDDP
 from experiments.run.summary import show_summary
+from experiments.studies.coded_bits import ACCURACY, BITS, SENT, read_curves
+from experiments.studies.coded_bits import main as draw_bits
 
 CONFIG = CONFIGS / "communication" / "digits.yaml"
 QUICK = ("--trainer.limit_train_batches=4", "--trainer.log_every_n_steps=2", "--trainer.enable_progress_bar=false")
@@ -204,3 +206,24 @@ def test_the_report_tells_hooks_apart_and_says_what_they_sent(runs, tmp_path):
     for name, said in (("none", "Uncompressed"), ("coded", "c 1.0"), ("coarse", "c 2.0")):
         (sent,) = table["sent, bits/parameter"][table["method"].str.contains(said, regex=False)]
         assert sent == f"{summary(runs / name)['metrics']['communication/bits_per_parameter']:.2f}"
+
+
+def test_bits_over_the_epochs_are_drawn_by_payload_and_hook(runs, weights, tmp_path, capsys):
+    folders = [runs, weights.parent]
+    curves = read_curves(folders)
+    assert set(curves) == {
+        "Gradients, Uncompressed",
+        "Gradients, FixedRef c = 1.0, ZlibHuffman",
+        "Gradients, FixedRef c = 2.0, ZlibHuffman",
+        "Weights, Range c = 1.0, ZlibHuffman",
+    }
+    (epochs,) = curves["Weights, Range c = 1.0, ZlibHuffman"]
+    metrics = summary(weights)["metrics"]
+    last = {"epoch": 2, BITS: metrics[BITS], SENT: metrics[SENT], ACCURACY: 100 * metrics[ACCURACY]}
+    assert dict(epochs.iloc[-1]) == pytest.approx(last)
+    assert [len(table) for tables in curves.values() for table in tables] == [2] * 4
+    draw_bits([*map(str, folders), "--output", str(tmp_path / "picture.png")])
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(SystemExit):
+        draw_bits([str(tmp_path)])
+    assert "No finished run" in capsys.readouterr().err
