@@ -74,22 +74,22 @@ class EntropyCoded(CommunicationHook):
 
     def _all_reduce(self, bucket: dist.GradBucket) -> tuple[Future[Tensor], int]:
         sent = 0
-        for name, gradient in self._tensors(bucket):
-            if len(gradient) < SMALLEST:
-                sent += gradient.nbytes
+        for name, payload in self._tensors(bucket):
+            if len(payload) < SMALLEST:
+                sent += payload.nbytes
             else:
-                quantized, _ = self._coded(name, gradient)
-                gradient.copy_(quantized.values)
+                quantized, _ = self._coded(name, payload)
+                payload.copy_(quantized.values)
                 sent += _HEADER.size + self._sizes[name]
         return allreduce_hook(None, bucket), sent  # type: ignore[arg-type]  # None: all processes
 
     def _all_gather(self, bucket: dist.GradBucket) -> tuple[Future[Tensor], int]:
         message = bytearray()
-        for name, gradient in self._tensors(bucket):
-            if len(gradient) < SMALLEST:
-                message += gradient.cpu().numpy().tobytes()
+        for name, payload in self._tensors(bucket):
+            if len(payload) < SMALLEST:
+                message += payload.cpu().numpy().tobytes()
             else:
-                quantized, code = self._coded(name, gradient)
+                quantized, code = self._coded(name, payload)
                 message += _HEADER.pack(quantized.step.item(), len(code)) + code
         buffer = bucket.buffer().zero_()
         messages, sent = self._gather(message, buffer.device)
@@ -113,31 +113,31 @@ class EntropyCoded(CommunicationHook):
         return texts, longest + length.nbytes
 
     def _add(self, message: bytes, bucket: dist.GradBucket) -> None:
-        """Decode a process' message and add its gradients to the bucket's."""
+        """Decode a process' message and add its numbers to the bucket's."""
         place, dtype = 0, np.dtype(str(self.quantizer.dtype).removeprefix("torch."))
-        for _, gradient in self._tensors(bucket):
-            if len(gradient) < SMALLEST:
-                gradient += torch.tensor(np.frombuffer(message, np.float32, len(gradient), place)).to(gradient.device)
-                place += gradient.nbytes
+        for _, payload in self._tensors(bucket):
+            if len(payload) < SMALLEST:
+                payload += torch.tensor(np.frombuffer(message, np.float32, len(payload), place)).to(payload.device)
+                place += payload.nbytes
                 continue
             step, length = _HEADER.unpack_from(message, place)
             place += _HEADER.size
             symbols = self.coder.decode(message[place : place + length], dtype)
-            gradient.add_(torch.tensor(symbols).to(gradient.device), alpha=step)
+            payload.add_(torch.tensor(symbols).to(payload.device), alpha=step)
             place += length
 
     # -- one tensor ---------------------------------------------------------------------------
 
     def _tensors(self, bucket: dist.GradBucket) -> Iterator[tuple[str, Tensor]]:
-        """Names and gradients ``(n,)``."""
-        for parameter, gradient in zip(bucket.parameters(), bucket.gradients(), strict=True):
-            yield self._names[parameter], gradient.view(-1)
+        """Names and what is to be sent, ``(n,)``."""
+        for parameter, payload in zip(bucket.parameters(), bucket.gradients(), strict=True):
+            yield self._names[parameter], payload.view(-1)
 
-    def _coded(self, name: str, gradient: Tensor) -> tuple[Quantized, bytes]:
-        """A gradient as integers, and their code; empty in an exchange that is not coded."""
+    def _coded(self, name: str, payload: Tensor) -> tuple[Quantized, bytes]:
+        """A tensor as integers, and their code; empty in an exchange that is not coded."""
         self.quantizer.calibrating = self.calibrating
-        quantized, code = self.quantizer(name, gradient.float()), b""
-        if self.steps % self._coding_interval(gradient.device) == 0 or name not in self._sizes:
+        quantized, code = self.quantizer(name, payload.float()), b""
+        if self.steps % self._coding_interval(payload.device) == 0 or name not in self._sizes:
             code = self.coder.encode(quantized.symbols.cpu().numpy())
             self._sizes[name] = len(code)
         if self.measuring:

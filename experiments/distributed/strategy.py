@@ -74,8 +74,8 @@ class CompressedDDP(DDPStrategy):
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Save, with what the hooks of all processes remember, and their optimizers where these differ."""
         states: list[Any] = [None] * self.world_size
-        kept = {OPTIMIZERS} & checkpoint.keys() if self.payload.replicas_differ else set()
-        own = {key: checkpoint[key] for key in kept}
+        differing = {OPTIMIZERS} if self.payload.replicas_differ else set()
+        own = {key: checkpoint[key] for key in differing & checkpoint.keys()}
         dist.all_gather_object(states, self.hook.state_dict() | own)
         super().save_checkpoint(checkpoint | {"communication": states}, filepath, storage_options)
 
