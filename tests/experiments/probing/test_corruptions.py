@@ -4,7 +4,6 @@ import sys
 from functools import partial
 from statistics import fmean
 
-import imagecorruptions
 import numpy as np
 import pytest
 import torch
@@ -19,6 +18,7 @@ from experiments.probing.linear_probe import LinearProbe
 from models.methods.decoupled_greedy import DecoupledGreedy
 from models.networks.vgg import VGG
 
+imagecorruptions = pytest.importorskip("imagecorruptions", exc_type=ImportError)  # the package is optional
 CPU = torch.device("cpu")
 COLOUR, GREY = (40, 36, 3), (28, 28, 1)
 
