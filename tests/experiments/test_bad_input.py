@@ -56,6 +56,7 @@ def test_a_mistake_is_told_in_one_sentence_and_leaves_nothing(options, said, tmp
     message = fault(capsys, *FIT, f"--runs={tmp_path}", *options)
     for part in said:
         assert part in message
+    assert ("Did you mean" in message) == ("Did you mean" in said[-1])  # nothing far-fetched
     assert not list(tmp_path.iterdir())
 
 
