@@ -1,10 +1,10 @@
-"""A finished run that the command-line tests share."""
+"""What the command-line tests share: a finished run, and what builds other ones."""
 
 import shutil
 from pathlib import Path
 
 import pytest
-from helpers import fit
+from helpers import Builder, fit
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +17,17 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def copied(finished: Path, tmp_path: Path) -> Path:
     """The same run, which a test may change: ``tmp_path / "run"``."""
     return shutil.copytree(finished, tmp_path / "run")
+
+
+@pytest.fixture(scope="session")
+def builder() -> Builder:
+    """Builds what a command line asks for."""
+    return Builder()
+
+
+@pytest.fixture
+def cifar10_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folders of CIFAR-10 as JPEG files where configs look for them: classes without images."""
+    for label in range(10):
+        (tmp_path / "data" / "cifar10-jpeg" / "train" / f"class{label}").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)

@@ -1,17 +1,24 @@
 """What the command-line tests share."""
 
 import json
+import re
 import sys
 from collections.abc import Callable
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
 import torch
 import torch.multiprocessing as mp
+from jsonargparse import Namespace
 
 from experiments.cli import main
+from experiments.local_learning_cli import LocalLearningCLI
 
 CONFIGS = Path(__file__).parents[2] / "experiments" / "configs"
+EXPERIMENTS = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name not in ("suites", "probe"))
+PROBES = sorted((CONFIGS / "probe").glob("*.yaml"))
+SUITES = sorted((CONFIGS / "suites").glob("*.yaml"))
 DIGITS = CONFIGS / "decoupled_greedy" / "digits.yaml"
 SMALL = (
     "--model.network.plan=[8,8,M,16,16]",
@@ -23,11 +30,49 @@ SMALL = (
 )
 
 
+def name_of(config: Path) -> str:
+    """Folder and name of a YAML."""
+    return f"{config.parent.name}/{config.stem}"
+
+
+def head_of(config: Path) -> str:
+    """The comments at the head of a config or suite."""
+    return "".join(takewhile(lambda line: line.startswith("#"), config.read_text().splitlines(keepends=True)))
+
+
+def variants(config: Path) -> list[str]:
+    """The config or suite as it is, then what stands behind ``…`` in the lines of commands at its head."""
+    return ["", *re.findall(r"^#   … ([^#\n]+)", head_of(config), re.MULTILINE)]
+
+
 def fit(runs: Path, *options: str, name: str = "run", config: Path = DIGITS) -> Path:
     """Train a small network on digits for two epochs of four batches; the run folder."""
     command = ["fit", "--config", str(config), f"--runs={runs}", f"--name={name}", "--trainer.max_epochs=2"]
     main([*command, *(SMALL if config == DIGITS else ()), *options])
     return runs / name
+
+
+class Builder(LocalLearningCLI):
+    """Builds what command lines of ``fit`` ask for, and trains nothing: weights are on the meta device.
+
+    Of the last command line it holds ``options``, all that there are, ``model``, ``datamodule`` and ``trainer``, and
+    ``optimization``: what the model gives Lightning to step.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(["fit", f"--config={DIGITS}"])  # the parser, which takes longer to build than to use
+
+    def fit(self, **arguments: object) -> None:
+        """Do nothing."""
+
+    def build(self, config: Path, *options: str) -> None:
+        self.options = self._parser("fit").parse_args([f"--config={config}", *options])  # half of the whole's time
+        self.config = Namespace(subcommand="fit", fit=self.options)
+        with torch.device("meta"):
+            self.instantiate_classes()
+            self.after_instantiate_classes()
+        self.model.trainer = self.trainer
+        self.optimization = self.model.configure_optimizers()
 
 
 def fault(capsys, *args: str) -> str:

@@ -1,6 +1,5 @@
 """Every YAML runs: one training, validation and test batch on tiny data in the published format."""
 
-import itertools
 import re
 import shlex
 from functools import cache
@@ -9,29 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 from fake_data import WRITERS, write_data_set
-from helpers import CONFIGS, summary
+from helpers import CONFIGS, EXPERIMENTS, PROBES, SUITES, head_of, name_of, summary, variants
 
 from experiments.cli import main
 from experiments.suite import Run, read_suite
 from models.parts.difficulty import Difficulty
-
-EXPERIMENTS = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name not in ("suites", "probe"))
-PROBES = sorted((CONFIGS / "probe").glob("*.yaml"))
-SUITES = sorted((CONFIGS / "suites").glob("*.yaml"))
-
-
-def name_of(path: Path) -> str:
-    return f"{path.parent.name}/{path.stem}"
-
-
-def head_of(path: Path) -> str:
-    return "".join(itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines(keepends=True)))
-
-
-def variants(config: Path) -> list[str]:
-    """The config or suite as it is, then what stands behind ``…`` in the lines of commands at its head."""
-    return ["", *re.findall(r"^#   … ([^#\n]+)", head_of(config), re.MULTILINE)]
-
 
 COMMANDS = [(config, options) for config in EXPERIMENTS for options in variants(config)]
 
@@ -98,16 +79,6 @@ def test_suite_names_configs_that_exist(suite):
     assert runs
     assert all(run.config.is_file() for run in runs)
     assert all(run.probe.is_file() for run in runs if run.probe)
-
-
-@pytest.mark.parametrize("suite", SUITES, ids=name_of)
-def test_suite_gives_options_that_exist(suite, capsys):
-    kinds = {(run.config, tuple(option.partition("=")[0] for option in run.options)): run for run in read_suite(suite)}
-    further = shlex.split(variants(suite)[-1])  # what its head gives every run behind all others
-    for run in kinds.values():
-        with pytest.raises(SystemExit) as stop:
-            main(["fit", "--config", str(run.config), *run.options, *further, "--print_config"])
-        assert not stop.value.code, capsys.readouterr().err
 
 
 @cache
