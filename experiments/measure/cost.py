@@ -237,10 +237,11 @@ def _title(model: LocalLearning, batch_size: int, processes: int) -> str:
 
 
 def _totals(cost: NetworkCost) -> str:
+    alone = "" if cost.thread_macs is None else f", a group alone {cost.thread_macs / 1e6:.2f} M"
     return (
         f"in all         {cost.parameters:,} parameters, {cost.total_macs / 1e6:.2f} M MACs forward "
         f"(backprop {cost.backprop_macs / 1e6:.2f} M); slowest node {cost.slowest_node_macs / 1e6:.2f} M\n"
-        f"inference      {cost.inference_macs / 1e6:.2f} M MACs, with all heads {cost.total_macs / 1e6:.2f} M\n"
+        f"inference      {cost.inference_macs / 1e6:.2f} M MACs, with all heads {cost.total_macs / 1e6:.2f} M{alone}\n"
         f"Predicted, × backprop:\n"
         f"  peak memory  {cost.predicted_memory_ratio:.3f} of its "
         f"{cost.backprop_activation_bytes / 2**20:.1f} MiB of activations\n"

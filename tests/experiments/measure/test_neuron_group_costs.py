@@ -1,6 +1,7 @@
 """The published cost tables of GN-DGL (method sheet, section 10), cell by cell."""
 
 import json
+import re
 from functools import partial
 
 import pytest
@@ -8,14 +9,15 @@ import torch
 from helpers import CONFIGS
 
 from experiments.cli import main
-from experiments.measure.cost import network_cost
+from experiments.measure.cost import network_cost, show_cost
 from experiments.suite import read_suite
 from models.methods.backprop import Backprop
 from models.methods.decoupled_greedy import DecoupledGreedy
 from models.methods.neuron_groups import NeuronGroups
 from models.networks.cut import Cut
-from models.networks.heads.classifiers import AuxHead
+from models.networks.heads.classifiers import AuxHead, LinearHead
 from models.networks.resnet import CifarResNet
+from models.networks.vgg import VGG
 
 DEPTHS, GROUPS = (1, 2, 4, 8, 16), (1, 2, 4, 8)
 SLOWEST_NODE = {
@@ -88,6 +90,14 @@ def test_a_group_predicts_alone_only_where_groups_never_see_each_other():
     assert cost(1, 2, 1, True, sharing="none").thread_macs is None
     one, two = (cost(1, k, 4, True, sharing="none").thread_macs for k in (1, 2))
     assert one == two  # the first block's heads take no part
+
+
+@pytest.mark.parametrize(("sharing", "said"), [("none", ", a group alone 0.05 M"), ("full", "")])
+def test_cost_says_what_a_group_alone_takes(sharing, said, capsys):
+    # 6144 for the first convolution with its BatchNorm and ReLU, 38400 for the second, 842 for the head.
+    model = NeuronGroups(partial(VGG, plan=[32, 32]), (1, 8, 8), 10, 2, 4, head=LinearHead, sharing=sharing)
+    show_cost(model, 2, "published", json=False)
+    assert re.search(rf"with all heads \d.\d\d M{said}$", capsys.readouterr().out, re.MULTILINE)
 
 
 PUBLISHED = {run.name: run for run in read_suite(CONFIGS / "suites" / "neuron_groups_published.yaml")}
