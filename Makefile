@@ -5,6 +5,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+EXTRAS := .venv/extras
 LOWEST := .venv/lowest
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
@@ -13,7 +14,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 demo: $(INSTALLED)
 	$(BIN)/python -m experiments suite experiments/configs/suites/demo.yaml
 
-test: $(INSTALLED)
+test: $(INSTALLED) $(EXTRAS)
 	$(BIN)/python -m pytest
 
 lint: $(INSTALLED)
@@ -30,6 +31,11 @@ $(INSTALLED): requirements.txt setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python $(PIP_INSTALL) -r requirements.txt
 	$(BIN)/python $(PIP_INSTALL) --no-build-isolation --no-deps --editable .
+	touch $@
+
+# Optional packages, which tests use if they are there.
+$(EXTRAS): $(INSTALLED)
+	$(BIN)/python $(PIP_INSTALL) --no-build-isolation --editable '.[corruptions]'
 	touch $@
 
 # Every "name>=version" of install_requires becomes "name==version".
