@@ -89,7 +89,7 @@ class Weights(Payload):
     @override
     def settle(self) -> None:
         if self._alone:
-            # Validation runs in inference mode, whose tensors could not be kept for the next exchange.
+            # Validation runs in inference mode, but for gloo; its tensors could not be kept for the next exchange.
             with torch.inference_mode(False), torch.no_grad():
                 self._exchange()
             self._alone = 0
