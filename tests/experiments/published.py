@@ -62,6 +62,7 @@ def settings(builder: Builder) -> dict[str, Any]:
         "data": _plain(data) | {"mean": data.mean, "std": data.std},
         "views": _views(data.views, data.image_shape[1]) if data.views else None,
         "model": _plain(model),
+        "network": _plain(builder.options.model.init_args.network.init_args),  # first weights are not on meta
         "blocks end at": [[*dict(block.named_children())][-1] for block in model.blocks],
         "parameters": {  # in millions
             "blocks": [*map(_millions, model.blocks)],
