@@ -328,12 +328,14 @@ class LocalLearning(Method):
         epochs, needed = self.trainer.max_epochs, self.schedule.epochs
         short = self.trainer.fast_dev_run  # type: ignore[attr-defined]  # a connector of Lightning's sets it
         if needed and not short and epochs != needed:
-            anew = f" The schedule begins anew with every block: T_max counts that block's {self.scheduler_interval}s."
-            per_block = self.schedule.epochs_per_block
-            each = f"{per_block} epochs each" if isinstance(per_block, int) else f"{per_block} epochs"
+            per_block, unit = self.schedule.epochs_per_block, f"{self.scheduler_interval}s"
+            alike = isinstance(per_block, int)
+            whose = "that block's" if alike else "the longest block's"
+            anew = f" The schedule begins anew with every block: T_max counts {whose} {unit}."
             raise UsageError(
-                f"{self.schedule.parts} blocks of {each} take {needed} epochs: set trainer.max_epochs to that, not "
-                f"{epochs}, or change epochs_per_block.{anew if self.make_scheduler else ''}"
+                f"{self.schedule.parts} blocks of {per_block} epochs{' each' if alike else ''} take {needed} epochs: "
+                f"set trainer.max_epochs to that, not {epochs}, or change epochs_per_block."
+                f"{anew if self.make_scheduler else ''}"
             )
 
     # -- checkpoints ------------------------------------------------------------------------------

@@ -6,13 +6,17 @@ import json
 import os
 import re
 import shutil
+from functools import partial
 
 import pytest
 import torch
 from helpers import CONFIGS, fault, fit, summary
 
+from datamodules.augment import Augment
 from datamodules.digits import Digits
 from experiments.cli import main
+from experiments.studies import partitions
+from models.networks.vgg import VGG
 
 CONFIG = CONFIGS / "layerwise" / "digits.yaml"
 SMALL = (
@@ -184,3 +188,37 @@ def test_bench_names_the_benchmark_of_single_blocks(capsys):
 def test_batch_sizes_that_cost_prints_can_be_typed(tmp_path):
     folder = run(tmp_path, '--data.batch_sizes={"0": 32, "2": 64, "4": 128}', "--trainer.limit_train_batches=1.0")
     assert summary(folder)["global_step"] == 2 * (41 + 21 + 11)
+
+
+def test_partitions_train_with_the_batches_that_fill_backpropagations_memory():
+    small = partial(VGG, plan=(4, "M", 8))
+    task = partitions.Task(Digits, Augment(), 256, small, (1, 2), 1, 1e-4, 1, (0.0, 1.1))
+    run = partitions.train(task, "data", units=1, filled=True, seed=0)
+    assert len(run.batch_sizes) == 2
+    assert min(run.batch_sizes) > 256
+    assert run.rate == pytest.approx(partitions.RATE * min(run.batch_sizes) / 256)
+    (first, top1), (second, _) = run.curve
+    assert 0 < first < second
+    assert (run.seconds_to(0.0), run.seconds_to(1.1)) == (first, None)
+    assert 0 <= top1 <= 1
+
+
+def test_times_to_an_accuracy_are_over_those_of_the_same_seeds_backpropagation():
+    def run(units, seed, *curve):
+        return partitions.Run(units, False, seed, [64], 0.05, curve, test=curve[-1][1])
+
+    runs = [run(2, 0, (1, 0.5), (2, 0.9)), run(2, 1, (2, 0.7), (4, 0.9)), run(1, 3, (1, 0.9))]
+    runs += [run(1, 0, (1, 0.8), (3, 0.9)), run(1, 1, (1, 0.6), (2, 0.7))]
+    single, whole = partitions.rows(runs, (0.7, 0.85))
+    assert whole == [
+        "all",
+        "64",
+        "0.050",
+        "90.00 ± 0.00",
+        "90.00 ± 0.00",
+        "1.00 (3.0 s)",
+        "1.00 (2.0 s)",
+        "1.00 (3.0 s)",
+    ]
+    # 0.7 after 1 of 2 s and 2 of 2 s; one seed never reaches 0.85; a seed without backpropagation does not count.
+    assert single == ["1", "64", "0.050", "80.00 ± 14.14", "80.00 ± 14.14", "1.00 (2.5 s)", "0.75 (1.5 s)", "–"]

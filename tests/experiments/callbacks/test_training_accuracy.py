@@ -15,7 +15,12 @@ from models.networks.vgg import VGG
 
 
 def test_every_block_has_that_of_its_final_weights(tmp_path):
-    one_by_one = ("--model=Layerwise", "--model.num_blocks=2", "--model.epochs_per_block=1")
+    one_by_one = (
+        "--model=Layerwise",
+        "--model.num_blocks=2",
+        "--model.epochs_per_block=[2,1]",
+        "--trainer.max_epochs=3",
+    )
     metrics = summary(fit(tmp_path, "--trainer.callbacks+=TrainingAccuracy", *one_by_one))["metrics"]
     assert 0 <= metrics["train_set/block1/top1"] <= 1
     assert 0.1 < metrics["train_set/block2/top1"] == metrics["train_set/top1"] <= 1
