@@ -28,7 +28,7 @@ def run_json(capsys, *args):
 
 def test_cost_counts_every_node(capsys):
     """GN-DGL, G = 1; the data set need not be there."""
-    config = ("--config", str(RESNET32), "--model.num_blocks=4", "--data.batch_size=128")
+    config = ("--config", str(RESNET32), "--model.final_head=null", "--model.num_blocks=4", "--data.batch_size=128")
     cost, plain = (run_json(capsys, "cost", *config, *more) for more in ((), ("--convention=plain",)))
     nodes = cost["nodes"]
     assert [(node["block"], node["group"]) for node in nodes] == [(1, 1), (2, 1), (3, 1), (4, 1)]
