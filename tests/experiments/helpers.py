@@ -65,8 +65,13 @@ class Builder(LocalLearningCLI):
     def fit(self, **arguments: object) -> None:
         """Do nothing."""
 
+    def parse(self, config: Path, *options: str) -> Namespace:
+        """All options of a command; this takes half of the time of building."""
+        return self._parser("fit").parse_args([f"--config={config}", *options])
+
     def build(self, config: Path, *options: str) -> None:
-        self.options = self._parser("fit").parse_args([f"--config={config}", *options])  # half of the whole's time
+        """Build what a command asks for."""
+        self.options = self.parse(config, *options)
         self.config = Namespace(subcommand="fit", fit=self.options)
         with torch.device("meta"):
             self.instantiate_classes()
