@@ -24,7 +24,7 @@ VARIANTS = {f"{name_of(config)} {more}": (config, more) for config in EXPERIMENT
 def test_config_runs(config, tmp_path, monkeypatch):
     data = yaml.safe_load(config.read_text())["data"]["class_path"].rpartition(".")[2]
     # Several processes would be started by pytest's own command line.
-    options = ["--trainer.devices=1", "--trainer.fast_dev_run=true", "--trainer.accelerator=cpu", "--data.batch_size=8"]
+    options = ["--trainer.devices=1", "--trainer.fast_dev_run=true", "--trainer.accelerator=cpu", "--data.batch_size=2"]
     if data in WRITERS:
         options += [f"--data.root={write_data_set(data, tmp_path, monkeypatch)}", "--data.num_workers=0"]
     if data == "ImageNet":
