@@ -133,7 +133,7 @@ class LocalLearningCLI(LightningCLI):
         _refused.clear()
         try:
             super().instantiate_classes()
-        except Exception as error:
+        except Exception as error:  # jsonargparse's, often of another kind than what a constructor raised
             fault = _refused[-1] if _refused else error
             if isinstance(fault, ValueError):
                 raise UsageError(" ".join(str(fault).split())) from fault
@@ -261,7 +261,7 @@ def _build(class_type: Any, *args: Any, **kwargs: Any) -> Any:
     """What jsonargparse shall build classes with: of what they raise it keeps the words at most."""
     try:
         return class_type(*args, **kwargs)
-    except Exception as fault:
+    except Exception as fault:  # of whatever kind: it is raised again
         _refused.append(fault)
         raise
 

@@ -202,14 +202,8 @@ class LocalLearning(Method):
     def _step_schedulers(self, interval: str) -> None:
         # Lightning steps no schedule under manual optimization.
         if self.make_scheduler and interval == self.scheduler_interval:
-            for k in [*self.learners] * self._stride():
+            for k in [*self.learners] * self.schedule.stride(self.current_epoch):
                 self.trainer.lr_scheduler_configs[k].scheduler.step()  # no ReduceLROnPlateau
-
-    def _stride(self) -> int:
-        """How often a schedule steps: once; more often for a block of fewer epochs, so that it comes to its end too."""
-        epoch, epochs = self.schedule.turn(self.current_epoch)
-        longest = max(self.schedule.lengths, default=epochs)
-        return (epoch + 1) * longest // epochs - epoch * longest // epochs
 
     # -- watching -------------------------------------------------------------------------------
 
@@ -309,7 +303,9 @@ class LocalLearning(Method):
         require_supported_processes(self, self.trainer)
         if stage == "fit":
             self._require_compiler_that_pays()
-            self._require_epochs()
+            short = self.trainer.fast_dev_run  # type: ignore[attr-defined]  # a connector of Lightning's sets it
+            interval = self.scheduler_interval if self.make_scheduler else None
+            self.schedule.require_fit(None if short else self.trainer.max_epochs, interval)
             self.learned = self.schedule.learners(0).stop  # a checkpoint that is resumed knows better
 
     def _require_compiler_that_pays(self) -> None:
@@ -317,25 +313,6 @@ class LocalLearning(Method):
             raise UsageError(
                 "compile: true does not pay on a CPU: a step of ResNet-32 in 4 blocks took 1.02 to 1.04 times as long. "
                 "Leave it out (--model.compile false)."
-            )
-
-    def _require_epochs(self) -> None:
-        if self.make_scheduler and self.scheduler_interval == "step" and len(set(self.schedule.lengths)) > 1:
-            raise UsageError(
-                f"Blocks of different epochs_per_block, {self.schedule.lengths}, go through one schedule in strides of "
-                "epochs: set --model.scheduler_interval epoch."
-            )
-        epochs, needed = self.trainer.max_epochs, self.schedule.epochs
-        short = self.trainer.fast_dev_run  # type: ignore[attr-defined]  # a connector of Lightning's sets it
-        if needed and not short and epochs != needed:
-            per_block, unit = self.schedule.epochs_per_block, f"{self.scheduler_interval}s"
-            alike = isinstance(per_block, int)
-            whose = "that block's" if alike else "the longest block's"
-            anew = f" The schedule begins anew with every block: T_max counts {whose} {unit}."
-            raise UsageError(
-                f"{self.schedule.parts} blocks of {per_block} epochs{' each' if alike else ''} take {needed} epochs: "
-                f"set trainer.max_epochs to that, not {epochs}, or change epochs_per_block."
-                f"{anew if self.make_scheduler else ''}"
             )
 
     # -- checkpoints ------------------------------------------------------------------------------

@@ -79,6 +79,40 @@ class Schedule:
         k = self.learners(epoch).start
         return epoch - self.first_epoch(k), self.lengths[k]
 
+    def stride(self, epoch: int) -> int:
+        """Steps of a part's learning-rate schedule in an epoch (counted from 0), for one of the longest part.
+
+        A part of fewer epochs than others goes through the same schedule in longer strides, to its end.
+        """
+        place, epochs = self.turn(epoch)
+        longest = max(self.lengths, default=epochs)
+        return (place + 1) * longest // epochs - place * longest // epochs
+
+    def require_fit(self, epochs: int | None, interval: str | None) -> None:
+        """See that a training lets every part learn for its epochs.
+
+        Args:
+            epochs: of the training; None, if it is only tried out.
+            interval: what a learning-rate schedule counts, ``epoch`` or ``step``; None if there is none.
+
+        Raises:
+            UsageError: more or fewer epochs than all parts take one by one, or a schedule that counts steps of parts
+                with different numbers of epochs.
+        """
+        if interval == "step" and len(set(self.lengths)) > 1:
+            raise UsageError(
+                f"Blocks of different epochs_per_block, {self.lengths}, go through one schedule in strides of epochs: "
+                "set --model.scheduler_interval epoch."
+            )
+        if None in (epochs, self.epochs) or epochs == self.epochs:
+            return
+        each, whose = (" each", "that") if isinstance(self.epochs_per_block, int) else ("", "the longest")
+        anew = f" The schedule begins anew with every block: T_max counts {whose} block's {interval}s."
+        raise UsageError(
+            f"{self.parts} blocks of {self.epochs_per_block} epochs{each} take {self.epochs} epochs: set "
+            f"trainer.max_epochs to that, not {epochs}, or change epochs_per_block.{anew if interval else ''}"
+        )
+
     @property
     def forward_passes(self) -> list[float]:
         """How often a step goes forward through each part, on average over epochs of as many steps each."""

@@ -1,5 +1,6 @@
 """What the processes of a run send each other, and when."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -15,7 +16,7 @@ from experiments.distributed.hooks import CommunicationHook
 from losses.errors import UsageError
 
 
-class Payload:
+class Payload(ABC):
     """What a hook averages over the processes; a subclass says when it is sent.
 
     Attributes:
@@ -24,17 +25,17 @@ class Payload:
 
     replicas_differ = False
 
+    @abstractmethod
     def register(self, model: DistributedDataParallel, hook: CommunicationHook) -> None:
         """Have what a model's processes learn averaged by a hook."""
-        raise NotImplementedError
 
-    def start(self) -> None:
+    def start(self) -> None:  # noqa: B027 (nothing to do where gradients travel)
         """Training begins, with weights that all processes share."""
 
-    def after_step(self, last: bool) -> None:
+    def after_step(self, last: bool) -> None:  # noqa: B027
         """The optimizer has stepped; ``last``: in the epoch's last batch."""
 
-    def settle(self) -> None:
+    def settle(self) -> None:  # noqa: B027
         """Have all processes share their weights: somebody is about to look at them."""
 
 

@@ -7,7 +7,6 @@ one process has sent so far. One line per payload and hook, the mean over its se
 runs need ``--trainer.strategy CompressedDDP``.
 """
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from experiments.report.rows import Row, group
 from experiments.report.runs import find_runs
 from experiments.run.errors import RunError
 from experiments.run.files import METRICS
+from experiments.studies.picture import draw_runs
 
 BITS, SENT, ACCURACY = "communication/epoch/bits_per_parameter", "communication/megabytes", "val/top1"
 
@@ -91,16 +91,7 @@ def _line(axes: Axes, runs: Sequence[pd.DataFrame], x: str, y: str, label: str, 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Draw the runs that are asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs="+", help="run folders, or folders of them")
-    parser.add_argument("--output", type=Path, help="PNG file (default: coded_bits.png in the first folder)")
-    options = parser.parse_args(args)
-    path = options.output or options.runs[0] / "coded_bits.png"
-    try:
-        draw(read_curves(options.runs), path)
-    except RunError as fault:
-        parser.exit(2, f"error: {fault}\n")
-    print(f"Picture: {path}")
+    draw_runs(__doc__, "coded_bits.png", lambda folders, path: draw(read_curves(folders), path), args)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from torch import Tensor
 from experiments.run.checkpoint import network_differences
 from experiments.run.errors import RunError
 from experiments.run.files import CONFIG, LAST
+from losses.errors import UsageError
 from models.methods.blockwise_ssl import BlockwiseSSL
 from models.networks.cut import Cut
 from models.networks.heads.embeddings import BiasFreeProjector
@@ -82,8 +83,11 @@ def main() -> None:
     options = parser.parse_args()
     recipe = yaml.safe_load(RECIPE.read_text())
     model = released_model(recipe)
-    load_released(model, torch.load(options.file, map_location="cpu", weights_only=True))
-    write_run(model, recipe, options.folder)
+    try:
+        load_released(model, torch.load(options.file, map_location="cpu", weights_only=True))
+        write_run(model, recipe, options.folder)
+    except (UsageError, OSError) as fault:
+        parser.exit(2, f"error: {fault}\n")
 
 
 if __name__ == "__main__":

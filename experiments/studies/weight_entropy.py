@@ -7,7 +7,6 @@ The head of a network of one block is grey; those of several blocks, which move 
 The runs need the callback ``experiments.callbacks.Entropy``. A folder of runs stands for all runs in it.
 """
 
-import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from matplotlib.ticker import MaxNLocator
 
 from experiments.run.errors import RunError
 from experiments.run.files import CONFIG, METRICS
+from experiments.studies.picture import draw_runs
 
 Curves = dict[str, pd.Series]
 """Weight tensor → metric by epochs of training."""
@@ -45,16 +45,19 @@ def read_curves(run: Path, metric: str = "weight_h8") -> Curves:
     return {name: curves[name] for name in sorted(curves, key=_depth)}
 
 
-def find_runs(folder: Path) -> list[Path]:
-    """The run that a folder is, or all in it.
+def run_folders(folders: Sequence[Path]) -> list[Path]:
+    """Of each folder the run that it is, or all in it; unfinished ones too.
 
     Raises:
         RunError: there is none.
     """
-    runs = [file.parent for file in sorted(folder.rglob(METRICS)) if file.with_name(CONFIG).is_file()]
-    if not runs:
-        raise RunError(f"{folder} is no run folder, nor are there runs in it.")
-    return runs
+    found = []
+    for folder in folders:
+        runs = [file.parent for file in sorted(folder.rglob(METRICS)) if file.with_name(CONFIG).is_file()]
+        if not runs:
+            raise RunError(f"{folder} is no run folder, nor are there runs in it.")
+        found += runs
+    return found
 
 
 def draw(runs: Sequence[Path], path: Path) -> None:
@@ -121,16 +124,7 @@ def _layer(name: str) -> str:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Draw the runs that are asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs="+", help="run folders, or folders of them")
-    parser.add_argument("--output", type=Path, help="PNG file (default: weight_entropy.png in the first folder)")
-    options = parser.parse_args(args)
-    path = options.output or options.runs[0] / "weight_entropy.png"
-    try:
-        draw([run for folder in options.runs for run in find_runs(folder)], path)
-    except RunError as fault:
-        parser.exit(2, f"error: {fault}\n")
-    print(f"Picture: {path}")
+    draw_runs(__doc__, "weight_entropy.png", lambda folders, path: draw(run_folders(folders), path), args)
 
 
 if __name__ == "__main__":
