@@ -41,7 +41,7 @@ from experiments.run.errors import RunError
 from experiments.run.files import PREDICTIONS, SUMMARY
 from experiments.run.folder import RunFolder
 from experiments.run.loggers import RunCSVLogger, RunTensorBoardLogger
-from experiments.run.saved_config import SavedConfig
+from experiments.run.saved_config import AS_PARSED, SavedConfig
 from experiments.run.summary import log_to_hparams, show_summary, summarise, write_json
 from experiments.trainer import Trainer
 from losses.errors import UsageError
@@ -228,7 +228,7 @@ class LocalLearningCLI(LightningCLI):
 
     def _keep_arguments(self) -> None:
         """Note in the model, and so in its checkpoints, what it was built from: ``load_from_checkpoint`` goes by it."""
-        text = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False)
+        text = self._parser(self.subcommand).dump(self.config[self.subcommand], **AS_PARSED)
         config = yaml.safe_load(text)["model"]
         taken = LightningArgumentParser().add_class_arguments(type(self.model), fail_untyped=False)
         linked = {name: getattr(self.datamodule, its) for its, name in FROM_THE_DATA.items() if name in taken}

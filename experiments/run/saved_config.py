@@ -12,6 +12,9 @@ from typing_extensions import override
 from experiments.run.files import CONFIG
 from experiments.run.settings import settings
 
+AS_PARSED = {"skip_unset": False, "skip_validation": True}
+"""How a parsed configuration is dumped: with its nulls, and not checked again."""
+
 
 class SavedConfig(SaveConfigCallback):
     """Writes ``config.yaml`` without what belongs to one call only, so that it runs again as it is.
@@ -61,7 +64,7 @@ class SavedConfig(SaveConfigCallback):
 
     def _lasting(self) -> dict[str, Any]:
         """The configuration without what belongs to one call."""
-        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        config = yaml.safe_load(self.parser.dump(self.config, **AS_PARSED))
         return {key: value for key, value in config.items() if key not in ("ckpt_path", "weights_only", "name", "runs")}
 
 

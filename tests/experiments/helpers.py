@@ -29,6 +29,9 @@ SMALL = (
     "--trainer.accelerator=cpu",
 )
 
+FORK = "fork" if sys.platform == "linux" and not torch.cuda.is_available() else "spawn"
+"""How a test starts a process: a forked one need not import all again. Autograd's CUDA threads survive no fork."""
+
 
 def name_of(config: Path) -> str:
     """Folder and name of a YAML."""
@@ -97,7 +100,5 @@ def summary(folder: Path) -> dict:
 
 
 def in_two_processes(work: Callable[..., None], *args: object) -> None:
-    """Call ``work(rank, *args)`` in two processes at once; a forked one need not import everything again."""
-    # Autograd's CUDA threads do not survive a fork.
-    method = "fork" if sys.platform == "linux" and not torch.cuda.is_available() else "spawn"
-    mp.start_processes(work, args, nprocs=2, start_method=method)
+    """Call ``work(rank, *args)`` in two processes at once."""
+    mp.start_processes(work, args, nprocs=2, start_method=FORK)

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 import yaml
-from helpers import DIGITS, SMALL, fault, fit, summary
+from helpers import DIGITS, FORK, SMALL, fault, fit, summary
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from experiments.callbacks.meter import Meter
@@ -232,9 +232,7 @@ def broken(moment, stop, command, printed):
 def run_broken(moment, stop, tmp_path, *options):
     """Train in a process of its own that breaks off at a moment; its exit code and what it printed."""
     command = ["fit", "--config", str(DIGITS), f"--runs={tmp_path}", "--name=run", *SMALL, *options]
-    context = mp.get_context("forkserver")
-    context.set_forkserver_preload(["experiments.local_learning_cli"])  # once for all, not seconds for each
-    process = context.Process(target=broken, args=(moment, stop, command, printed := tmp_path / "printed"))
+    process = mp.get_context(FORK).Process(target=broken, args=(moment, stop, command, printed := tmp_path / "printed"))
     process.start()
     process.join()
     return process.exitcode, printed.read_text()
