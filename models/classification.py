@@ -118,12 +118,13 @@ class LocalClassification(Classifier, LocalLearning):
     def block_logits(self, images: Tensor) -> dict[str, Tensor]:
         """Name of each block that predicts, and ``final`` of a final head → its logits, in order.
 
-        Parts that have not learned, since it was not their turn yet, are left out.
+        Parts that have not learned, since it was not their turn yet or they are ``frozen_blocks``, are left out.
         """
         logits: dict[str, Tensor | None] = {}
         features = images
         for k, features in enumerate(islice(self.walk(images), self.learned)):
-            logits[self.part_names[k]] = self.block_prediction(k, features)
+            if k >= self.schedule.frozen:
+                logits[self.part_names[k]] = self.block_prediction(k, features)
         if self.learned > self.num_blocks:
             logits["final"] = self.block_prediction(self.num_blocks, features)
         return {name: z for name, z in logits.items() if z is not None}

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from helpers import fault, fit
+from helpers import fault, fit, summary
 
 BRIEF = ("--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.callbacks+=StartFrom")
 
@@ -24,6 +24,9 @@ def test_first_blocks_are_another_runs_and_stay_so_if_frozen(finished, tmp_path)
     first = {name for name in ours if name.startswith(("conv1", "conv2", "conv3"))}
     assert len(first) > 10  # BatchNorm's statistics too
     assert same == first
+    assert {name for name in summary(folder)["metrics"] if name.startswith("test/block")} == {
+        f"test/block2/{metric}" for metric in ("loss", "top1", "top5")
+    }  # the first one's head never learns
 
     shutil.rmtree(copied)  # which a resumed run does not need
     more = ("--trainer.max_epochs=2", "--ckpt_path=last", "--trainer.callbacks.run=other")
