@@ -35,6 +35,12 @@ def test_each_part_has_its_own_number_of_epochs():
     assert schedule.backward_passes == [4 / 8, 1 / 8, 3 / 8]
 
 
+def test_a_shorter_part_takes_the_steps_of_the_longest_one_wherever_that_stands():
+    schedule = Schedule(3, [2, 5, 3])
+    assert [schedule.stride(epoch) for epoch in range(10)] == [2, 3, 1, 1, 1, 1, 1, 1, 2, 2]
+    assert Schedule(3).stride(7) == 1
+
+
 @pytest.mark.parametrize(
     ("epochs", "message"),
     [

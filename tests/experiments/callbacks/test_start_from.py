@@ -1,10 +1,17 @@
 """Training that begins with another run's blocks."""
 
 import shutil
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers import fault, fit, summary
+
+from experiments.callbacks.start_from import StartFrom
+from experiments.run.errors import RunError
+from models.methods.decoupled_greedy import DecoupledGreedy
+from models.networks.vgg import VGG
 
 BRIEF = ("--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.callbacks+=StartFrom")
 
@@ -56,6 +63,13 @@ def test_what_cannot_begin_so_is_told(options, message, finished, tmp_path, caps
     digits = "experiments/configs/decoupled_greedy/digits.yaml"
     given = ("--model.network.plan=[8,8,M,16,16]", f"--trainer.callbacks.run={finished}", f"--runs={tmp_path}")
     assert message in fault(capsys, "fit", "--config", digits, *BRIEF, *given, *options)
+
+
+def test_a_run_on_images_of_another_size_is_refused(finished):
+    model = DecoupledGreedy(partial(VGG, plan=[8, 8, "M", 16, 16]), (1, 12, 12), 10, num_blocks=4)
+    begun = SimpleNamespace(global_step=0, default_root_dir=finished)
+    with pytest.raises(RunError, match="images of 1×8×8, the data set given has 1×12×12"):
+        StartFrom(str(finished)).on_train_start(begun, model)
 
 
 def test_methods_without_units_are_refused(finished, tmp_path, capsys):

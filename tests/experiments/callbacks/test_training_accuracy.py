@@ -1,6 +1,7 @@
 """Accuracy on the training images, un-augmented, after a block's last epoch."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,10 +9,11 @@ from helpers import fit, summary
 
 from datamodules.augment import Augment
 from datamodules.digits import Digits
-from experiments.callbacks.training_accuracy import training_accuracy
+from experiments.callbacks.training_accuracy import TrainingAccuracy, training_accuracy
 from experiments.probing.features import evaluating
 from models.methods.decoupled_greedy import DecoupledGreedy
 from models.networks.vgg import VGG
+from models.plan import Schedule
 
 
 def test_every_block_has_that_of_its_final_weights(tmp_path):
@@ -24,6 +26,15 @@ def test_every_block_has_that_of_its_final_weights(tmp_path):
     metrics = summary(fit(tmp_path, "--trainer.callbacks+=TrainingAccuracy", *one_by_one))["metrics"]
     assert 0 <= metrics["train_set/block1/top1"] <= 1
     assert 0.1 < metrics["train_set/block2/top1"] == metrics["train_set/top1"] <= 1
+
+
+def test_the_models_is_that_of_its_last_block(monkeypatch):
+    found, logged = {"block1": 0.25, "block2": 0.5}, {}
+    monkeypatch.setattr("experiments.callbacks.training_accuracy.training_accuracy", lambda *_: found)
+    model = SimpleNamespace(schedule=Schedule(2), log=logged.__setitem__, log_dict=logged.update)
+    over = SimpleNamespace(current_epoch=2, max_epochs=3, datamodule=None)
+    TrainingAccuracy().on_train_epoch_end(over, model)
+    assert logged == {"train_set/block1/top1": 0.25, "train_set/block2/top1": 0.5, "train_set/top1": 0.5}
 
 
 def test_counts_correct_predictions_and_changes_nothing():

@@ -108,6 +108,13 @@ def test_bytes_of_the_baselines(results):
     )
 
 
+def test_parameters_that_do_not_learn_are_not_counted_among_those_that_share_the_bits():
+    hook, model = Uncompressed(), network()
+    model[0].requires_grad_(False)
+    hook.name_parameters(model)
+    assert hook.traffic(4 * (PARAMETERS - 64 * 96 - 96), 1)["bits_per_parameter"] == 32
+
+
 def test_bytes_of_coded_gradients_include_headers_and_what_is_not_coded(results):
     metrics = results[0]["counting"]["metrics"]
     sizes = {"0.weight": 64 * 96, "2.weight": 96 * 40}

@@ -96,6 +96,15 @@ def test_one_block_is_an_ordinary_training_loop():
     assert_equal_weights(model, other)
 
 
+@pytest.mark.parametrize(
+    ("given", "reckoned"), [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)], ids=["half", "double"]
+)
+def test_loss_has_single_precision_at_least(given, reckoned):
+    model, (strength, *pair) = ssl(1).to(given), views()
+    features = {strength: [model.blocks[0](view.to(given)) for view in pair]}
+    assert model.local_loss(0, features, batch()).dtype == reckoned
+
+
 def test_peak_is_one_blocks_and_nothing_is_left_between_blocks():
     model = ssl(pooling=GlobalPooling)
     peak, left = saved_in_a_step(model, batch(views(size=64)))

@@ -89,7 +89,7 @@ def test_levels_at_which_views_come_to_the_same_are_refused_with_some_that_do_no
 
 def test_negatives_go_from_the_easy_number_to_all():
     difficulty = Difficulty(easy_negatives=16)
-    assert [difficulty.negatives(d, 1022) for d in (0, 0.5, 1)] == [16, 519, 1022]
+    assert [difficulty.negatives(d, 1022) for d in (0, 0.5, 2 / 3, 1)] == [16, 519, 687, 1022]
 
 
 @pytest.mark.parametrize("easy", [0, 30, 31])

@@ -100,7 +100,7 @@ def data():
 
 
 def test_a_block_reads_what_the_frozen_ones_make_of_the_images_of_each_pass(blocks, data):
-    inputs = StoredInputs(FeatureStore(passes=3), [1, 2, 2])  # no more passes are stored than a block has epochs
+    inputs = StoredInputs(FeatureStore(passes=3), [1, 1, 2])  # as many passes are stored as a later block has epochs
     images = torch.rand(3, 1, 8, 8)
     assert inputs.read(0, images, ALL[:3]) is images  # nothing is stored yet
     for count in (1, 2):
