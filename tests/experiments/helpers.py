@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from itertools import takewhile
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -31,6 +32,9 @@ SMALL = (
 
 FORK = "fork" if sys.platform == "linux" and not torch.cuda.is_available() else "spawn"
 """How a test starts a process: a forked one need not import all again. Autograd's CUDA threads survive no fork."""
+
+NO_VALUES = {name: lambda tensor, *_, **__: tensor for name in vars(torch.nn.init) if re.match(r"[a-z_]+[a-z]_$", name)}
+"""Instead of what fills weights: on the meta device it only takes time."""
 
 
 def name_of(config: Path) -> str:
@@ -76,7 +80,7 @@ class Builder(LocalLearningCLI):
         """Build what a command asks for."""
         self.options = self.parse(config, *options)
         self.config = Namespace(subcommand="fit", fit=self.options)
-        with torch.device("meta"):
+        with torch.device("meta"), patch.multiple(torch.nn.init, **NO_VALUES):
             self.instantiate_classes()
             self.after_instantiate_classes()
         self.model.trainer = self.trainer

@@ -21,6 +21,7 @@ from models.methods.decoupled_greedy import DecoupledGreedy
 from models.methods.layerwise import Layerwise
 from models.methods.predsim import PredSim
 from models.networks.heads.classifiers import AuxHead
+from models.networks.heads.embeddings import BiasFreeProjector
 from models.networks.mlp import MLP
 from models.networks.vgg import VGG
 
@@ -184,8 +185,9 @@ def test_from_the_command_line(tmp_path, capsys):
 
 
 def test_is_refused_where_blocks_learn_from_something_else_than_losses_of_predictions(tmp_path):
+    small = partial(BlockwiseSSL, projector=partial(BiasFreeProjector, widths=(8, 8, 8)))
     for method, sentence in (
-        (BlockwiseSSL, "DropConfident judges images by what is predicted of them: use a method with labels"),
+        (small, "DropConfident judges images by what is predicted of them: use a method with labels"),
         (PredSim, "DropConfident leaves out images .* PredSim has a local_loss of its own: leave DropConfident out"),
     ):
         with pytest.raises(UsageError, match=sentence):
