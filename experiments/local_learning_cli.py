@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning.pytorch as L
 import yaml
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -43,6 +44,7 @@ from experiments.run.folder import RunFolder
 from experiments.run.loggers import RunCSVLogger, RunTensorBoardLogger
 from experiments.run.saved_config import AS_PARSED, SavedConfig
 from experiments.run.summary import log_to_hparams, show_summary, summarise, write_json
+from experiments.run.written import WholeCheckpoints
 from experiments.trainer import Trainer
 from losses.errors import UsageError
 from models.method import Method, require_supported_processes
@@ -120,6 +122,7 @@ class LocalLearningCLI(LightningCLI):
             options.ckpt_path = str(self.run.checkpoint(asked))
             self.checkpoint = load_checkpoint(Path(options.ckpt_path))
         self.epochs_done = self.checkpoint.get("epoch", -1) + 1
+        self.reached = self.checkpoint.get("metrics", {})
 
     # -- building -------------------------------------------------------------------------------
 
@@ -154,7 +157,10 @@ class LocalLearningCLI(LightningCLI):
         if training and not options.fast_dev_run:
             step = self.checkpoint.get("global_step", 0)
             loggers = [RunTensorBoardLogger(self.run.path, step), RunCSVLogger(self.run.path, step), *loggers]
-        return super().instantiate_trainer(logger=loggers, default_root_dir=str(self.run.path), **kwargs)
+        trainer = super().instantiate_trainer(logger=loggers, default_root_dir=str(self.run.path), **kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # and none of the user's own
+            trainer.strategy.checkpoint_io = WholeCheckpoints()
+        return trainer
 
     def _in_training(self, options: Any) -> Iterator[L.Callback]:
         """What watches a training and saves it, in this order."""
@@ -169,9 +175,9 @@ class LocalLearningCLI(LightningCLI):
             return
         yield TensorBoardPage()
         if options.enable_checkpointing is not False:
-            yield LastCheckpoint(self.run.path)
             if model.monitor:
                 yield BestCheckpoint(self.run.path, model.monitor)
+            yield LastCheckpoint(self.run.path, self.reached)
 
     @override
     def after_instantiate_classes(self) -> None:
@@ -210,7 +216,7 @@ class LocalLearningCLI(LightningCLI):
             raise
 
     def _evaluate(self, writes: bool) -> None:
-        metrics: dict[str, Any] = dict(self.trainer.callback_metrics)
+        metrics: dict[str, Any] = self.reached | self.trainer.callback_metrics
         self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
         if self._get(self.config, "trainer").fast_dev_run:
             return

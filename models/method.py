@@ -128,6 +128,17 @@ class Method(L.LightningModule):
 
     on_test_start = on_validation_start
 
+    def log_epoch(self, metrics: Mapping[str, Tensor | float]) -> None:
+        """Log what an epoch came to, now.
+
+        What is given to Lightning's ``log`` then gets to the loggers after the last callback, and so after the
+        checkpoint: a run killed in between would lose it.
+        """
+        self.log_dict(dict(metrics), on_step=False, on_epoch=True, logger=False, batch_size=1)
+        row = {name: float(value) for name, value in metrics.items()} | {"epoch": self.current_epoch}
+        for logger in self.loggers:
+            logger.log_metrics(row, step=self.global_step - 1)
+
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["image_shape"] = self.image_shape  # convolutions do not know it

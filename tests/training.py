@@ -1,5 +1,7 @@
 """What tests of training share: a Trainer that writes and shows nothing, its batches, a comparison of weights."""
 
+from pathlib import Path
+
 import lightning.pytorch as L
 import torch
 
@@ -85,3 +87,9 @@ def saved_in_a_step(model, batch):
     with SavedTensorMeter([*model.parameters(), *model.buffers()]) as meter:
         model.training_step(batch, 0)
     return meter.peak, left
+
+
+def mapped_files_in(folder):
+    """How many files without a name this process has mapped that are in a folder (Linux)."""
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    return len({line.split(maxsplit=5)[-1] for line in maps if f" {folder}/" in line and line.endswith("(deleted)")})

@@ -1,7 +1,5 @@
 """Hidden layers watched while they learn."""
 
-from pathlib import Path
-
 import lightning.pytorch as L
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -59,15 +57,14 @@ class HiddenLayers(L.Callback):
             return
         with isolate_rng(), evaluating(pl_module):
             metrics = self._observe(pl_module, trainer.datamodule)
-        pl_module.log_dict(flat(metrics))
+        pl_module.log_epoch(flat(metrics))
 
     @override
     def on_fit_end(self, trainer: L.Trainer, pl_module: LocalLearning) -> None:
         places = dict.fromkeys([*layers_of(pl_module, self.every), *pl_module.part_names])
         for logger in trainer.loggers:
             if isinstance(logger, RunCSVLogger) and trainer.is_global_zero:
-                logger.save()
-                picture = draw_over_time(Path(logger.save_dir), list(places))
+                picture = draw_over_time(logger.file.parent, list(places))
                 if picture and (page := tensorboard_page(trainer)):
                     page.add_image("observe/over_time", decode_image(str(picture), "RGB"), trainer.global_step)
 

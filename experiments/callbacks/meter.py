@@ -87,15 +87,17 @@ class Meter(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Method) -> None:
         now = time.perf_counter()
         self.seconds, self._tick = self.seconds + now - self._tick, now
+        metrics = {}
         epoch, epochs = pl_module.schedule.turn(trainer.current_epoch)
         if pl_module.schedule.lengths and epoch + 1 == epochs:
             name = pl_module.part_names[pl_module.schedule.learners(trainer.current_epoch).start]
-            pl_module.log(f"train/{name}/seconds", self.seconds - self._block_began)
+            metrics[f"train/{name}/seconds"] = self.seconds - self._block_began
             self._block_began = self.seconds
         if self._start is not None and self._images:
             # All processes together: each has as many images, and none can run ahead of the others.
             self._rates.append(trainer.world_size * self._images / (self._stop - self._start))
-            pl_module.log("train/images_per_second", self._rates[-1])
+            metrics["train/images_per_second"] = self._rates[-1]
+        pl_module.log_epoch(metrics)
 
     @override
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:

@@ -36,8 +36,8 @@ class TrainingAccuracy(L.Callback):
         epoch, epochs = pl_module.schedule.turn(trainer.current_epoch, trainer.max_epochs)
         if (epoch + 1) % epochs == 0:
             accuracies = training_accuracy(pl_module, trainer.datamodule)
-            pl_module.log_dict({f"train_set/{name}/top1": share for name, share in accuracies.items()})
-            pl_module.log("train_set/top1", list(accuracies.values())[-1])
+            metrics = {f"train_set/{name}/top1": share for name, share in accuracies.items()}
+            pl_module.log_epoch(metrics | {"train_set/top1": list(accuracies.values())[-1]})
 
 
 @torch.no_grad()

@@ -4,16 +4,19 @@ import contextlib
 import fcntl
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 from experiments.run.checkpoint import find_checkpoint
 from experiments.run.errors import RunError
-from experiments.run.files import BEST, CONFIG, LAST, METRICS, SUMMARY, UNFINISHED
+from experiments.run.files import BEST, CONFIG, LAST, METRICS, PART, PREVIOUS, SUMMARY, UNFINISHED
 
-_BEFORE_A_CHECKPOINT = (CONFIG, "config.new", METRICS, f"{METRICS}.kept", "events.out.tfevents.*")
+_BEFORE_A_CHECKPOINT = (CONFIG, METRICS, "events.out.tfevents.*")
 """What a run writes before its first checkpoint, besides its mark."""
+
+HALF_WRITTEN = tuple(f"{name}{PART}" for name in (CONFIG, METRICS, SUMMARY, LAST, PREVIOUS, BEST))
+"""What a run leaves that was killed while it wrote one of them."""
 
 _INHERITED = "LOCAL_LEARNING_RUN_FOLDER"
 """Environment variable that tells the other processes of a run its folder."""
@@ -101,8 +104,7 @@ class RunFolder:
                     f"The run {self.path} is being trained by another process. Choose another --name."
                 ) from fault
             self._begun_here = anew
-            if anew:
-                self._remove_files()
+            self._remove_files(HALF_WRITTEN + (_BEFORE_A_CHECKPOINT if anew else ()))
             try:
                 yield
             finally:
@@ -112,14 +114,14 @@ class RunFolder:
     def discard_empty(self) -> None:
         """Remove what this run wrote itself, file by file, if there is nothing to go on from; then the empty folder."""
         if self._begun_here and not has_checkpoint(self.path):
-            self._remove_files()
+            self._remove_files((*HALF_WRITTEN, *_BEFORE_A_CHECKPOINT))
             (self.path / UNFINISHED).unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # somebody else's files are in it
                 (self.path / LAST).parent.rmdir()
                 self.path.rmdir()
 
-    def _remove_files(self) -> None:
-        for pattern in _BEFORE_A_CHECKPOINT:
+    def _remove_files(self, patterns: Iterable[str]) -> None:
+        for pattern in patterns:
             for file in filter(Path.is_file, self.path.glob(pattern)):
                 file.unlink()
 
@@ -182,5 +184,10 @@ def _numbered(first: Path, resume: bool) -> Path:
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Whether there is something in a folder to go on from, or a summary."""
-    return (folder / SUMMARY).exists() or any((folder / LAST).parent.glob("*.ckpt"))
+    """Whether there is something in a folder to go on from, or a summary.
+
+    Of an unfinished run ``best.ckpt`` alone is nothing: it was killed at the end of its first epoch, before last.ckpt.
+    """
+    files = {*(folder / LAST).parent.glob("*.ckpt"), *folder.glob(SUMMARY)}
+    nothing = {folder / BEST} if (folder / UNFINISHED).is_file() else set()
+    return bool(files - nothing)

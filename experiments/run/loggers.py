@@ -1,16 +1,18 @@
 """TensorBoard events and ``metrics.csv`` that a resumed run continues."""
 
 import csv
+import io
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.loggers.csv_logs import ExperimentWriter
-from lightning.pytorch.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
 from experiments.run.files import METRICS
+from experiments.run.written import in_one_move
 
 
 class RunTensorBoardLogger(TensorBoardLogger):
@@ -35,50 +37,67 @@ class RunTensorBoardLogger(TensorBoardLogger):
 def _wait_for_a_later_name(folder: Path) -> None:
     """Event files are read in the order of their names, which begin with the second of their making.
 
-    A run resumed within the second in which it had begun would else be read before its own beginning.
+    A run resumed within the second in which it had begun, or after the clock was set back, would else be read before
+    its own beginning. Names from a time that is still to come become names of now.
     """
-    now = str(int(time.time()))
-    if any(file.name.split(".")[3] == now for file in folder.glob("events.out.tfevents.*")):
-        time.sleep(1 - time.time() % 1)
+    for file in sorted(folder.glob("events.out.tfevents.*")):
+        made, now = file.name.split(".")[3], str(int(time.time()))
+        if made > now:
+            file.rename(file.with_name(file.name.replace(made, now, 1)))
+        if made >= now:
+            time.sleep(1 - time.time() % 1)
 
 
-class RunCSVLogger(CSVLogger):
-    """Lightning's CSV logger, but rows that are there already stay.
+class RunCSVLogger(Logger):
+    """Writes ``metrics.csv`` of the run folder: a row for every call, a column for every metric there was so far.
+
+    Lightning's own empties a file that is there, and one that a resumed run had written; and it writes anew in place,
+    which a kill may hit.
 
     Args:
         folder: the run folder.
-        resume_step: rows of this step and later, which the resumed run writes again, are dropped.
+        resume_step: rows of this step and later, which the resumed run writes again, are dropped; not before there is
+            a row to write, so that a resume that is refused drops none.
     """
 
+    name, version = "", ""
+
     def __init__(self, folder: Path, resume_step: int = 0) -> None:
-        super().__init__(folder, name="", version="")
+        super().__init__()
+        self.file = folder / METRICS
         self._resume_step = resume_step
-
-    @property
-    @override
-    @rank_zero_experiment
-    def experiment(self) -> ExperimentWriter:
-        """The writer, made at its first use (on rank 0, like Lightning's)."""
-        if self._experiment is None:
-            path = Path(self.save_dir) / METRICS
-            kept = path.with_suffix(".csv.kept")  # Lightning's writer deletes the file that it finds
-            if path.is_file():
-                path.replace(kept)
-            writer: ExperimentWriter = super().experiment
-            writer.metrics = _rows(kept, self._resume_step)  # type: ignore[assignment]  # as text, as they were
-            writer.save()
-            kept.unlink(missing_ok=True)
-        return self._experiment  # type: ignore[return-value]  # set by Lightning's
+        self._columns: list[str] = []
 
     @override
-    def save(self) -> None:
-        """Write the rows; Lightning's would also leave an empty hparams.yaml."""
-        super().save()
-        (Path(self.save_dir) / ExperimentWriter.NAME_HPARAMS_FILE).unlink(missing_ok=True)
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        """Nothing: ``config.yaml`` has them."""
+
+    @override
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Write a row."""
+        row = {name: float(value) for name, value in metrics.items()} | {"step": step}
+        if self.file.is_file() and row.keys() <= set(self._columns):
+            with self.file.open("a", newline="") as file:
+                file.write(_lines([row], self._columns))
+            return
+        earlier = _rows(self.file, before=None if self._columns else self._resume_step)
+        self._columns = sorted({*row, *(earlier[0] if earlier else ())})
+        with in_one_move(self.file) as part, part.open("w", newline="") as file:
+            file.write(_lines([dict(zip(self._columns, self._columns, strict=True)), *earlier, row], self._columns))
 
 
-def _rows(path: Path, before: int) -> list[dict[str, str]]:
+def _lines(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    text = io.StringIO()
+    csv.DictWriter(text, columns).writerows(rows)
+    return text.getvalue()
+
+
+def _rows(path: Path, before: int | None) -> list[dict[str, str]]:
+    """The rows of the steps before one, or all; what a kill left half written, or a disk garbled, is left out."""
     if not path.is_file():
         return []
-    with path.open(newline="") as file:
-        return [row for row in csv.DictReader(file) if int(row["step"]) < before]
+    text = path.read_text(encoding="utf-8", errors="replace").replace("\0", "")
+    rows = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
+    whole = [row for row in rows if None not in row and (row.get("step") or "").isdecimal()]
+    return [row for row in whole if before is None or int(row["step"]) < before]

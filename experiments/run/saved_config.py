@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from experiments.run.files import CONFIG
 from experiments.run.settings import settings
+from experiments.run.written import in_one_move
 
 AS_PARSED = {"skip_unset": False, "skip_validation": True}
 """How a parsed configuration is dumped: with its nulls, and not checked again."""
@@ -54,12 +55,10 @@ class SavedConfig(SaveConfigCallback):
 
     @override
     def save_config(self, trainer: L.Trainer, *_: Any) -> None:
-        """Once, and under another name first: at no moment is there half of a file."""
+        """Once."""
         if trainer.is_global_zero and not self.already_saved:
-            file = Path(trainer.default_root_dir) / CONFIG
-            spare = file.with_suffix(".new")
-            spare.write_text(yaml.safe_dump(self._lasting(), sort_keys=False))
-            spare.replace(file)
+            with in_one_move(Path(trainer.default_root_dir) / CONFIG) as part:
+                part.write_text(yaml.safe_dump(self._lasting(), sort_keys=False))
             self.already_saved = True
 
     def _lasting(self) -> dict[str, Any]:

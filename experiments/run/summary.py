@@ -1,7 +1,6 @@
 """``summary.json``: what a finished run reached."""
 
 import json
-import os
 import platform
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
@@ -15,6 +14,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from datamodules.base import ImageDataModule
 from experiments.run import tables
+from experiments.run.written import in_one_move
 from models.method import Method
 
 PACKAGES = ("torch", "torchvision", "lightning", "local-learning")
@@ -67,9 +67,8 @@ def changing_callbacks(config: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file in one move: it is there whole, or not at all."""
-    unfinished = path.with_name(f"{path.name}.part")
-    unfinished.write_text(json.dumps(content, indent=2, default=str) + "\n")  # a callback's argument may be a path
-    os.replace(unfinished, path)
+    with in_one_move(path) as part:
+        part.write_text(json.dumps(content, indent=2, default=str) + "\n")  # a callback's argument may be a path
 
 
 def log_to_hparams(summary: Mapping[str, Any], trainer: L.Trainer) -> None:

@@ -148,8 +148,7 @@ class ClosedFormMLP(Classifier):
         self.accumulate(batch.images, batch.labels)
         self.optimizers().step()  # type: ignore[union-attr]  # there is one
         if self.trainer.is_last_batch:  # here, since checkpoints and validation come before on_train_epoch_end
-            metrics = {f"train/{name}": value for name, value in self.solve().items()}
-            self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=1)
+            self.log_epoch({f"train/{name}": value for name, value in self.solve().items()})
 
     @override
     def configure_optimizers(self) -> Optimizer:

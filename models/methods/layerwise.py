@@ -95,7 +95,6 @@ class Layerwise(DecoupledGreedy):
         self._all_heads = [copy.deepcopy(head).to("meta") for head in self.heads]  # for cost: dropped ones too
         self._inputs = StoredInputs(store, self.schedule.lengths) if store else None
         self._finished = 0
-        self._resumed: dict[str, float] = {}  # metrics
 
     # -- the learning block -------------------------------------------------------------------------
 
@@ -208,31 +207,6 @@ class Layerwise(DecoupledGreedy):
         """All heads, also those that are dropped by now; with a store frozen blocks are not run again."""
         plan = replace(super().plan(), heads=self._all_heads)
         return replace(plan, forward_passes=plan.backward_passes) if self._inputs else plan
-
-    # -- checkpoints --------------------------------------------------------------------------------
-
-    @override
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note what finished blocks have reached: they are not evaluated again."""
-        super().on_save_checkpoint(checkpoint)
-        metrics = self.trainer.callback_metrics.items()
-        checkpoint["metrics"] = {name: float(value) for name, value in metrics if "/block" in name}
-
-    @override
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with a checkpoint's heads and metrics."""
-        super().on_load_checkpoint(checkpoint)
-        self._resumed = checkpoint.get("metrics", checkpoint.get("figures", {}))  # its name before version 0.2
-
-    @override
-    def on_validation_epoch_end(self) -> None:
-        """After a resume, log once more what finished blocks reached: the summary tells of the whole run."""
-        super().on_validation_epoch_end()
-        if not self.trainer.sanity_checking:
-            finished = [f"/{name}/" for name in self.block_names[: self.learners.start]]
-            earlier = self._resumed.items()
-            self.log_dict({name: value for name, value in earlier if any(block in name for block in finished)})
-            self._resumed = {}
 
 
 def _every(units: int, names: list[str]) -> tuple[int, Cut]:

@@ -1,12 +1,12 @@
 """Features that frozen blocks hand on, computed once and read back in every epoch of the block that learns."""
 
 import math
+import mmap
 import os
 import shutil
 import tempfile
-import weakref
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -27,7 +27,7 @@ class FeatureStore:
 
     Args:
         passes: number of augmented versions, of which a block reads one per epoch; 1 if the data are not augmented.
-        folder: folder for the file, which is removed at the end; in memory by default.
+        folder: folder for the file, which has no name and is gone with the process; in memory by default.
         dtype: what features are rounded to, for all blocks behind alike.
 
     Raises:
@@ -44,7 +44,7 @@ class FeatureStore:
     def require_folder(self) -> None:
         """See that the folder, if there is one, can be written."""
         if self.folder is not None:
-            _reserve(Path(self.folder), 1).unlink()
+            _reserve(Path(self.folder), 1)
 
     def rounded(self, features: Tensor) -> Tensor:
         """Features as they will be read back, float32."""
@@ -73,15 +73,12 @@ class StoredFeatures:
         rows = passes, images, *sides, channels  # channels last, as networks run
         count = math.prod(rows)
         self.size = count * store.dtype.itemsize
+        self._folder = store.folder
         if store.folder is None:
             _require_memory(self.size, held)
-            self._path, self._rows = None, torch.empty(rows, dtype=store.dtype)
-            self._remove: Callable[[], object] = lambda: None
+            self._rows = torch.empty(rows, dtype=store.dtype)
         else:
-            self._path = path = _reserve(Path(store.folder), self.size)
-            self._rows = torch.from_file(str(path), shared=True, size=count, dtype=store.dtype).view(rows)
-            # Also after an exception, and at the end of the process.
-            self._remove = weakref.finalize(self, path.unlink, missing_ok=True)
+            self._rows = torch.frombuffer(_reserve(Path(store.folder), self.size), dtype=store.dtype).view(rows)
         self._checksums = np.zeros((passes, images), np.uint32)
 
     def __len__(self) -> int:
@@ -91,7 +88,7 @@ class StoredFeatures:
         """Keep features ``(B, …)`` of the images with these indices ``(B,)`` as those of pass ``number``."""
         rows = features.movedim(1, -1).to("cpu", self._rows.dtype)
         self._rows[number, indices] = rows
-        if self._path:
+        if self._folder:
             self._checksums[number, indices] = _checksums(rows)
 
     def read(self, number: int, indices: Tensor) -> Tensor:
@@ -101,17 +98,16 @@ class StoredFeatures:
             UsageError: the file was altered.
         """
         rows = self._rows[number, indices]
-        if self._path and (self._checksums[number, indices] != _checksums(rows)).any():
+        if self._folder and (self._checksums[number, indices] != _checksums(rows)).any():
             raise UsageError(
-                f"The feature store {self._path} was altered on the disk. Go on from the last checkpoint with "
+                f"The feature store in {self._folder} was altered on the disk. Go on from the last checkpoint with "
                 "--ckpt_path last: the features are then computed anew."
             )
         return rows.float().movedim(-1, 1)
 
     def close(self) -> None:
-        """Free the memory, or remove the file."""
+        """Free the memory, or the room on the disk."""
         del self._rows
-        self._remove()
 
 
 class TrainingData(Protocol):
@@ -212,28 +208,26 @@ def _require_memory(size: int, held: int) -> None:
         raise _too_large(size, there, f"memory is there{beside}", "give it a folder on a disk")
 
 
-def _reserve(folder: Path, size: int) -> Path:
-    """A new file of this size whose room on the disk is taken: writing to a mapped file could not report a full one."""
-    path = None
+def _reserve(folder: Path, size: int) -> mmap.mmap:
+    """A mapped file of this size whose room on the disk is taken: writing to it could not report a full one.
+
+    It has no name: nobody else can shorten it, and however the process ends, nothing of it is left.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
         if size > free:
             raise _too_large(size, free, f"is free in {folder}", "choose another folder")
-        handle, name = tempfile.mkstemp(".features", "block-", folder)
-        path = Path(name)
-        with os.fdopen(handle, "wb") as file:
+        with tempfile.TemporaryFile(dir=folder) as file:
             file.truncate(size)
-            if hasattr(os, "posix_fallocate") and size:
+            if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, size)
+            return mmap.mmap(file.fileno(), size)
     except OSError as fault:
-        if path:
-            path.unlink(missing_ok=True)
         raise UsageError(
             f"The feature store ({_size(size)}) cannot be written to {folder} ({fault.strerror}). Choose "
             "another folder, fewer passes, or a smaller dtype; then go on with --ckpt_path last."
         ) from fault
-    return path
 
 
 def _too_large(size: int, there: int, where: str, instead: str) -> UsageError:

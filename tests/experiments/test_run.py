@@ -21,6 +21,7 @@ from experiments.cli import main
 from experiments.run.folder import default_name
 from experiments.run.loggers import RunCSVLogger, RunTensorBoardLogger
 from experiments.run.saved_config import changes
+from experiments.studies.kills import left
 from models.local_learning import LocalLearning
 
 
@@ -196,16 +197,24 @@ def in_a_step(stop):
     LocalLearning.on_train_batch_end = stopping
 
 
-def while_saving(stop):
-    """Stop between two files of a checkpoint."""
+def while_saving(stop, last_is_there=False):
+    """Stop when the best checkpoint of the third epoch is there, and its last is not yet."""
     original = L.Trainer.save_checkpoint
 
     def stopping(self, path, *args, **arguments):
-        if self.global_step == 12 and str(path).endswith("last.ckpt"):
+        now = self.global_step == 12 and str(path).endswith("last.ckpt")
+        if now and not last_is_there:
             stop()
         original(self, path, *args, **arguments)
+        if now:
+            stop()
 
     L.Trainer.save_checkpoint = stopping
+
+
+def just_saved(stop):
+    """Stop when the third epoch's checkpoints are there, and Lightning has not ended it."""
+    while_saving(stop, last_is_there=True)
 
 
 def killed():
@@ -216,9 +225,16 @@ def terminated():
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+RESUMED = (
+    "--trainer.max_epochs=4",
+    "--model.network.dropout=0.1",
+    "--trainer.callbacks+=experiments.callbacks.Entropy",
+)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    return fit(tmp_path_factory.mktemp("whole"), "--trainer.max_epochs=4", "--model.network.dropout=0.1")
+    return fit(tmp_path_factory.mktemp("whole"), *RESUMED)
 
 
 def broken(moment, stop, command, printed):
@@ -238,14 +254,13 @@ def run_broken(moment, stop, tmp_path, *options):
     return process.exitcode, printed.read_text()
 
 
-@pytest.mark.parametrize("moment", [in_a_step, while_saving])
-def test_killed_and_resumed_run_equals_one_that_was_not(moment, undisturbed, tmp_path):
-    options = ("--trainer.max_epochs=4", "--model.network.dropout=0.1")
-    exit_code, _ = run_broken(moment, killed, tmp_path, *options)
+@pytest.mark.parametrize(("moment", "saved"), [(in_a_step, 8), (while_saving, 8), (just_saved, 12)])
+def test_killed_and_resumed_run_equals_one_that_was_not(moment, saved, undisturbed, tmp_path):
+    exit_code, _ = run_broken(moment, killed, tmp_path, *RESUMED)
     assert exit_code == -signal.SIGKILL
-    assert checkpoint(tmp_path / "run")["global_step"] == 8
+    assert checkpoint(tmp_path / "run")["global_step"] == saved
 
-    fit(tmp_path, *options, "--ckpt_path=last")
+    fit(tmp_path, *RESUMED, "--ckpt_path=last")
     assert_same_end(tmp_path / "run", undisturbed)
 
 
@@ -258,11 +273,10 @@ def assert_same_end(folder, undisturbed):
         assert one["param_groups"] == other["param_groups"]
         for key, state in other["state"].items():
             assert torch.equal(one["state"][key]["momentum_buffer"], state["momentum_buffer"])
-    for tag in ("train/block2/loss", "val/block4/top1"):
-        assert scalars(folder, tag) == scalars(undisturbed, tag)
-        written = [(row["step"], row[tag]) for row in rows(folder) if row[tag]]
-        assert written == [(row["step"], row[tag]) for row in rows(undisturbed) if row[tag]]
-    assert summary(folder)["metrics"]["test/top1"] == summary(undisturbed)["metrics"]["test/top1"]
+    ours, theirs = left(folder), left(undisturbed)
+    assert {"train/block2/loss", "val/block4/top1", "entropy/total/update_h8"} < theirs["TensorBoard"].keys()
+    for what, content in theirs.items():
+        assert ours[what] == content, what
 
 
 def test_a_finished_run_is_not_resumed_and_keeps_its_summary(copied, tmp_path, capsys):
@@ -350,8 +364,37 @@ def test_rows_that_a_resumed_run_writes_again_are_dropped(tmp_path):
     for steps, logger in ((range(4), RunCSVLogger(tmp_path)), (range(2, 4), RunCSVLogger(tmp_path, resume_step=2))):
         for step in steps:
             logger.log_metrics({"loss": 0.5}, step)
-        logger.save()
     assert [row["step"] for row in rows(tmp_path)] == ["0", "1", "2", "3"]
+
+
+def test_a_resume_that_is_refused_before_it_logs_drops_no_rows(tmp_path):
+    RunCSVLogger(tmp_path).log_metrics({"loss": 0.5}, 3)
+    before = (tmp_path / "metrics.csv").read_bytes()
+    RunCSVLogger(tmp_path, resume_step=0).finalize("failed")
+    assert (tmp_path / "metrics.csv").read_bytes() == before
+
+
+def test_a_new_metric_gets_a_column_and_the_rows_before_have_it_empty(tmp_path):
+    logger = RunCSVLogger(tmp_path)
+    logger.log_metrics({"b": torch.tensor(0.5)}, 0)
+    logger.log_metrics({"a": 2.0}, 1)
+    logger.log_metrics({"b": 3.0}, 2)
+    assert (tmp_path / "metrics.csv").read_text().splitlines() == ["a,b,step", ",0.5,0", "2.0,,1", ",3.0,2"]
+
+
+@pytest.mark.parametrize(
+    ("damaged", "kept"),
+    [
+        (b"1,0.5\n2,0.25\n3,0.1", ["1", "2"]),
+        (b"1,0.5\n\0\n2,0.25\n", ["1", "2"]),
+        (b"1,0.5\n2,\xff\n,,,\nx\n", ["1", "2"]),
+    ],
+    ids=["cut", "NUL", "no UTF-8"],
+)
+def test_a_damaged_table_of_metrics_does_not_block_a_resume(damaged, kept, tmp_path):
+    (tmp_path / "metrics.csv").write_bytes(b"step,loss\n" + damaged)
+    RunCSVLogger(tmp_path, resume_step=4).log_metrics({"loss": 1.0}, 4)
+    assert [row["step"] for row in rows(tmp_path)] == [*kept, "4"]
 
 
 def test_a_run_resumed_within_a_second_is_read_after_its_beginning(tmp_path):
@@ -360,6 +403,16 @@ def test_a_run_resumed_within_a_second_is_read_after_its_beginning(tmp_path):
     RunTensorBoardLogger(tmp_path, resume_step=1).experiment.close()
     assert len(files := sorted(tmp_path.iterdir())) == 2
     assert files[0] == beginning
+
+
+def test_a_run_resumed_after_the_clock_was_set_back_is_read_after_its_beginning(tmp_path):
+    for begun, name in ((100, "b"), (200, "a")):
+        (tmp_path / f"events.out.tfevents.{int(time.time()) + begun}.{name}.99999.0").touch()
+    RunTensorBoardLogger(tmp_path, resume_step=1).experiment.close()
+    seconds, hosts = zip(*(file.name.split(".")[3:5] for file in sorted(tmp_path.iterdir())), strict=True)
+    assert hosts[:2] == ("b", "a")
+    assert len(set(seconds)) == 3
+    assert int(seconds[-1]) <= time.time()
 
 
 def test_a_truncated_checkpoint_is_named_and_the_one_before_it_offered(copied, tmp_path, capsys):

@@ -7,8 +7,8 @@ from helpers import DIGITS, SMALL, fault, fit, summary
 
 from experiments.cli import main
 from experiments.run.errors import RunError
-from experiments.run.files import UNFINISHED
-from experiments.run.folder import RunFolder, plain_name
+from experiments.run.files import LAST, UNFINISHED
+from experiments.run.folder import HALF_WRITTEN, RunFolder, has_checkpoint, plain_name
 
 FIT = ("fit", "--config", str(DIGITS), *SMALL)
 NO_NAMES = ("..", ".", "", "a/b", "/tmp/x", "../x")
@@ -92,6 +92,36 @@ def test_a_run_cut_off_before_its_first_checkpoint_begins_anew_under_its_name(tm
     assert (folder / "notes.txt").read_text() == "old"
     assert not (folder / "events.out.tfevents.1.host.1.0").exists()
     assert not (folder / UNFINISHED).exists()
+
+
+@pytest.mark.parametrize(
+    ("checkpoints", "unfinished", "held"),
+    [
+        (["best"], True, False),  # killed at the end of its first epoch, between the two
+        (["best"], False, True),  # what a person kept of a run
+        (["last"], True, True),
+        (["best", "last"], True, True),
+        (["previous"], True, True),
+        (["mine"], True, True),
+    ],
+)
+def test_what_is_there_to_go_on_from(checkpoints, unfinished, held, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    for name in checkpoints:
+        (tmp_path / "checkpoints" / f"{name}.ckpt").touch()
+    if unfinished:
+        (tmp_path / UNFINISHED).touch()
+    assert has_checkpoint(tmp_path) == held
+
+
+def test_what_a_killed_run_left_half_written_is_removed_and_nothing_else(tmp_path):
+    for name in (*HALF_WRITTEN, "notes.part"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / LAST).touch()
+    with RunFolder(tmp_path).written():
+        assert {file.name for file in tmp_path.iterdir()} == {"checkpoints", "notes.part", UNFINISHED}
+        assert [file.name for file in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]
 
 
 def test_a_folder_that_a_living_run_writes_is_not_touched(tmp_path, capsys):

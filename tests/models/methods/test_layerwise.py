@@ -13,7 +13,7 @@ import training
 from lightning.pytorch.callbacks import LambdaCallback
 from torch.optim import SGD
 from torch.utils.data import DataLoader
-from training import assert_equal_weights
+from training import assert_equal_weights, mapped_files_in
 
 from datamodules.augment import Augment
 from datamodules.batch import Batch
@@ -273,7 +273,7 @@ def test_a_store_changes_nothing_but_the_time_without_augmentation(tmp_path):
     computed, stored = layerwise(), layerwise(store=FeatureStore(folder=str(folder)))
     train(computed, tmp_path)
     files = []
-    train(stored, tmp_path, [LambdaCallback(on_train_epoch_end=lambda *_: files.append(len(os.listdir(folder))))])
+    train(stored, tmp_path, [LambdaCallback(on_train_epoch_end=lambda *_: files.append(mapped_files_in(folder)))])
     for name, tensor in computed.state_dict().items():
         torch.testing.assert_close(stored.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
     assert files == [0, 0, 1, 1, 1, 1]
