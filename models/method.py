@@ -128,17 +128,6 @@ class Method(L.LightningModule):
 
     on_test_start = on_validation_start
 
-    def log_epoch(self, metrics: Mapping[str, Tensor | float]) -> None:
-        """Log what an epoch came to, now.
-
-        What is given to Lightning's ``log`` then gets to the loggers after the last callback, and so after the
-        checkpoint: a run killed in between would lose it.
-        """
-        self.log_dict(dict(metrics), on_step=False, on_epoch=True, logger=False, batch_size=1)
-        row = {name: float(value) for name, value in metrics.items()} | {"epoch": self.current_epoch}
-        for logger in self.loggers:
-            logger.log_metrics(row, step=self.global_step - 1)
-
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["image_shape"] = self.image_shape  # convolutions do not know it
@@ -257,3 +246,15 @@ def require_supported_processes(method: Method, trainer: L.Trainer) -> None:
             f"{type(trainer.strategy).__name__} is not supported: several processes need --trainer.strategy ddp or "
             "CompressedDDP."
         )
+
+
+def log_epoch(model: L.LightningModule, metrics: Mapping[str, Tensor | float]) -> None:
+    """Log what an epoch came to, now.
+
+    What is given to a module's own ``log`` gets to the loggers after the last callback, and so after the checkpoint: a
+    run killed in between would lose it.
+    """
+    model.log_dict(dict(metrics), on_step=False, on_epoch=True, logger=False, batch_size=1)
+    row = {name: float(value) for name, value in metrics.items()} | {"epoch": model.current_epoch}
+    for logger in model.loggers:
+        logger.log_metrics(row, step=model.global_step - 1)

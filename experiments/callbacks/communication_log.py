@@ -7,7 +7,7 @@ from typing_extensions import override
 
 from experiments.callbacks.fit_trainer import FitTrainer
 from experiments.distributed.hooks import CommunicationHook
-from models.method import Method
+from models.method import log_epoch
 
 
 class CommunicationLog(L.Callback):
@@ -38,14 +38,14 @@ class CommunicationLog(L.Callback):
                 logger.log_metrics(metrics, step=trainer.global_step - 1)
 
     @override
-    def on_train_epoch_end(self, trainer: FitTrainer, pl_module: Method) -> None:
+    def on_train_epoch_end(self, trainer: FitTrainer, pl_module: L.LightningModule) -> None:
         """Log the means over the run so far, which its summary takes, and those of the epoch."""
         steps, sent = self.hook.steps - self._before[0], self.hook.total_bytes - self._before[1]
         self._before = self.hook.steps, self.hook.total_bytes
         metrics = self.hook.summary() | {"epoch/megabytes": sent / 1e6}
         if steps:  # none in a short last epoch in which weights were to travel later
             metrics["epoch/bits_per_parameter"] = self.hook.traffic(sent, steps)["bits_per_parameter"]
-        pl_module.log_epoch({f"communication/{name}": value for name, value in metrics.items()})
+        log_epoch(pl_module, {f"communication/{name}": value for name, value in metrics.items()})
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from datamodules.batch import Batch, Selection
 from experiments.callbacks.fit_trainer import FitTrainer
 from losses.errors import UsageError
 from models.classification import LocalClassification
+from models.method import log_epoch
 
 
 class DataFilter(L.Callback, ABC):
@@ -86,7 +87,7 @@ class DataFilter(L.Callback, ABC):
         done, epochs = pl_module.schedule.turn(trainer.current_epoch + 1, trainer.max_epochs)
         self._dropped.append(1 - self._visits / len(self._scores))
         self._visits = 0
-        pl_module.log_epoch({"train/dropped": self._dropped[-1], "train/saved": statistics.mean(self._dropped)})
+        log_epoch(pl_module, {"train/dropped": self._dropped[-1], "train/saved": statistics.mean(self._dropped)})
         generator = torch.Generator().manual_seed(trainer.global_step + data.seed)
         data.select(self.choose(self._scores.cpu(), done, epochs, generator))
 

@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from experiments.distributed.entropy import h8
-from models.method import Method
+from models.method import log_epoch
 
 
 class Entropy(L.Callback):
@@ -51,13 +51,13 @@ class Entropy(L.Callback):
             self._gradients |= {name: h8(gradient) for name, gradient in gradients.items() if gradient is not None}
 
     @override
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Method) -> None:
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         metrics = {}
         for name, weight in weights_of(pl_module).items():
             metrics[name] = _of_weights(weight) | {"update_h8": h8(weight - self._before[name])}
             if name in self._gradients:  # a frozen block has none
                 metrics[name]["gradient_h8"] = self._gradients[name]
-        pl_module.log_epoch(_logged(metrics, pl_module))
+        log_epoch(pl_module, _logged(metrics, pl_module))
 
 
 def weights_of(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -18,6 +18,7 @@ from experiments.run.loggers import RunCSVLogger
 from losses.errors import UsageError
 from models.classification import LocalClassification
 from models.local_learning import LocalLearning
+from models.method import log_epoch
 
 
 class HiddenLayers(L.Callback):
@@ -57,7 +58,7 @@ class HiddenLayers(L.Callback):
             return
         with isolate_rng(), evaluating(pl_module):
             metrics = self._observe(pl_module, trainer.datamodule)
-        pl_module.log_epoch(flat(metrics))
+        log_epoch(pl_module, flat(metrics))
 
     @override
     def on_fit_end(self, trainer: L.Trainer, pl_module: LocalLearning) -> None:

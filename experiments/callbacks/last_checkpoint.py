@@ -22,7 +22,7 @@ class LastCheckpoint(Checkpoint):
 
     It is the last thing that an epoch writes: whenever a run is killed, what a resume does again is what had been
     written since, and what it does not do again is there. So this is the last of the callbacks, and figures of an
-    epoch are logged by :meth:`~models.method.Method.log_epoch`.
+    epoch are logged by :func:`~models.method.log_epoch`.
 
     Args:
         folder: the run folder.

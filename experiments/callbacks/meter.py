@@ -8,7 +8,7 @@ import lightning.pytorch as L
 import torch
 from typing_extensions import override
 
-from models.method import Method
+from models.method import Method, log_epoch
 from models.networks.memory.saved_tensors import SavedTensorMeter
 
 
@@ -97,7 +97,7 @@ class Meter(L.Callback):
             # All processes together: each has as many images, and none can run ahead of the others.
             self._rates.append(trainer.world_size * self._images / (self._stop - self._start))
             metrics["train/images_per_second"] = self._rates[-1]
-        pl_module.log_epoch(metrics)
+        log_epoch(pl_module, metrics)
 
     @override
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:

@@ -13,7 +13,7 @@ from experiments.callbacks.fit_trainer import FitTrainer
 from experiments.probing.features import evaluating
 from losses import probabilities
 from losses.errors import UsageError
-from models.method import Method
+from models.method import Method, log_epoch
 
 
 class TrainingAccuracy(L.Callback):
@@ -37,7 +37,7 @@ class TrainingAccuracy(L.Callback):
         if (epoch + 1) % epochs == 0:
             accuracies = training_accuracy(pl_module, trainer.datamodule)
             metrics = {f"train_set/{name}/top1": share for name, share in accuracies.items()}
-            pl_module.log_epoch(metrics | {"train_set/top1": list(accuracies.values())[-1]})
+            log_epoch(pl_module, metrics | {"train_set/top1": list(accuracies.values())[-1]})
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 from typing_extensions import override
 
 from experiments.run.files import METRICS
@@ -74,9 +75,10 @@ class RunCSVLogger(Logger):
 
     @override
     @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+    def log_metrics(self, metrics: Mapping[str, float | Tensor], step: int | None = None) -> None:
         """Write a row."""
-        row = {name: float(value) for name, value in metrics.items()} | {"step": step}
+        row: dict[str, Any] = {name: v.item() if isinstance(v, Tensor) else v for name, v in metrics.items()}
+        row["step"] = step
         if self.file.is_file() and row.keys() <= set(self._columns):
             with self.file.open("a", newline="") as file:
                 file.write(_lines([row], self._columns))

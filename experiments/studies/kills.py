@@ -14,6 +14,7 @@ import contextlib
 import csv
 import io
 import json
+import logging
 import os
 import re
 import shutil
@@ -135,6 +136,7 @@ def kills(run: Run, runs: Path) -> int:
 
 
 if __name__ == "__main__":
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells of every resume
     listed = {run.name: run for run in read_suite(_LIST)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=listed, default=list(listed), help="some of the runs")

@@ -24,7 +24,7 @@ from torch.optim import SGD, Optimizer
 from typing_extensions import override
 
 from losses.errors import UsageError
-from models.method import Classifier, LabelledImages, require_supported_processes
+from models.method import Classifier, LabelledImages, log_epoch, require_supported_processes
 from models.networks.mlp import MLP
 from models.parts.ridge import (
     ForwardProjection,
@@ -148,7 +148,7 @@ class ClosedFormMLP(Classifier):
         self.accumulate(batch.images, batch.labels)
         self.optimizers().step()  # type: ignore[union-attr]  # there is one
         if self.trainer.is_last_batch:  # here, since checkpoints and validation come before on_train_epoch_end
-            self.log_epoch({f"train/{name}": value for name, value in self.solve().items()})
+            log_epoch(self, {f"train/{name}": value for name, value in self.solve().items()})
 
     @override
     def configure_optimizers(self) -> Optimizer:

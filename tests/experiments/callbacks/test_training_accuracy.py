@@ -31,7 +31,8 @@ def test_every_block_has_that_of_its_final_weights(tmp_path):
 def test_the_models_is_that_of_its_last_block(monkeypatch):
     found, logged = {"block1": 0.25, "block2": 0.5}, {}
     monkeypatch.setattr("experiments.callbacks.training_accuracy.training_accuracy", lambda *_: found)
-    model = SimpleNamespace(schedule=Schedule(2), log_epoch=logged.update)
+    monkeypatch.setattr("experiments.callbacks.training_accuracy.log_epoch", lambda _, metrics: logged.update(metrics))
+    model = SimpleNamespace(schedule=Schedule(2))
     over = SimpleNamespace(current_epoch=2, max_epochs=3, datamodule=None)
     TrainingAccuracy().on_train_epoch_end(over, model)
     assert logged == {"train_set/block1/top1": 0.25, "train_set/block2/top1": 0.5, "train_set/top1": 0.5}

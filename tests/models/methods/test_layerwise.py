@@ -203,17 +203,6 @@ def test_later_blocks_have_fewer_epochs(tmp_path):
     assert [len(list(head.parameters())) > 0 for head in model.heads] == [False, False, True]
 
 
-def test_a_resumed_run_logs_again_what_finished_blocks_reached_and_no_other(monkeypatch):
-    model, logged = layerwise(), {}
-    model._resumed = {f"val/block{k}/top1": k / 10 for k in (1, 2, 3)}
-    monkeypatch.setattr(Layerwise, "learners", range(1, 2))
-    monkeypatch.setattr(Layerwise, "trainer", SimpleNamespace(sanity_checking=False))
-    monkeypatch.setattr(model, "log_dict", logged.update)
-    model.on_validation_epoch_start()
-    model.on_validation_epoch_end()
-    assert logged == {"val/block1/top1": 0.1}
-
-
 @pytest.mark.parametrize("store", [None, FeatureStore(passes=2)], ids=["computed", "stored"])
 def test_resumes_exactly_inside_every_block_whatever_its_batches(store, tmp_path):
     def run(seed, callbacks=(), resume=None):
