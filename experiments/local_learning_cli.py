@@ -222,7 +222,8 @@ class LocalLearningCLI(LightningCLI):
             return
         metrics |= self.trainer.callback_metrics
         if not any(name.startswith(("val/", "probe_online/")) for name in metrics):  # cut off after the last epoch
-            metrics |= self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)[0]
+            for found in self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False):
+                metrics |= found  # nothing with --trainer.limit_val_batches 0
         if writes:
             name, config = self.run.path.name, self.config[self.subcommand].as_dict()
             took = {key: getattr(self.meter, key) for key in ("seconds", "images_per_second", "peak_activation_bytes")}

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import os
+import random
 import re
 import signal
 import time
@@ -18,6 +19,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from experiments.callbacks.meter import Meter
 from experiments.cli import main
+from experiments.run.checkpoint import load_checkpoint
+from experiments.run.errors import RunError
 from experiments.run.folder import default_name
 from experiments.run.loggers import RunCSVLogger, RunTensorBoardLogger
 from experiments.run.saved_config import changes
@@ -426,6 +429,26 @@ def test_a_truncated_checkpoint_is_named_and_the_one_before_it_offered(copied, t
     assert "epoch 1" in message
     main(["fit", *options, f"--ckpt_path={offered}"])
     assert summary(copied)["global_step"] == 12
+
+
+def test_a_checkpoint_with_a_flipped_bit_is_told_or_holds_the_same(tmp_path):
+    weights, file, draw = torch.randn(50), tmp_path / "last.ckpt", random.Random(0)
+    torch.save({"state_dict": {"weight": weights}, "epoch": 1}, file)
+    whole, told = file.read_bytes(), 0
+    for bit in draw.sample(range(8 * len(whole)), 200):
+        file.write_bytes(whole[: bit // 8] + bytes([whole[bit // 8] ^ 1 << bit % 8]) + whole[bit // 8 + 1 :])
+        try:
+            assert torch.equal(load_checkpoint(file)["state_dict"]["weight"], weights)  # a bit that nobody reads
+        except RunError as fault:
+            assert "is damaged or not one of ours" in str(fault)  # noqa: PT017
+            told += 1
+    assert told > 100
+
+
+def test_a_run_without_validation_comes_to_its_end(tmp_path):
+    metrics = summary(fit(tmp_path, "--trainer.limit_val_batches=0", "--trainer.max_epochs=1"))["metrics"]
+    assert "test/top1" in metrics
+    assert not any(name.startswith("val/") for name in metrics)
 
 
 def test_a_termination_signal_is_no_success_and_says_how_to_go_on(tmp_path):
