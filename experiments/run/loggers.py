@@ -96,10 +96,16 @@ def _lines(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
 
 
 def _rows(path: Path, before: int | None) -> list[dict[str, str]]:
-    """The rows of the steps before one, or all; what a kill left half written, or a disk garbled, is left out."""
+    """The rows of the steps before one, or all; what a kill left half written, or a disk garbled, is left out.
+
+    A table whose head is not legible is put aside as ``metrics.csv.damaged``.
+    """
     if not path.is_file():
         return []
     text = path.read_text(encoding="utf-8", errors="replace").replace("\0", "")
     rows = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
+    if rows.fieldnames and "step" not in rows.fieldnames:
+        path.replace(path.with_name(f"{path.name}.damaged"))
+        return []
     whole = [row for row in rows if None not in row and (row.get("step") or "").isdecimal()]
     return [row for row in whole if before is None or int(row["step"]) < before]

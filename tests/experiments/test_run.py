@@ -400,6 +400,13 @@ def test_a_damaged_table_of_metrics_does_not_block_a_resume(damaged, kept, tmp_p
     assert [row["step"] for row in rows(tmp_path)] == [*kept, "4"]
 
 
+def test_a_table_whose_head_is_not_legible_is_put_aside(tmp_path):
+    (tmp_path / "metrics.csv").write_text("\0\nst,loss\n1,0.5\n")
+    RunCSVLogger(tmp_path, resume_step=4).log_metrics({"loss": 1.0}, 4)
+    assert [row["step"] for row in rows(tmp_path)] == ["4"]
+    assert "1,0.5" in (tmp_path / "metrics.csv.damaged").read_text()
+
+
 def test_a_run_resumed_within_a_second_is_read_after_its_beginning(tmp_path):
     beginning = tmp_path / f"events.out.tfevents.{int(time.time())}.zzz.99999.0"
     beginning.touch()
