@@ -104,7 +104,7 @@ def _rows(path: Path, before: int | None) -> list[dict[str, str]]:
         return []
     text = path.read_text(encoding="utf-8", errors="replace").replace("\0", "")
     rows = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
-    if rows.fieldnames and "step" not in rows.fieldnames:
+    if rows.fieldnames is not None and "step" not in rows.fieldnames:
         path.replace(path.with_name(f"{path.name}.damaged"))
         return []
     whole = [row for row in rows if None not in row and (row.get("step") or "").isdecimal()]
