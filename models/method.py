@@ -254,6 +254,8 @@ def log_epoch(model: L.LightningModule, metrics: Mapping[str, Tensor | float]) -
     What is given to a module's own ``log`` gets to the loggers after the last callback, and so after the checkpoint: a
     run killed in between would lose it.
     """
+    if not metrics:
+        return
     model.log_dict(dict(metrics), on_step=False, on_epoch=True, logger=False, batch_size=1)
     row = {name: float(value) for name, value in metrics.items()} | {"epoch": model.current_epoch}
     for logger in model.loggers:

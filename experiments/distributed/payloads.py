@@ -29,7 +29,9 @@ class Payload(ABC):
     def register(self, model: DistributedDataParallel, hook: CommunicationHook) -> None:
         """Have what a model's processes learn averaged by a hook."""
 
-    def start(self) -> None:  # noqa: B027 (nothing to do where gradients travel)
+    # Not abstract, though empty: where gradients travel there is nothing to do at these moments.
+
+    def start(self) -> None:  # noqa: B027
         """Training begins, with weights that all processes share."""
 
     def after_step(self, last: bool) -> None:  # noqa: B027

@@ -41,7 +41,7 @@ def _wait_for_a_later_name(folder: Path) -> None:
     A run resumed within the second in which it had begun, or after the clock was set back, would else be read before
     its own beginning. Names from a time that is still to come become names of now.
     """
-    for file in sorted(folder.glob("events.out.tfevents.*")):
+    for file in sorted(folder.glob("events.out.tfevents.[0-9]*")):
         made, now = file.name.split(".")[3], str(int(time.time()))
         if made > now:
             file.rename(file.with_name(file.name.replace(made, now, 1)))
