@@ -1,7 +1,7 @@
 """The face that every data set shows: loaders, held-out validation, augmentation on the device."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import lightning.pytorch as L
@@ -16,8 +16,8 @@ from datamodules.augment import Augment, augment_batch, cutout, normalise
 from datamodules.batch import Batch, Selection
 from datamodules.epochs import Epochs
 from datamodules.files import DataError
-from datamodules.images import Images, TrainingImages
-from datamodules.loaders import EpochBatches, SeededBatches, in_order, loader, mix
+from datamodules.images import Images, TrainingImages, Transform, fitted
+from datamodules.loaders import EpochBatches, SeededBatches, in_order, loader, mix, whole
 from datamodules.views.pairs import BatchedPairs, PairedImages
 from datamodules.views.transforms import Views
 
@@ -95,6 +95,15 @@ class ImageDataModule(L.LightningDataModule):
         self.views, self.batch_sizes = views, batch_sizes
         self.epochs = Epochs()
         self._splits: dict[str, Images] = {}
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Names of the classes, in the order of their labels; numbers where the data set has no names."""
+        return [str(label) for label in range(self.num_classes)]
+
+    def transform(self, train: bool) -> Transform:
+        """How a decoded image becomes one of this size: its shorter side fits, and the centre is cut out."""
+        return partial(fitted, shape=self.image_shape)
 
     def load(self, train: bool) -> Images:
         """Read the published training or test split.
@@ -181,7 +190,12 @@ class ImageDataModule(L.LightningDataModule):
     @override
     def predict_dataloader(self) -> DataLoader[Batch]:
         """The test split in order, whole on every process: one of them writes the predictions."""
-        return in_order(self._splits["test"], self.batch_size, self.num_workers)
+        return whole(self._splits["test"], self.batch_size, self.num_workers)
+
+    @property
+    def predicted(self) -> tuple[str, Sequence[Any]]:
+        """What tells the predicted images apart: a heading, and an entry for each."""
+        return "index", range(len(self._splits["test"]))
 
     # -- where a run stands ---------------------------------------------------------------------------
 
@@ -215,7 +229,7 @@ class ImageDataModule(L.LightningDataModule):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return self.epochs.state_dict()
+        return self.epochs.state_dict() | {"classes": list(self.classes)}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

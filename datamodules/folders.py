@@ -1,14 +1,16 @@
 """Images in class folders: a person's own, and ImageNet."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
+import os
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 from torchvision.transforms import v2
 from typing_extensions import override
@@ -18,47 +20,58 @@ from datamodules.base import ImageDataModule
 from datamodules.batch import Batch
 from datamodules.files import DataError, require_folder
 from datamodules.imagenet32 import IMAGENET_MEAN, IMAGENET_STD
-from datamodules.images import Images, Indices, MemoryImages
-
-Transform = Callable[[Image.Image], Image.Image]
+from datamodules.images import Images, Indices, MemoryImages, Transform
 
 
 class StreamedImages(Images):
     """Images decoded from their files when asked for.
 
     Args:
-        samples: (file, label) of each image.
+        files: their paths as bytes ``(N,)``: see :func:`in_one_array`.
+        labels: int64 ``(N,)``.
         transform: crops and resizes a decoded image to the size all share.
         evaluation_transform: the same without anything random.
     """
 
     def __init__(
-        self, samples: Sequence[tuple[str, int]], transform: Transform, evaluation_transform: Transform
+        self, files: np.ndarray, labels: Tensor, transform: Transform, evaluation_transform: Transform
     ) -> None:
-        self._samples, self._transform, self._evaluation_transform = samples, transform, evaluation_transform
-        self.labels = torch.tensor([label for _, label in samples])
+        self._files, self.labels = files, labels
+        self._transform, self._evaluation_transform = transform, evaluation_transform
 
     def __getitems__(self, indices: Indices) -> Batch:
-        images = [np.array(read_image(self._samples[int(index)][0], self._transform)) for index in indices]
-        return Batch(torch.from_numpy(np.stack(images)), self.labels[indices])
+        images = np.stack([np.asarray(read_image(self.file(int(index)), self._transform)) for index in indices])
+        return Batch(torch.from_numpy(images.reshape(*images.shape[:3], -1)), self.labels[indices])
+
+    def file(self, index: int) -> str:
+        """Path of one image."""
+        return os.fsdecode(self._files[index])
 
     @override
     def picture(self, index: int) -> Image.Image:
         """One image in RGB, of its own size."""
-        return read_image(self._samples[index][0])
+        return read_image(self.file(index))
 
     @override
     def subset(self, indices: Indices) -> "StreamedImages":
-        chosen = [self._samples[int(index)] for index in indices]
-        return StreamedImages(chosen, self._transform, self._evaluation_transform)
+        chosen = self._files[np.asarray(indices)], self.labels[indices]
+        return StreamedImages(*chosen, self._transform, self._evaluation_transform)
 
     @override
     def for_evaluation(self) -> "StreamedImages":
-        return StreamedImages(self._samples, self._evaluation_transform, self._evaluation_transform)
+        return StreamedImages(self._files, self.labels, self._evaluation_transform, self._evaluation_transform)
 
     def in_memory(self) -> MemoryImages:
         """Decode every image once and hold them all."""
         return MemoryImages(*self.__getitems__(torch.arange(len(self)))[:2])
+
+
+def in_one_array(paths: Sequence[str]) -> np.ndarray:
+    """Paths as bytes ``(N,)``, which loading workers share; of a list each would come to have a copy of its own.
+
+    Python counts who refers to an object in the object: whoever looks at a million texts writes to all their pages.
+    """
+    return np.array([os.fsencode(path) for path in paths])
 
 
 def read_image(path: str, transform: Transform = lambda image: image) -> Image.Image:
@@ -104,7 +117,8 @@ class ImageFolder(ImageDataModule):
         **common: Any,
     ) -> None:
         super().__init__(root=root, **common)
-        self.image_shape = (3, image_size, image_size)
+        side = int(image_size)  # the command line's PositiveInt is a class, which a checkpoint must not ask for
+        self.image_shape = (3, side, side)
         self.memory_gib, self.mean, self.std = memory_gib, tuple(mean), tuple(std)
         self.name = Path(root).resolve().name
 
@@ -115,7 +129,8 @@ class ImageFolder(ImageDataModule):
                 f"The images of {self.root} cannot be fetched: put them there and leave --data.download false."
             )
 
-    @property
+    @cached_property
+    @override
     def classes(self) -> list[str]:
         """Names of the class folders, sorted; a class's label is its place in this list."""
         folder = require_folder(Path(self.root) / self.folders[0], "training images, one folder per class")
@@ -132,11 +147,6 @@ class ImageFolder(ImageDataModule):
         """Number of class folders."""
         return len(self.classes)
 
-    def transform(self, train: bool) -> Transform:
-        """How a decoded image becomes one of the shared size."""
-        side = self.image_shape[1]
-        return partial(ImageOps.fit, size=(side, side), method=Image.Resampling.BILINEAR)
-
     @override
     def load(self, train: bool) -> Images:
         """The images of the training or test folder."""
@@ -152,7 +162,9 @@ class ImageFolder(ImageDataModule):
             samples = make_dataset(str(folder), labels, extensions=IMG_EXTENSIONS)
         except FileNotFoundError as fault:
             raise DataError(f"In {folder}: {fault}") from fault
-        images = StreamedImages(samples, self.transform(train), self.transform(False))
+        files, found_labels = zip(*samples, strict=True)
+        decoding = self.transform(train), self.transform(False)
+        images = StreamedImages(in_one_array(files), torch.tensor(found_labels), *decoding)
         gib = len(images) * np.prod(self.image_shape) / 2**30
         return images.in_memory() if gib <= self.memory_gib else images
 

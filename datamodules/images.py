@@ -1,11 +1,11 @@
 """The images of a split: in memory, and as training loads them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 from typing_extensions import override
@@ -14,6 +14,16 @@ from datamodules.batch import Batch, Selection
 from datamodules.files import DataError
 
 Indices = Tensor | Sequence[int]
+
+Transform = Callable[[Image.Image], Image.Image]
+"""How a decoded image becomes one of the size that all images of a split share."""
+
+
+def fitted(image: Image.Image, shape: tuple[int, int, int]) -> Image.Image:
+    """A picture of shape ``(C, H, W)``: the shorter side fits, the centre is cut out, one channel is grey."""
+    channels, height, width = shape
+    small = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+    return small.convert("L") if channels == 1 else small
 
 
 class Images(Dataset[Batch], ABC):

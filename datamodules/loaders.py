@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 from typing_extensions import override
 
 from datamodules.batch import Batch
@@ -86,11 +86,12 @@ def in_order(
     images: Images, batch_size: int, num_workers: int = 0, process: tuple[int, int] = (0, 1)
 ) -> DataLoader[Batch]:
     """Batches of a split, or of the share of a process (which, of how many), in its order; the last may be smaller."""
-    return loader(images, _Batches(shares(len(images), batch_size, process)), num_workers)
+    return loader(images, shares(len(images), batch_size, process), num_workers)
 
 
-class _Batches(list[Tensor]):
-    """Lightning's ``predict`` reads the ``__dict__`` of what gives the batches, and a plain list has none."""
+def whole(images: Images, batch_size: int, num_workers: int = 0) -> DataLoader[Batch]:
+    """All batches of a split in its order, by torch's own sampler: of others Lightning's ``predict`` warns."""
+    return loader(images, BatchSampler(range(len(images)), batch_size, drop_last=False), num_workers)
 
 
 def shares(images: int, batch_size: int, process: tuple[int, int]) -> list[Tensor]:

@@ -53,4 +53,5 @@ class FashionMNIST(MNIST):
 
     mean = (0.2860,)
     std = (0.3530,)
+    classes = datasets.FashionMNIST.classes
     source = datasets.FashionMNIST

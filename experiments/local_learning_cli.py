@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning.pytorch as L
 import yaml
+from jsonargparse import Namespace
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
@@ -105,6 +106,13 @@ class LocalLearningCLI(LightningCLI):
             "--name", type=str | None, default=None, help="Run folder's name; made from the config by default."
         )
         parser.add_argument("--runs", type=str, default="runs", help="Folder of all run folders.")
+        if self.asked == "predict":
+            parser.add_argument(
+                "--images",
+                type=str | None,
+                default=None,
+                help="Folder of images without labels, to predict in place of the test split.",
+            )
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
         for attribute, argument in FROM_THE_DATA.items():
             parser.link_arguments(f"data.{attribute}", f"model.init_args.{argument}", apply_on="instantiate")
@@ -121,8 +129,21 @@ class LocalLearningCLI(LightningCLI):
         if asked := options.get("ckpt_path"):
             options.ckpt_path = str(self.run.checkpoint(asked))
             self.checkpoint = load_checkpoint(Path(options.ckpt_path))
+        elif self.config.subcommand in ("validate", "test", "predict"):
+            raise UsageError(
+                f"{self.config.subcommand} needs trained weights: give --ckpt_path RUN/checkpoints/last.ckpt."
+            )
+        if self.config.subcommand == "predict" and options.images:
+            options.data = self._unlabelled(options.images, options.data)
         self.epochs_done = self.checkpoint.get("epoch", -1) + 1
         self.reached = self.checkpoint.get("metrics", {})
+
+    def _unlabelled(self, images: str, like: Namespace) -> Namespace:
+        """The data that are the images of a folder; the checkpoint knows the classes, an older one their number."""
+        kept = self.checkpoint.get(like.class_path.rpartition(".")[2], {}).get("classes")
+        numbers = [str(label) for label in range(self.checkpoint.get("arguments", {}).get("num_classes", 0))]
+        arguments = Namespace(images=images, like=like, classes=kept or numbers)
+        return Namespace(class_path="datamodules.unlabelled.UnlabelledImages", init_args=arguments)
 
     # -- building -------------------------------------------------------------------------------
 
@@ -245,10 +266,8 @@ class LocalLearningCLI(LightningCLI):
         """See that there are predictions to evaluate.
 
         Raises:
-            UsageError: the network is trained without labels, or not trained at all.
+            UsageError: the network is trained without labels.
         """
-        if not self._get(self.config, "ckpt_path"):
-            raise UsageError(f"{self.subcommand} needs trained weights: give --ckpt_path RUN/checkpoints/last.ckpt.")
         if not self.model.predicts_classes:
             raise UsageError(
                 "A network trained without labels predicts no classes. "
