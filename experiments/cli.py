@@ -30,6 +30,7 @@ def main(args: Sequence[str] | None = None) -> None:
         args: command and options; those of the process by default.
     """
     args = list(sys.argv[1:] if args is None else args) or ["--help"]
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # faults of exchanges come as exceptions too
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a method of one's own is found as with python -m
     try:

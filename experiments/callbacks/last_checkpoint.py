@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,6 @@ class LastCheckpoint(Checkpoint):
     def __init__(self, folder: Path, reached: Mapping[str, float] | None = None) -> None:
         self._last, self._previous = folder / LAST, folder / PREVIOUS
         self._reached = dict(reached or {})
-        self._told_to_stop = False
 
     def reached(self, trainer: L.Trainer) -> dict[str, float]:
         """The latest value of every metric of the whole run."""
@@ -42,26 +40,6 @@ class LastCheckpoint(Checkpoint):
     @override
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["metrics"] = self.reached(trainer)
-
-    @override
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Of several processes, have a termination signal wait for the end of a batch.
-
-        Lightning 2.6 broadcasts within its signal handler, while other exchanges are under way, and hangs.
-        """
-        if trainer.world_size > 1:
-            signal.signal(signal.SIGTERM, self._note)
-
-    def _note(self, *_: Any) -> None:
-        self._told_to_stop = True
-
-    @override
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any) -> None:
-        """Stop, and the other processes with it: they may wait for this one already."""
-        if self._told_to_stop and trainer.is_global_zero:
-            if launcher := trainer.strategy.launcher:  # none if somebody else started the processes
-                launcher.kill(signal.SIGKILL)
-            raise SIGTERMException
 
     @override
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -1,13 +1,14 @@
-"""Lightning's DDP with a communication hook, on any device."""
+"""DDP with a communication hook, on any device."""
 
 from typing import Any
 
 import torch.distributed as dist
-from lightning.pytorch.strategies import DDPStrategy
+from jsonargparse.typing import PositiveInt
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from experiments.distributed.ddp import DDP
 from experiments.distributed.hooks import CommunicationHook
 from experiments.distributed.payloads import Gradients, Payload
 from losses.errors import UsageError
@@ -16,7 +17,7 @@ OPTIMIZERS = "optimizer_states"
 """Their key in Lightning's checkpoints."""
 
 
-class CompressedDDP(DDPStrategy):
+class CompressedDDP(DDP):
     """DDP whose processes average by a hook what they send: ``--trainer.strategy CompressedDDP``.
 
     Lightning 2.6 registers hooks on CUDA only and drops them silently elsewhere; this strategy registers its own on
@@ -26,13 +27,14 @@ class CompressedDDP(DDPStrategy):
     Args:
         hook: how what is sent is averaged.
         payload: what is sent: gradients, or every few steps weights or their change.
+        timeout: as :class:`DDP` has it.
 
     Raises:
         UsageError: a checkpoint to resume from was written by more or fewer processes.
     """
 
-    def __init__(self, hook: CommunicationHook, payload: Payload = Gradients()) -> None:
-        super().__init__()
+    def __init__(self, hook: CommunicationHook, payload: Payload = Gradients(), timeout: PositiveInt = 600) -> None:
+        super().__init__(timeout)
         self.hook, self.payload = hook, payload
 
     @override
@@ -45,6 +47,7 @@ class CompressedDDP(DDPStrategy):
 
     @override
     def on_train_start(self) -> None:
+        super().on_train_start()
         self.payload.start()
 
     @override

@@ -4,10 +4,6 @@ import contextlib
 import csv
 import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -76,17 +72,3 @@ def test_the_checkpoint_holds_what_both_processes_have_not_sent(both):
     assert one["quantizer"].keys() == other["quantizer"].keys()
     for name, memory in one["quantizer"].items():  # each has images of its own
         assert not torch.equal(memory["residual"], other["quantizer"][name]["residual"])
-
-
-def test_two_processes_get_one_default_name_and_stop_at_a_termination_signal(tmp_path):
-    folder = tmp_path / "backprop-mlp-digits-seed0"
-    command = ["fit", "--config", str(CONFIG), f"--runs={tmp_path}", "--trainer.max_epochs=1000"]
-    process = subprocess.Popen([sys.executable, "-m", "experiments", *command], stdout=subprocess.PIPE, text=True)
-    while process.poll() is None and not (folder / "checkpoints" / "last.ckpt").exists():
-        time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    printed, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM
-    assert printed.count("MLP-256-256, 1 block") == 1
-    assert f"--name {folder.name} --ckpt_path last" in printed
-    assert list(tmp_path.iterdir()) == [folder]

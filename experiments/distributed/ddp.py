@@ -1,0 +1,168 @@
+"""Lightning's DDP, whose processes meet, stop and end together."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+from jsonargparse.typing import PositiveInt
+from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
+from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from typing_extensions import override
+
+from losses.errors import UsageError
+
+_UNTIL_TOLD = 30
+"""Seconds of waiting for the other processes before it is said where."""
+
+_LAST_WORDS = 10
+"""Seconds in which a process may end by itself, and say why, once another has ended."""
+
+_STARTER = "LOCAL_LEARNING_STARTER"
+"""Environment variable: the process that started the others of its machine."""
+
+
+class DDP(DDPStrategy):
+    """Lightning's DDP, whose processes meet, stop and end together; it is what ``--trainer.strategy ddp`` means here.
+
+    Args:
+        timeout: seconds after which a process that does not answer, or does not come, counts as lost.
+        **options: of torch's ``DistributedDataParallel``.
+
+    Raises:
+        UsageError: the processes do not meet, or one is lost.
+    """
+
+    _launcher: "Launcher"
+
+    def __init__(self, timeout: PositiveInt = 600, **options: Any) -> None:
+        super().__init__(timeout=timedelta(seconds=timeout), **options)
+
+    @override
+    def _configure_launcher(self) -> None:
+        assert self.cluster_environment is not None
+        self._launcher = Launcher(self.cluster_environment, self.num_processes, self.num_nodes)
+
+    @override
+    def setup_distributed(self) -> None:
+        """Meet the other processes; who waits for long says where."""
+        there = self.cluster_environment
+        assert there is not None
+        meeting = f"{self.num_processes * self.num_nodes} processes at {there.main_address}:{there.main_port}"
+        say = threading.Timer(_UNTIL_TOLD, print, [f"Waiting for all {meeting} (MASTER_ADDR, MASTER_PORT)."])
+        say.daemon = True
+        say.start()
+        try:
+            super().setup_distributed()
+        except RuntimeError as fault:
+            reason = str(fault).splitlines()[0]
+            raise UsageError(
+                f"No meeting of {meeting} ({reason}). Set MASTER_ADDR to the first machine and "
+                "MASTER_PORT to a free port of it."
+            ) from fault
+        finally:
+            say.cancel()
+
+    @override
+    def on_train_start(self) -> None:
+        """Have a termination signal wait for the end of a batch, and all processes stop at it.
+
+        Lightning 2.6 broadcasts within its signal handler, while other exchanges are under way, and hangs.
+        """
+        signal.signal(signal.SIGTERM, self._stop)
+
+    def _stop(self, *_: Any) -> None:
+        if self._launcher.was_started:
+            os.kill(os.getppid(), signal.SIGTERM)
+        elif self.lightning_module is not None:  # what Lightning tells all processes before every batch
+            self.lightning_module.trainer._signal_connector.received_sigterm = True
+
+
+StrategyRegistry.register("ddp", DDP, description="Processes that end together", override=True)
+
+
+class Launcher(_SubprocessScriptLauncher):
+    """Starts the other processes of this machine, and ends them when this one fails or another is lost."""
+
+    def __init__(self, *environment: Any) -> None:
+        super().__init__(*environment)
+        self._failed = threading.Event()
+
+    @property
+    def was_started(self) -> bool:
+        """Whether another process has started this one so."""
+        return self.cluster_environment.local_rank() > 0 and os.environ.get(_STARTER) == str(os.getppid())
+
+    @override
+    def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **options: Any) -> Any:
+        """Call a function of the Trainer in all processes.
+
+        Raises:
+            UsageError: another process has ended or does not answer.
+        """
+        self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
+        if not self.cluster_environment.creates_processes_externally:
+            os.environ[_STARTER] = str(os.getpid())
+            self._call_children_scripts()
+            for process in self.procs:
+                self._end_after(process.wait)
+        elif self.was_started:
+            self._end_after(_orphaned)
+        _set_num_threads_if_needed(num_processes=self.num_processes)
+        try:
+            return function(*args, **options)
+        except BaseException as fault:
+            self._failed.set()
+            lost = self._lost() if _is_broken_exchange(fault) else None
+            self.kill(signal.SIGKILL)
+            if lost:
+                raise lost from fault
+            raise
+
+    def _lost(self) -> UsageError:
+        """What to say of a lost process, when those that are still there have had their say."""
+        until = time.monotonic() + _LAST_WORDS
+        for process in self.procs:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, until - time.monotonic()))
+        ended = [f"process {i} with code {one.returncode}" for i, one in enumerate(self.procs, 1) if one.returncode]
+        what = f"ended ({', '.join(ended)})" if ended else "ended, or did not answer in time"
+        return UsageError(
+            f"Another process of this run {what}; if it said why, that is above. The last checkpoint is whole: go on "
+            "with --ckpt_path last."
+        )
+
+    def _end_after(self, loss: Callable[[], bool | int]) -> None:
+        """End everything once another process is lost and this one hangs in an exchange with it, as in NCCL's.
+
+        Args:
+            loss: what waits for the other's end, and says whether it is to be regretted.
+        """
+
+        def watch() -> None:
+            if loss() and not self._failed.wait(2 * _LAST_WORDS):
+                print(f"error: {self._lost()}", file=sys.stderr, flush=True)
+                self.kill(signal.SIGKILL)
+                os._exit(2)
+
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def _orphaned() -> bool:
+    """Wait until the process that started this one is gone."""
+    while os.environ[_STARTER] == str(os.getppid()):
+        time.sleep(1)
+    return True
+
+
+def _is_broken_exchange(fault: BaseException) -> bool:
+    """Whether an exchange failed for its other end; gloo's own faults are bare ``RuntimeError``."""
+    return isinstance(fault, dist.DistError) or (isinstance(fault, RuntimeError) and "gloo/transport" in str(fault))

@@ -1,0 +1,106 @@
+"""Several processes meet, stop and end together."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from helpers import CONFIGS, FORK
+from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
+from lightning.pytorch import Trainer
+
+from experiments.distributed import ddp
+from experiments.distributed.ddp import DDP, Launcher
+from losses.errors import UsageError
+
+CONFIG = CONFIGS / "communication" / "digits.yaml"
+
+
+def lose_one(rank, folder, port):
+    """Two processes exchange a number, then the second is killed."""
+    os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+
+    def exchange():
+        for _ in range(2):
+            dist.all_reduce(torch.ones(3))
+            if rank:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(UsageError) as fault:
+        Launcher(LightningEnvironment(), 2, 1).launch(exchange)
+    Path(folder, "said").write_text(str(fault.value))
+
+
+def test_a_lost_process_is_told_by_the_others(tmp_path):
+    with pytest.raises(mp.ProcessExitedException, match="SIGKILL"):
+        mp.start_processes(lose_one, (tmp_path, find_free_network_port()), nprocs=2, start_method=FORK)
+    assert "Another process of this run ended" in (tmp_path / "said").read_text()
+
+
+def test_other_faults_stay_what_they_are_and_end_the_processes_that_were_started(monkeypatch):
+    monkeypatch.setattr(Launcher, "_call_children_scripts", lambda self: self.procs.append(sleeper))
+    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    launcher = Launcher(LightningEnvironment(), 2, 1)
+
+    def fail():
+        raise RuntimeError("a fault of one's own")
+
+    with pytest.raises(RuntimeError, match="a fault of one's own"):
+        launcher.launch(fail)
+    assert sleeper.wait(timeout=10) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("regretted", [True, False])
+def test_a_process_that_hangs_in_an_exchange_with_a_lost_one_is_ended(monkeypatch, capsys, regretted):
+    codes = []
+    monkeypatch.setattr(ddp, "_LAST_WORDS", 0.01)
+    monkeypatch.setattr(os, "_exit", codes.append)
+    before = threading.active_count()
+    Launcher(LightningEnvironment(), 1, 1)._end_after(lambda: regretted)
+    while threading.active_count() > before:
+        time.sleep(0.01)
+    assert codes == [2] * regretted
+    assert capsys.readouterr().err.count("Another process of this run ended") == regretted
+
+
+def test_processes_that_do_not_meet_say_where(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": "0"}.items():
+            monkeypatch.setenv(name, value)
+        strategy = DDP(timeout=2)
+        Trainer(accelerator="cpu", devices=2, strategy=strategy, logger=False)
+        with pytest.raises(UsageError, match=rf"2 processes at 127.0.0.1:{port} .*MASTER_PORT"):
+            strategy.setup_environment()
+
+
+def test_ddp_means_ours():
+    assert type(Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False).strategy) is DDP
+
+
+def test_a_termination_signal_of_the_second_process_stops_both_and_says_how_to_go_on(tmp_path):
+    folder = tmp_path / "backprop-mlp-digits-seed0"
+    command = ["fit", "--config", str(CONFIG), f"--runs={tmp_path}", "--trainer.max_epochs=1000"]
+    first = subprocess.Popen([sys.executable, "-m", "experiments", *command], stdout=subprocess.PIPE, text=True)
+    while first.poll() is None and not (folder / "checkpoints" / "last.ckpt").exists():
+        time.sleep(0.1)
+    second = int(Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()[0])
+    os.kill(second, signal.SIGTERM)
+    printed, _ = first.communicate(timeout=60)
+    assert first.returncode == 128 + signal.SIGTERM
+    assert printed.count("MLP-256-256, 1 block") == 1
+    assert f"--name {folder.name} --ckpt_path last" in printed
+    assert list(tmp_path.iterdir()) == [folder]
+    assert not Path(f"/proc/{second}").exists()
