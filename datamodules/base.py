@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
@@ -15,7 +16,7 @@ from typing_extensions import override
 from datamodules.augment import Augment, augment_batch, cutout, normalise
 from datamodules.batch import Batch, Selection
 from datamodules.epochs import Epochs
-from datamodules.files import DataError
+from datamodules.files import DataError, note, require
 from datamodules.images import Images, TrainingImages, Transform, fitted
 from datamodules.loaders import EpochBatches, SeededBatches, in_order, loader, mix, whole
 from datamodules.views.pairs import BatchedPairs, PairedImages
@@ -26,7 +27,7 @@ class ImageDataModule(L.LightningDataModule):
     """Base of all data sets: a subclass gives its constants and :meth:`load`.
 
     Validation is held out of the training split, stratified by class, the same images for every
-    seed; the test split is not looked at before ``test``.
+    seed; the test split is not used before ``test``. What :meth:`load` gives is compared with the constants.
 
     Args:
         root: folder that holds the data.
@@ -42,6 +43,7 @@ class ImageDataModule(L.LightningDataModule):
             the size of the batch, so a last, smaller one is left out then. Evaluation is not changed.
         batch_sizes: epoch → images per batch of training from that epoch (counted from 0) on, for blocks
             trained one after the other: what one block saves in memory can be spent on larger batches.
+        checksums: compare data files with their published checksums; false: for files that were packed anew.
 
     With several processes ``batch_size`` is that of each. Each validates and tests on its own share of the images, and
     all predict the whole split.
@@ -52,6 +54,7 @@ class ImageDataModule(L.LightningDataModule):
         image_shape: ``(C, H, W)``.
         mean: of each channel, for images in 0 … 1.
         std: standard deviation of each channel.
+        dtype: of the images of a split.
         epochs: where the run stands.
 
     Raises:
@@ -63,6 +66,7 @@ class ImageDataModule(L.LightningDataModule):
     image_shape: tuple[int, int, int]
     mean: Sequence[float]
     std: Sequence[float]
+    dtype: torch.dtype = torch.uint8
 
     def __init__(
         self,
@@ -76,6 +80,7 @@ class ImageDataModule(L.LightningDataModule):
         seed: int = 0,
         views: Views | None = None,
         batch_sizes: Mapping[int, int] = {},
+        checksums: bool = True,
     ) -> None:
         super().__init__()
         if not 0 < validation < 1:
@@ -92,7 +97,7 @@ class ImageDataModule(L.LightningDataModule):
         self.root, self.batch_size, self.augment = root, batch_size, augment
         self.validation, self.validate_on_test = validation, validate_on_test
         self.download, self.num_workers, self.seed = download, num_workers, seed
-        self.views, self.batch_sizes = views, batch_sizes
+        self.views, self.batch_sizes, self.checksums = views, batch_sizes, checksums
         self.epochs = Epochs()
         self._splits: dict[str, Images] = {}
 
@@ -118,9 +123,9 @@ class ImageDataModule(L.LightningDataModule):
         """Read what the stage (``fit``, ``validate``, ``test``, ``predict``) needs, once; ``fit`` begins anew."""
         needs_test = stage in ("test", "predict") or self.validate_on_test
         if needs_test and "test" not in self._splits:
-            self._splits["test"] = self.load(train=False)
+            self._splits["test"] = self._read("test")
         if stage in ("fit", "validate") and "train" not in self._splits:
-            self._splits["known"] = full = self.load(train=True)
+            self._splits["known"] = full = self._read("training")
             if self.validate_on_test:
                 self._splits |= {"train": full, "val": self._splits["test"]}
             else:
@@ -131,7 +136,45 @@ class ImageDataModule(L.LightningDataModule):
             if self.batch_sizes:
                 self.reload_every_epoch()
             if self.views:
+                if self.image_shape[1] != self.image_shape[2]:
+                    raise DataError(f"Views are square, and the images of {self.name} are not: give them one side.")
                 self.views.require_for(self.training_images, self.image_shape[1], self.batch_size, self.name)
+
+    def _read(self, split: str) -> Images:
+        """The ``training`` or ``test`` split, if it is as promised."""
+        if not self.checksums:
+            self.note(
+                f"the files of {self.name} in {self.root} are not compared with the published checksums; "
+                "counts, shapes and labels are checked, pixels are not."
+            )
+        images = self.load(train=split == "training")
+        return self.checked(images, f"The {split} split of {self.name}")
+
+    def checked(self, images: Images, where: str) -> Images:
+        """Images, if they are what the data set promises; where they are begins the message.
+
+        Raises:
+            DataError: they are not.
+        """
+        if not isinstance(images, Images):
+            raise DataError(
+                f"{where} is of type {type(images).__name__}: load must return images, as MemoryImages(images, labels)."
+            )
+        images.require(self.image_shape, self.num_classes, self.dtype, where)
+        return images
+
+    def published(self, path: Path, md5: str) -> Path:
+        """The path of a data file that is there and, unless ``checksums`` is off, unaltered.
+
+        Raises:
+            DataError: it is not.
+        """
+        return require(path, md5 if self.checksums else None)
+
+    def note(self, message: str) -> None:
+        """Say once, by the first of several processes, what a person should know."""
+        if self._process[0] == 0:
+            note(message)
 
     # -- loaders --------------------------------------------------------------------------------------
 

@@ -4,25 +4,23 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-import torch
-from torch import Tensor
 from torchvision import datasets
 from typing_extensions import override
 
 from datamodules.base import ImageDataModule
-from datamodules.files import DataError, read_pickle, require
-from datamodules.images import MemoryImages
+from datamodules.files import labels_from, planes, read_pickle
+from datamodules.images import Images, MemoryImages
 
 
-def images_from_rows(rows: np.ndarray, path: Path) -> Tensor:
-    """Rows of 3072 bytes (all red, all green, all blue of 32×32 pixels) → uint8 ``(N, 32, 32, 3)``.
+def read_batch(path: Path, label_key: str = "labels", first_label: int = 0) -> MemoryImages:
+    """Images of 32×32 pixels and labels of a pickled batch.
 
     Raises:
-        DataError: the rows are not of that form; ``path`` is named.
+        DataError: the file is damaged, or something else.
     """
-    if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8 or rows.ndim != 2 or rows.shape[1] != 3 * 32 * 32:
-        raise DataError(f"The data file {path} does not hold 32×32 colour images as rows of 3072 bytes.")
-    return torch.from_numpy(np.ascontiguousarray(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)))
+    batch = read_pickle(path, ("data", label_key))
+    images = planes(batch["data"], (3, 32, 32), path).transpose(0, 2, 3, 1)
+    return MemoryImages(np.array(images, order="C"), labels_from(batch[label_key], path, first_label))
 
 
 class CIFAR10(ImageDataModule):
@@ -45,15 +43,14 @@ class CIFAR10(ImageDataModule):
             self.source(self.root, download=True)
 
     @override
-    def load(self, train: bool) -> MemoryImages:
+    def load(self, train: bool) -> Images:
         """The 50,000 training or 10,000 test images."""
-        images, labels = [], []
+        batches = {}
         for name, md5 in self.source.train_list if train else self.source.test_list:
-            path = require(Path(self.root) / self.source.base_folder / name, md5)
-            batch = read_pickle(path, ("data", self.label_key))
-            images.append(images_from_rows(batch["data"], path))
-            labels += batch[self.label_key]
-        return MemoryImages(torch.cat(images), torch.tensor(labels))
+            path = self.published(Path(self.root) / self.source.base_folder / name, md5)
+            batches[path] = read_batch(path, self.label_key)
+            self.checked(batches[path], f"The data file {path}")
+        return MemoryImages.joined(batches)
 
 
 class CIFAR100(CIFAR10):

@@ -7,8 +7,10 @@ import math
 import pickle
 import re
 import struct
+import sys
 import zlib
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,12 @@ class DataError(RuntimeError):
     def __init__(self, message: str) -> None:
         # From a loader's worker process torch hands on the whole traceback as the message.
         super().__init__(message.rpartition("DataError: ")[2].strip())
+
+
+@cache
+def note(message: str) -> None:
+    """Say once what a person should know."""
+    print(f"note: {message}", file=sys.stderr)
 
 
 def require(path: Path, md5: str | None = None, fetchable: bool = True) -> Path:
@@ -40,7 +48,8 @@ def require(path: Path, md5: str | None = None, fetchable: bool = True) -> Path:
         raise DataError(f"The data file {path} is missing. Put it there, or point --data.root elsewhere{fetch}.")
     if md5 is not None and not check_integrity(str(path), md5):
         raise DataError(
-            f"The data file {path} is damaged: its MD5 sum is not the published {md5}. Delete it and fetch it again."
+            f"The data file {path} is damaged: its MD5 sum is not the published {md5}. Delete it and fetch it again; "
+            "if it was packed anew on purpose, set --data.checksums false."
         )
     return path
 
@@ -77,6 +86,45 @@ def read_idx(path: Path) -> np.ndarray:
     return values.reshape(shape)
 
 
+def bytes_from(values: object, path: Path) -> np.ndarray:
+    """Pixels as a data file has them, if they are an array of bytes.
+
+    Raises:
+        DataError: they are not; ``path`` is named.
+    """
+    if not isinstance(values, np.ndarray) or values.dtype != np.uint8:
+        raise DataError(f"The data file {path} does not hold its images as bytes.")
+    return values
+
+
+def planes(values: object, image_shape: tuple[int, int, int], path: Path) -> np.ndarray:
+    """Bytes, of each image one colour after the other → uint8 ``(N, *image_shape)``.
+
+    Raises:
+        DataError: they are no bytes, or not of whole images; ``path`` is named.
+    """
+    pixels = bytes_from(values, path)
+    if pixels.size % math.prod(image_shape):
+        shape = "×".join(map(str, image_shape))
+        raise DataError(f"The data file {path} holds {pixels.size:,} bytes, which are no whole images of {shape}.")
+    return pixels.reshape(-1, *image_shape)
+
+
+def labels_from(values: object, path: Path, first: int = 0) -> np.ndarray:
+    """Labels as a data file counts them, from ``first`` on → int64 ``(N,)``, counted from 0.
+
+    Raises:
+        DataError: they are no list of whole numbers; ``path`` is named.
+    """
+    try:
+        labels = np.asarray(values)
+    except ValueError:  # lists of different lengths
+        labels = np.empty(0, object)
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise DataError(f"The data file {path} has labels that are no whole numbers.")
+    return labels.astype(np.int64) - first
+
+
 class _Dtype:
     """Stands in for ``numpy.dtype`` in a pickle: a plain type by name, and no more of its state."""
 
@@ -88,23 +136,42 @@ class _Dtype:
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self.dtype = self.dtype.newbyteorder(state[1])
 
+    def read(self, content: str | bytes) -> np.ndarray:
+        """The numbers whose bytes these are; Python 2 knew bytes as text."""
+        return np.frombuffer(content.encode("latin1") if isinstance(content, str) else content, self.dtype)
+
 
 class _Array:
     """Stands in for ``numpy.ndarray`` in a pickle; its bytes are read as numbers of a plain type."""
 
-    def __init__(self, *_: object) -> None:
-        self.values = np.empty(0)
+    values = np.empty(0)
+
+    def __init__(self, *_: object) -> None: ...
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, kind, fortran, content = state
-        content = content.encode("latin1") if isinstance(content, str) else content
-        self.values = np.frombuffer(content, kind.dtype).reshape(shape, order="F" if fortran else "C")
+        self.values = kind.read(content).reshape(shape, order="F" if fortran else "C")
 
 
-class _PlainUnpickler(pickle.Unpickler):
+class _ArrayFromBuffer(_Array):
+    """The same as protocol 5 writes it."""
+
+    def __init__(self, content: bytes, kind: _Dtype, shape: Sequence[int], order: Any, *_: object) -> None:
+        self.values = kind.read(content).reshape(shape, order=order)
+
+
+class _Scalar:
+    """Stands in for numpy's numbers in a pickle."""
+
+    def __new__(cls, kind: _Dtype, content: str | bytes) -> Any:
+        return kind.read(content)[0]
+
+
+class _PlainUnpickler(pickle._Unpickler):
     """Builds arrays, strings, numbers and containers; anything else is refused before it exists.
 
-    numpy's own unpickling is not called: it believes an array's description, also a forged one.
+    numpy's own unpickling is not called: it believes an array's description, also a forged one. Python's own form of
+    the unpickler is used: that in C takes tens of GB of memory if one byte of a place in its memo is flipped.
     """
 
     _stand_ins: Mapping[tuple[str, str], Any] = {
@@ -112,6 +179,10 @@ class _PlainUnpickler(pickle.Unpickler):
         ("numpy", "dtype"): _Dtype,
         ("numpy.core.multiarray", "_reconstruct"): _Array,
         ("numpy._core.multiarray", "_reconstruct"): _Array,
+        ("numpy.core.numeric", "_frombuffer"): _ArrayFromBuffer,
+        ("numpy._core.numeric", "_frombuffer"): _ArrayFromBuffer,
+        ("numpy.core.multiarray", "scalar"): _Scalar,
+        ("numpy._core.multiarray", "scalar"): _Scalar,
         ("_codecs", "encode"): codecs.encode,
     }
 
@@ -140,6 +211,26 @@ def read_pickle(path: Path, keys: Sequence[str]) -> dict[str, Any]:
             f"The data file {path} is damaged or not a data batch ({fault}). Nothing in it was run. "
             "Delete it and fetch it again."
         ) from fault
-    if not isinstance(batch, dict) or any(key not in batch for key in keys):
+    entries = _entries(batch, keys, path)
+    return {key: value.values if isinstance(value, _Array) else value for key, value in entries.items()}
+
+
+def read_mat(path: Path, keys: Sequence[str]) -> dict[str, Any]:
+    """Read arrays of a MATLAB file (SVHN).
+
+    Raises:
+        DataError: the file is damaged, or lacks one of them.
+    """
+    from scipy.io import loadmat  # takes a while to import
+
+    try:
+        arrays = loadmat(path, variable_names=keys)
+    except Exception as fault:  # a damaged file can raise anything
+        raise DataError(f"The data file {path} is damaged ({fault}). Delete it and fetch it again.") from fault
+    return _entries(arrays, keys, path)
+
+
+def _entries(content: Any, keys: Sequence[str], path: Path) -> dict[str, Any]:
+    if not isinstance(content, dict) or any(key not in content for key in keys):
         raise DataError(f"The data file {path} is not a data batch: it lacks {' or '.join(keys)}.")
-    return {key: value.values if isinstance(value, _Array) else value for key, value in batch.items()}
+    return content

@@ -1,15 +1,16 @@
 """Images in class folders: a person's own, and ImageNet."""
 
+import contextlib
 import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 from torchvision.transforms import v2
@@ -18,7 +19,7 @@ from typing_extensions import override
 from datamodules.augment import Augment
 from datamodules.base import ImageDataModule
 from datamodules.batch import Batch
-from datamodules.files import DataError, require_folder
+from datamodules.files import DataError, note, require_folder
 from datamodules.imagenet32 import IMAGENET_MEAN, IMAGENET_STD
 from datamodules.images import Images, Indices, MemoryImages, Transform
 
@@ -31,16 +32,23 @@ class StreamedImages(Images):
         labels: int64 ``(N,)``.
         transform: crops and resizes a decoded image to the size all share.
         evaluation_transform: the same without anything random.
+        skip_damaged: name a file that cannot be read and show another image of its class instead.
     """
 
     def __init__(
-        self, files: np.ndarray, labels: Tensor, transform: Transform, evaluation_transform: Transform
+        self,
+        files: np.ndarray,
+        labels: Tensor,
+        transform: Transform,
+        evaluation_transform: Transform,
+        skip_damaged: bool = False,
     ) -> None:
         self._files, self.labels = files, labels
         self._transform, self._evaluation_transform = transform, evaluation_transform
+        self._skip_damaged = skip_damaged
 
     def __getitems__(self, indices: Indices) -> Batch:
-        images = np.stack([np.asarray(read_image(self.file(int(index)), self._transform)) for index in indices])
+        images = np.stack([np.asarray(self._transform(self.picture(int(index)))) for index in indices])
         return Batch(torch.from_numpy(images.reshape(*images.shape[:3], -1)), self.labels[indices])
 
     def file(self, index: int) -> str:
@@ -49,17 +57,36 @@ class StreamedImages(Images):
 
     @override
     def picture(self, index: int) -> Image.Image:
-        """One image in RGB, of its own size."""
-        return read_image(self.file(index))
+        """One image in RGB, of its own size.
+
+        Raises:
+            DataError: it cannot be read, nor, where damaged ones are skipped, any other of its class.
+        """
+        try:
+            return read_image(self.file(index))
+        except DataError as fault:
+            if not self._skip_damaged:
+                raise
+            note(f"{fault} Another image of its class stands in for it.")
+            return self._stand_in(index, fault)
+
+    def _stand_in(self, index: int, fault: DataError) -> Image.Image:
+        """The nearest image of its class, in the order of the files, that can be read."""
+        alike = (self.labels == self.labels[index]).nonzero().flatten()
+        for other in alike[(alike - index).abs().argsort(stable=True)][1:].tolist():
+            with contextlib.suppress(DataError):
+                return read_image(self.file(other))
+        raise fault
 
     @override
     def subset(self, indices: Indices) -> "StreamedImages":
         chosen = self._files[np.asarray(indices)], self.labels[indices]
-        return StreamedImages(*chosen, self._transform, self._evaluation_transform)
+        return StreamedImages(*chosen, self._transform, self._evaluation_transform, self._skip_damaged)
 
     @override
     def for_evaluation(self) -> "StreamedImages":
-        return StreamedImages(self._files, self.labels, self._evaluation_transform, self._evaluation_transform)
+        transform = self._evaluation_transform
+        return StreamedImages(self._files, self.labels, transform, transform, self._skip_damaged)
 
     def in_memory(self) -> MemoryImages:
         """Decode every image once and hold them all."""
@@ -74,29 +101,48 @@ def in_one_array(paths: Sequence[str]) -> np.ndarray:
     return np.array([os.fsencode(path) for path in paths])
 
 
-def read_image(path: str, transform: Transform = lambda image: image) -> Image.Image:
-    """Read one image file in RGB.
+def read_image(path: str) -> Image.Image:
+    """Read one image file in RGB, upright.
 
     Raises:
-        DataError: the file is no image, or truncated.
+        DataError: the file is no image, or truncated, or its grey levels have no known white.
     """
     try:
+        if not os.path.isfile(path):  # a pipe among them would be waited for
+            raise OSError("no file")
         with Image.open(path) as image:
-            return transform(image.convert("RGB"))
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError, TypeError) as fault:
-        raise DataError(f"The image file {path} is damaged ({fault}). Replace it or take it out.") from fault
+            with contextlib.suppress(Exception):  # EXIF data that are broken say nothing
+                ImageOps.exif_transpose(image, in_place=True)
+            return _eight_bits(image).convert("RGB")
+    except Exception as fault:  # a damaged file can raise anything in its decoder
+        raise DataError(
+            f"The image file {path} is damaged or of no kind that can be read ({fault}). Replace it or take it out."
+        ) from fault
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey levels of 16 bits as ones of 8, which Pillow would cut off at 255; others as they are."""
+    deep = image.mode == "I" and image.format in ("PNG", "PPM")  # they have no more than 16 bits
+    if deep or image.mode.startswith("I;16"):
+        return Image.fromarray(((np.asarray(image).astype(np.int64) + 128) // 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its pixels are of Pillow's mode {image.mode}, where white is not known: save 8 or 16 bits")
+    return image
 
 
 class ImageFolder(ImageDataModule):
     """A person's own images: ``ROOT/train/<class>/*`` and ``ROOT/test/<class>/*``.
 
-    The set is called like its folder. Images are resized (shorter side, then the centre) to one size, held in memory as
-    uint8 if they fit, and read from disk batch by batch if not.
+    The set is called like its folder. Images are turned upright as their EXIF data say, resized (shorter side, then the
+    centre) to one size, held in memory as uint8 if they fit, and read from disk batch by batch if not.
 
     Args:
         root: folder with ``train`` and ``test``, each with one folder per class.
-        image_size: side of the square images, in pixels.
+        image_size: side of square images, in pixels, or height and width.
         memory_gib: hold a split in memory up to this size, in GiB.
+        random_crop: show a training image as a random resized crop (Szegedy et al., 2015), read from disk each time;
+            others are resized to 256/224 of the size then, and cropped at the centre.
+        damaged: an image that cannot be read ends the run, or is named and another of its class shown instead.
         mean: mean of each colour channel, for images in 0 … 1.
         std: standard deviation of each colour channel.
         common: batch size, augmentation and what else every data set takes: see :class:`ImageDataModule`.
@@ -110,16 +156,19 @@ class ImageFolder(ImageDataModule):
     def __init__(
         self,
         root: str = "data",
-        image_size: PositiveInt = 32,
+        image_size: PositiveInt | tuple[PositiveInt, PositiveInt] = 32,
         memory_gib: NonNegativeFloat = 4.0,
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
+        random_crop: bool = False,
+        damaged: Literal["end", "skip"] = "end",
         **common: Any,
     ) -> None:
         super().__init__(root=root, **common)
-        side = int(image_size)  # the command line's PositiveInt is a class, which a checkpoint must not ask for
-        self.image_shape = (3, side, side)
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        self.image_shape = (3, int(height), int(width))  # PositiveInt is a class, which a checkpoint must not ask for
         self.memory_gib, self.mean, self.std = memory_gib, tuple(mean), tuple(std)
+        self.random_crop, self.skip_damaged = random_crop, damaged == "skip"
         self.name = Path(root).resolve().name
 
     @override
@@ -148,6 +197,16 @@ class ImageFolder(ImageDataModule):
         return len(self.classes)
 
     @override
+    def transform(self, train: bool) -> Transform:
+        """How a decoded image becomes one of the shared size."""
+        height, width = self.image_shape[1:]
+        if not self.random_crop:
+            return super().transform(train)
+        if train:
+            return v2.RandomResizedCrop((height, width))
+        return v2.Compose([v2.Resize(round(max(height, width) * 256 / 224)), v2.CenterCrop((height, width))])
+
+    @override
     def load(self, train: bool) -> Images:
         """The images of the training or test folder."""
         folder = require_folder(Path(self.root) / self.folders[0 if train else 1], "images, one folder per class")
@@ -164,9 +223,10 @@ class ImageFolder(ImageDataModule):
             raise DataError(f"In {folder}: {fault}") from fault
         files, found_labels = zip(*samples, strict=True)
         decoding = self.transform(train), self.transform(False)
-        images = StreamedImages(in_one_array(files), torch.tensor(found_labels), *decoding)
+        images = StreamedImages(in_one_array(files), torch.tensor(found_labels), *decoding, self.skip_damaged)
         gib = len(images) * np.prod(self.image_shape) / 2**30
-        return images.in_memory() if gib <= self.memory_gib else images
+        drawn_anew = train and self.random_crop
+        return images if drawn_anew or gib > self.memory_gib else images.in_memory()
 
 
 class ImageNet(ImageFolder):
@@ -178,7 +238,10 @@ class ImageNet(ImageFolder):
 
     Args:
         root: folder with ``train`` and ``val``.
+        image_size: side of square images, in pixels, or height and width.
         augment: random changes to training images besides the crop.
+        num_classes: of a folder that holds a part of the classes; by default all 1000.
+        damaged: an image that cannot be read ends the run, or is named and another of its class shown instead.
         common: what else every data set takes: see :class:`ImageDataModule`.
     """
 
@@ -188,11 +251,13 @@ class ImageNet(ImageFolder):
     def __init__(
         self,
         root: str = "data/imagenet",
-        image_size: PositiveInt = 224,
+        image_size: PositiveInt | tuple[PositiveInt, PositiveInt] = 224,
         batch_size: PositiveInt = 256,
         augment: Augment = Augment(flip=True),
         validation: float = 0.02,
         num_workers: NonNegativeInt = 8,
+        num_classes: PositiveInt | None = None,
+        damaged: Literal["end", "skip"] = "end",
         **common: Any,
     ) -> None:
         super().__init__(
@@ -205,24 +270,21 @@ class ImageNet(ImageFolder):
             memory_gib=0,
             mean=IMAGENET_MEAN,
             std=IMAGENET_STD,
+            random_crop=True,
+            damaged=damaged,
             **common,
         )
         self.name = "ImageNet"
-
-    @override
-    def transform(self, train: bool) -> Transform:
-        """Random resized crop for training; resize and centre crop otherwise."""
-        size = self.image_shape[1]
-        if train:
-            return v2.RandomResizedCrop(size)
-        return v2.Compose([v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size)])
+        if num_classes is not None:
+            self.num_classes = int(num_classes)
+            self.name = f"ImageNet-{num_classes}-classes"
 
     @override
     def load(self, train: bool) -> Images:
-        """The images of the training or test folder, if there are 1000 classes."""
-        if len(self.classes) != self.num_classes:
+        """The images of the training or test folder, if there are as many classes as asked for."""
+        if (classes := len(self.classes)) != self.num_classes:
             raise DataError(
-                f"{self.root} holds {len(self.classes)} classes; ImageNet has {self.num_classes}. "
-                "For a part of it use datamodules.ImageFolder."
+                f"{self.root} holds {classes} classes, not {self.num_classes}. "
+                f"If it is a part of ImageNet, set --data.num_classes {classes}."
             )
         return super().load(train)

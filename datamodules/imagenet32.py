@@ -2,16 +2,15 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-import numpy as np
-import torch
+from jsonargparse.typing import PositiveInt
 from typing_extensions import override
 
 from datamodules.base import ImageDataModule
-from datamodules.cifar import images_from_rows
-from datamodules.files import DataError, read_pickle, require
-from datamodules.images import MemoryImages
+from datamodules.cifar import read_batch
+from datamodules.files import DataError, require
+from datamodules.images import Images, MemoryImages
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -24,7 +23,11 @@ class Imagenet32(ImageDataModule):
     the test split. Two sets go by this name: an older one (van den Oord et al., 2016) was reduced
     differently and has 49,999 validation images. It is recognised by its count, accepted, and
     called ``Imagenet32-49999`` then, because accuracies on the two do not compare. Nothing is downloaded:
-    image-net.org asks for a login.
+    image-net.org asks for a login. It publishes no checksums either: counts, shapes and labels are checked.
+
+    Args:
+        num_classes: of files that hold a part of the classes, with labels 1 … ``num_classes``; by default all 1000.
+        common: what every data set takes: see :class:`ImageDataModule`.
     """
 
     num_classes = 1000
@@ -32,7 +35,15 @@ class Imagenet32(ImageDataModule):
     mean = IMAGENET_MEAN
     std = IMAGENET_STD
     train_files: ClassVar[tuple[str, ...]] = tuple(f"train_data_batch_{i}" for i in range(1, 11))
+    train_count: ClassVar[int] = 1_281_167
     test_counts: ClassVar[Mapping[int, str]] = {50_000: "Imagenet32", 49_999: "Imagenet32-49999"}
+
+    def __init__(self, num_classes: PositiveInt | None = None, **common: Any) -> None:
+        super().__init__(**common)
+        self.part = num_classes is not None
+        if num_classes is not None:
+            self.num_classes = int(num_classes)
+            self.name = f"Imagenet32-{num_classes}-classes"
 
     @override
     def prepare_data(self) -> None:
@@ -43,33 +54,38 @@ class Imagenet32(ImageDataModule):
             )
 
     @override
-    def load(self, train: bool) -> MemoryImages:
+    def load(self, train: bool) -> Images:
         """The ten training batches or the validation file.
 
         Raises:
-            DataError: a batch is missing or damaged, or the validation count is unknown.
+            DataError: a batch is missing or damaged or there twice, or the count of images or classes is unknown.
         """
-        images, labels = [], []
+        self.note(
+            f"no checksums are published for the files of Imagenet32 in {self.root}; "
+            "counts, shapes and labels are checked, pixels are not."
+        )
+        batches = {}
         for name in self.train_files if train else ("val_data",):
             path = require(Path(self.root) / name, fetchable=False)
-            batch = read_pickle(path, ("data", "labels"))
-            images.append(images_from_rows(batch["data"], path))
-            labels.append(self._labels(batch["labels"], len(images[-1]), path))
-        count = sum(map(len, labels))
-        if not train:
-            if count not in self.test_counts:
-                known = " or ".join(f"{n:,}" for n in self.test_counts)
-                raise DataError(f"{Path(self.root) / 'val_data'} holds {count:,} images; Imagenet32 has {known}.")
-            self.name = self.test_counts[count]
-        return MemoryImages(torch.cat(images), torch.from_numpy(np.concatenate(labels)))
+            batches[path] = read_batch(path, first_label=1)
+            self.checked(batches[path], f"The data file {path}")
+        images = MemoryImages.joined(batches)
+        if not self.part:
+            self._require_published_count(len(images), train)
+        if (classes := len(images.labels.unique())) != self.num_classes:
+            raise DataError(
+                f"The data files in {self.root} have images of {classes} classes, not of {self.num_classes}: "
+                f"set --data.num_classes {classes}."
+            )
+        return images
 
-    def _labels(self, raw: object, count: int, path: Path) -> np.ndarray:
-        try:
-            labels = np.asarray(raw, dtype=np.int64) - 1  # published labels start at 1
-        except (TypeError, ValueError, OverflowError) as fault:
-            raise DataError(f"The data file {path} has labels that are no numbers ({fault}).") from fault
-        if labels.shape != (count,):
-            raise DataError(f"The data file {path} holds {count} images but {labels.size} labels.")
-        if not np.isin(labels, np.arange(self.num_classes)).all():
-            raise DataError(f"The data file {path} has labels outside 1 … {self.num_classes}.")
-        return labels
+    def _require_published_count(self, count: int, train: bool) -> None:
+        known = (self.train_count,) if train else tuple(self.test_counts)
+        if count not in known:
+            published, split = " or ".join(f"{n:,}" for n in known), "training" if train else "validation"
+            raise DataError(
+                f"{self.root} holds {count:,} {split} images; Imagenet32 has {published}. "
+                "For a part of its classes set --data.num_classes."
+            )
+        if not train:
+            self.name = self.test_counts[count]

@@ -1,7 +1,10 @@
 """The images of a split: in memory, and as training loads them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,6 +52,38 @@ class Images(Dataset[Batch], ABC):
     def subset(self, indices: Indices) -> "Images":
         """Only these images; nothing is copied."""
 
+    def require(self, image_shape: tuple[int, int, int], num_classes: int, dtype: torch.dtype, where: str) -> None:
+        """See that these are what a data set promises; of the images one stands for all.
+
+        Args:
+            image_shape: ``(C, H, W)``.
+            num_classes: labels are 0 … ``num_classes`` - 1.
+            dtype: of the images.
+            where: the images are, to begin the message with.
+
+        Raises:
+            DataError: there are none, or images or labels are of another kind, or labels out of range.
+        """
+        if not len(self):
+            raise DataError(f"{where} has no images.")
+        if self.labels.ndim != 1 or self.labels.dtype != torch.int64:
+            raise DataError(
+                f"{where} has labels of shape {tuple(self.labels.shape)} and type {self.labels.dtype}; "
+                "every image needs one whole number."
+            )
+        low, high = int(self.labels.min()), int(self.labels.max())
+        if low < 0 or high >= num_classes:
+            raise DataError(
+                f"{where} has labels from {low} to {high}, counted from 0; "
+                f"those of {num_classes} classes go from 0 to {num_classes - 1}."
+            )
+        image, (channels, height, width) = self.for_evaluation().__getitems__(torch.tensor([0])).images[0], image_shape
+        if image.shape != (height, width, channels) or image.dtype != dtype:
+            raise DataError(
+                f"{where} has images of shape {tuple(image.shape)} and type {image.dtype}; "
+                f"those of the data set are (height, width, channels) = {(height, width, channels)} and {dtype}."
+            )
+
     def hold_out(self, share: float, of_what: str) -> tuple["Images", "Images"]:
         """What is kept and what is held out, in the order of this split: stratified by class, always the same.
 
@@ -64,7 +99,8 @@ class Images(Dataset[Batch], ABC):
             parts = train_test_split(everything, test_size=share, random_state=0, stratify=self.labels.numpy())
         except ValueError as fault:
             raise DataError(
-                f"Cannot hold {share:g} of the {len(self)} {of_what} out for validation: {fault}"
+                f"Cannot hold {share:g} of the {len(self)} {of_what} out for validation: {fault} "
+                "Change --data.validation."
             ) from fault
         kept, held = (self.subset(torch.from_numpy(np.sort(part))) for part in parts)
         return kept, held
@@ -78,18 +114,29 @@ class MemoryImages(Images):
     """Images held in memory as uint8; a batch is one gather.
 
     Args:
-        images: uint8 ``(N, H, W, C)``.
-        labels: int64 ``(N,)``.
+        images: uint8 ``(N, H, W, C)``, a tensor or an array; of a data set that says so another type.
+        labels: whole numbers ``(N,)``, likewise.
         indices: which of them belong to this split; all by default.
+
+    Raises:
+        DataError: images or labels are no numbers.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, indices: Tensor | None = None) -> None:
-        self._images, self._every_label = images, labels
-        self._indices = torch.arange(len(labels)) if indices is None else indices
-        self.labels = labels[self._indices]
+    def __init__(self, images: Any, labels: Any, indices: Tensor | None = None) -> None:
+        self._images, self._every_label = _numbers(images, "images"), _numbers(labels, "labels")
+        if self._every_label.dtype != torch.bool and not self._every_label.is_floating_point():
+            self._every_label = self._every_label.long()
+        self._indices = torch.arange(len(self._every_label)) if indices is None else indices
+        self.labels = self._every_label[self._indices]
 
     def __getitems__(self, indices: Indices) -> Batch:
         return Batch(self._images.index_select(0, self._indices[indices]), self.labels[indices])
+
+    @override
+    def require(self, image_shape: tuple[int, int, int], num_classes: int, dtype: torch.dtype, where: str) -> None:
+        if len(self._images) != len(self._every_label):
+            raise DataError(f"{where} has {len(self._images)} images, but {len(self._every_label)} labels.")
+        super().require(image_shape, num_classes, dtype, where)
 
     @override
     def picture(self, index: int) -> Image.Image:
@@ -99,6 +146,26 @@ class MemoryImages(Images):
     @override
     def subset(self, indices: Indices) -> "MemoryImages":
         return MemoryImages(self._images, self._every_label, self._indices[indices])
+
+    @classmethod
+    def joined(cls, parts: Mapping[Path, "MemoryImages"]) -> "MemoryImages":
+        """The images of several files, one after the other.
+
+        Raises:
+            DataError: two files hold the same.
+        """
+        for (one, ours), (other, theirs) in combinations(parts.items(), 2):
+            if torch.equal(ours.labels, theirs.labels) and torch.equal(ours._images, theirs._images):
+                raise DataError(f"The data files {one} and {other} hold the same images: fetch them again.")
+        images = torch.cat([part._images for part in parts.values()])
+        return cls(images, torch.cat([part.labels for part in parts.values()]))
+
+
+def _numbers(values: Any, what: str) -> Tensor:
+    try:
+        return torch.atleast_1d(torch.as_tensor(values))
+    except (TypeError, ValueError, RuntimeError) as fault:
+        raise DataError(f"The {what} of a data set are a tensor or an array of numbers ({fault}).") from fault
 
 
 class TrainingImages(Dataset[Batch]):

@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from torchvision import datasets
 from typing_extensions import override
 
 from datamodules.base import ImageDataModule
-from datamodules.files import require
-from datamodules.images import MemoryImages
+from datamodules.files import labels_from, planes
+from datamodules.images import Images, MemoryImages
 
 
 class STL10(ImageDataModule):
@@ -30,10 +29,11 @@ class STL10(ImageDataModule):
             datasets.STL10(self.root, split="train", download=True)
 
     @override
-    def load(self, train: bool) -> MemoryImages:
+    def load(self, train: bool) -> Images:
         """The labelled training images or the test images."""
         files: Sequence[Sequence[str]] = datasets.STL10.train_list[:2] if train else datasets.STL10.test_list
         folder = Path(self.root) / datasets.STL10.base_folder
-        pixels, labels = (np.fromfile(require(folder / name, md5), np.uint8) for name, md5 in files)
-        images = pixels.reshape(-1, 3, 96, 96).transpose(0, 3, 2, 1)  # stored column by column
-        return MemoryImages(torch.from_numpy(images.copy()), torch.from_numpy(labels).long() - 1)
+        one, other = (self.published(folder / name, md5) for name, md5 in files)
+        pixels = planes(np.fromfile(one, np.uint8), self.image_shape, one).transpose(0, 3, 2, 1)  # column by column
+        images = MemoryImages(np.ascontiguousarray(pixels), labels_from(np.fromfile(other, np.uint8), other, first=1))
+        return self.checked(images, f"The pair of data files {one} and {other}")

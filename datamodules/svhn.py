@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-import torch
+import numpy as np
 from torchvision import datasets
 from typing_extensions import override
 
 from datamodules.base import ImageDataModule
-from datamodules.files import require
-from datamodules.images import MemoryImages
+from datamodules.files import bytes_from, labels_from, read_mat
+from datamodules.images import Images, MemoryImages
 
 
 class SVHN(ImageDataModule):
@@ -28,11 +28,11 @@ class SVHN(ImageDataModule):
             datasets.SVHN(self.root, split=split, download=True)
 
     @override
-    def load(self, train: bool) -> MemoryImages:
+    def load(self, train: bool) -> Images:
         """The training or test images."""
-        split = "train" if train else "test"
-        _, name, md5 = datasets.SVHN.split_list[split]
-        require(Path(self.root) / name, md5)
-        dataset = datasets.SVHN(self.root, split=split)
-        images = torch.from_numpy(dataset.data).permute(0, 2, 3, 1).contiguous()
-        return MemoryImages(images, torch.from_numpy(dataset.labels).long())
+        _, name, md5 = datasets.SVHN.split_list["train" if train else "test"]
+        path = self.published(Path(self.root) / name, md5)
+        arrays = read_mat(path, ("X", "y"))  # (32, 32, 3, N) and (N, 1)
+        labels = labels_from(np.ravel(arrays["y"]), path)
+        images = np.ascontiguousarray(np.moveaxis(bytes_from(arrays["X"], path), -1, 0))
+        return self.checked(MemoryImages(images, np.where(labels == 10, 0, labels)), f"The data file {path}")

@@ -33,6 +33,7 @@ class Toys(ImageDataModule):
     image_shape = (2, 1, 1)
     mean: Sequence[float] = (0.0, 0.0)
     std: Sequence[float] = (1.0, 1.0)
+    dtype = torch.float32
 
     def __init__(
         self,

@@ -34,6 +34,7 @@ from experiments.callbacks.meter import Meter
 from experiments.callbacks.online_probe import OnlineProbe
 from experiments.callbacks.predictions import PredictionsFile
 from experiments.callbacks.progress_bar import BlockProgressBar
+from experiments.callbacks.read_test_split import ReadTestSplit
 from experiments.callbacks.tensorboard import TensorBoardPage
 from experiments.distributed.strategy import CompressedDDP
 from experiments.measure.cost import macs_of
@@ -186,6 +187,7 @@ class LocalLearningCLI(LightningCLI):
     def _in_training(self, options: Any) -> Iterator[L.Callback]:
         """What watches a training and saves it, in this order."""
         model = self._get(self.config_init, "model")
+        yield ReadTestSplit()
         yield CutTable()
         yield self.meter
         if isinstance(options.strategy, CompressedDDP):

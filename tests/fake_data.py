@@ -17,6 +17,7 @@ from scipy.io import savemat
 from torch import Tensor
 from torchvision import datasets
 
+from datamodules import mnist
 from datamodules.batch import Batch
 from datamodules.folders import ImageFolder, ImageNet
 from datamodules.imagenet32 import Imagenet32
@@ -69,14 +70,16 @@ def everything(loader: Iterable[Batch]) -> tuple[Tensor, Tensor]:
 
 
 def _write_mnist(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    resources = []
+    resources, unpacked = [], {}
     for prefix, train in (("train", True), ("t10k", False)):
         images, labels = fake_images(name, train)
         for kind, values in (("images-idx3", images[..., 0]), ("labels-idx1", labels)):
-            path = root / name / "raw" / f"{prefix}-{kind}-ubyte.gz"
-            _write(path, gzip.compress(idx_bytes(values), compresslevel=1, mtime=0))
+            path, content = root / name / "raw" / f"{prefix}-{kind}-ubyte.gz", idx_bytes(values)
+            _write(path, gzip.compress(content, compresslevel=1, mtime=0))
             resources.append((path.name, _md5(path)))
+            unpacked[path.stem] = hashlib.md5(content).hexdigest()
     monkeypatch.setattr(getattr(datasets, name), "resources", resources)
+    monkeypatch.setattr(getattr(mnist, name), "unpacked", unpacked)
 
 
 def idx_bytes(values: np.ndarray) -> bytes:
@@ -175,6 +178,8 @@ def _write_imagenet32(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) ->
         mean = some.mean(axis=0).reshape(-1)
         batch = {"data": rows_of_bytes(some), "labels": (theirs + 1).tolist(), "mean": mean}
         _write(root / file, python3_pickle(batch))
+    monkeypatch.setattr(Imagenet32, "train_count", len(labels))
+    monkeypatch.setattr(Imagenet32, "num_classes", CLASSES[name])
     images, labels = fake_images(name, train=False)
     _write(root / "val_data", python3_pickle({"data": rows_of_bytes(images), "labels": (labels + 1).tolist()}))
     counts = {len(labels): "Imagenet32", len(labels) - 1: "Imagenet32-49999"}

@@ -110,7 +110,8 @@ def test_refuses_options_that_make_no_sense(options, complaint):
 
 
 def test_says_so_when_validation_cannot_have_every_class(ready):
-    with pytest.raises(DataError, match=r"Cannot hold 0\.01 of the 103 training images of Numbered out"):
+    complaint = r"Cannot hold 0\.01 of the 103 training images of Numbered out .* Change --data\.validation\."
+    with pytest.raises(DataError, match=complaint):
         ready(Numbered(validation=0.01))
 
 
@@ -138,6 +139,64 @@ def test_a_subclass_must_say_how_to_load(ready):
 
     with pytest.raises(NotImplementedError, match="Empty must implement load"):
         ready(Empty())
+
+
+IMAGES, LABELS = torch.zeros(12, 4, 6, 1, dtype=torch.uint8), torch.arange(12) % CLASSES
+WRONG = {
+    "nothing": (lambda: None, "is of type NoneType: load must return images, as MemoryImages"),
+    "a pair": (lambda: (IMAGES, LABELS), "is of type tuple: load must return images"),
+    "no image": (lambda: MemoryImages(IMAGES[:0], LABELS[:0]), "has no images"),
+    "more images": (lambda: MemoryImages(IMAGES, LABELS[1:]), "has 12 images, but 11 labels"),
+    "more labels": (lambda: MemoryImages(IMAGES[1:], LABELS), "has 11 images, but 12 labels"),
+    "one number": (lambda: MemoryImages(IMAGES, 3), "has 12 images, but 1 labels"),
+    "float images": (
+        lambda: MemoryImages(IMAGES / 255, LABELS),
+        r"has images of .* type torch\.float32; .*torch\.uint8",
+    ),
+    "channels first": (
+        lambda: MemoryImages(IMAGES.permute(0, 3, 1, 2), LABELS),
+        r"has images of shape \(1, 4, 6\) .* \(height, width, channels\) = \(4, 6, 1\)",
+    ),
+    "no channel": (lambda: MemoryImages(IMAGES[..., 0], LABELS), r"has images of shape \(4, 6\)"),
+    "negative label": (lambda: MemoryImages(IMAGES, LABELS - 1), "has labels from -1 to 2, counted from 0; those of 4"),
+    "label too high": (lambda: MemoryImages(IMAGES, LABELS + 1), "has labels from 1 to 4, .* go from 0 to 3"),
+    "float labels": (
+        lambda: MemoryImages(IMAGES, LABELS / 2),
+        r"has labels of .* type torch\.float32; .* whole number",
+    ),
+    "boolean labels": (lambda: MemoryImages(IMAGES, LABELS > 1), r"has labels of .* type torch\.bool"),
+    "one-hot labels": (lambda: MemoryImages(IMAGES, torch.eye(12).int()), r"has labels of shape \(12, 12\)"),
+}
+
+
+@pytest.mark.parametrize(("load", "complaint"), WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize(("stage", "split"), [("fit", "training"), ("test", "test")])
+def test_what_a_data_set_of_ones_own_gives_is_compared_with_what_it_says(ready, load, complaint, stage, split):
+    module = Numbered()
+    module.load = lambda train: load()
+    with pytest.raises(DataError, match=f"^The {split} split of Numbered {complaint}"):
+        ready(module, stage)
+
+
+def test_labels_that_are_no_numbers_are_told():
+    with pytest.raises(DataError, match="The labels of a data set are a tensor or an array of numbers"):
+        MemoryImages(IMAGES, ["cat"] * 12)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.int32, np.uint64, list])
+def test_arrays_and_whole_numbers_of_all_kinds_will_do(ready, kind):
+    module = Numbered(validate_on_test=True)
+    module.load = lambda train: MemoryImages(
+        IMAGES.numpy(), LABELS.tolist() if kind is list else LABELS.numpy().astype(kind)
+    )
+    [batch] = ready(module).val_dataloader()
+    assert torch.equal(batch.images, IMAGES)
+    assert torch.equal(batch.labels, LABELS)
+
+
+def test_views_of_images_that_are_not_square_are_refused(ready):
+    with pytest.raises(DataError, match="Views are square, and the images of Numbered are not"):
+        ready(Numbered(batch_size=8, views=Views(SimCLRViews)))
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])

@@ -89,6 +89,7 @@ PICKLERS = {
     "Python 3": python3_pickle,
     "protocol 2": lambda batch: pickle.dumps(batch, protocol=2),
     "protocol 4": lambda batch: pickle.dumps(batch, protocol=4),
+    "protocol 5": lambda batch: pickle.dumps(batch, protocol=5),
 }
 
 
@@ -109,6 +110,12 @@ def test_reads_arrays_that_are_stored_column_by_column_or_with_the_high_byte_fir
     batch = read_pickle(path, KEYS)
     assert np.array_equal(batch["data"], data)
     assert np.array_equal(batch["labels"], data)
+
+
+@pytest.mark.parametrize("dump", PICKLERS.values(), ids=PICKLERS)
+def test_reads_numbers_of_numpy_in_lists(path, dump):
+    path.write_bytes(dump({"data": BATCH["data"], "labels": [np.int64(3), np.uint8(200), np.float32(0.5)]}))
+    assert read_pickle(path, KEYS)["labels"] == [3, 200, 0.5]
 
 
 @pytest.mark.parametrize("dump", PICKLERS.values(), ids=PICKLERS)
@@ -137,7 +144,7 @@ class Calls:
         return self._call
 
 
-@pytest.mark.parametrize("protocol", [0, 2, 4])
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
 def test_runs_nothing_that_a_pickle_asks_for(tmp_path, path, protocol):
     mark = tmp_path / "was_run"
     content = pickle.dumps(BATCH | {"note": Calls(os.system, f"touch '{mark}'")}, protocol=protocol)
@@ -189,6 +196,7 @@ class ForgedArray:
 FORGED = {
     "a method of something allowed": b"\x80\x04\x8c\x05numpy\x8c\x0endarray.tofile\x93.",
     "wrong byte in the name of an encoding": pickle.dumps(BATCH, protocol=2).replace(b"latin1", b"lotin1"),
+    "a place in the memo beyond all memory": b"\x80\x02Nr\xff\xff\xff\xff" * 1000,
     "bytes to be taken for the address of an object": pickle.dumps(BATCH | {"data": ForgedArray()}, protocol=2),
 }
 

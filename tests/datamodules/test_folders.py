@@ -49,6 +49,41 @@ def test_reads_every_kind_of_image_in_three_colours(tmp_path):
         assert np.array_equal(pixels(tmp_path / "image.png"), np.repeat(grey[..., None], 3, axis=2)), mode
 
 
+RAMP = np.arange(0, 65536, 1040, dtype=np.uint16).reshape(8, 8)
+PGM = b"P5 8 8 65535\n" + RAMP.astype(">u2").tobytes()
+
+
+@pytest.mark.parametrize("kind", ["png", "tif", "pgm"])
+def test_grey_levels_of_16_bits_become_ones_of_8(tmp_path, kind):
+    path = tmp_path / f"image.{kind}"
+    path.write_bytes(PGM) if kind == "pgm" else Image.fromarray(RAMP).save(path)
+    assert np.array_equal(pixels(path), np.repeat(np.rint(RAMP / 257)[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_pixels_whose_white_is_not_known_are_refused(tmp_path, dtype):
+    Image.fromarray(RAMP.astype(dtype)).save(tmp_path / "image.tif")
+    with pytest.raises(DataError, match=r"image\.tif .* of Pillow's mode [FI], where white is not known: save 8 or 16"):
+        pixels(tmp_path / "image.tif")
+
+
+@pytest.mark.parametrize(
+    ("orientation", "upright"), [(1, lambda x: x), (3, lambda x: np.rot90(x, 2)), (6, lambda x: np.rot90(x, -1))]
+)
+def test_photographs_are_turned_upright(tmp_path, orientation, upright):
+    exif, image = Image.Exif(), np.arange(48, dtype=np.uint8).reshape(6, 8)
+    exif[0x0112] = orientation
+    Image.fromarray(image).save(tmp_path / "image.png", exif=exif)
+    assert np.array_equal(pixels(tmp_path / "image.png")[..., 0], upright(image))
+
+
+@pytest.mark.parametrize("content", [b"Exif\0\0II*\0\x08\0\0\0\xff\xff", b"Exif\0\0nonsense"])
+def test_broken_exif_data_say_nothing(tmp_path, content):
+    image = np.full((16, 16), 90, np.uint8)
+    Image.fromarray(image).save(tmp_path / "image.jpg", exif=content)
+    assert np.array_equal(pixels(tmp_path / "image.jpg")[..., 0], image)
+
+
 def half_a_jpeg():
     file = io.BytesIO()
     Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(file, "JPEG")
@@ -70,6 +105,14 @@ def test_a_broken_image_is_named(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(DataError, match=f"The image file {path} is damaged"):
         read_image(str(path))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_among_the_images_is_named_and_not_waited_for(folder):
+    path = folder / "train" / "bee" / "bee_100.jpg"
+    os.mkfifo(path)
+    with pytest.raises(DataError, match=f"{path} is damaged .*no file"):
+        ImageFolder(root=str(folder)).setup("fit")
 
 
 # A person's own folders
@@ -129,6 +172,55 @@ def test_a_broken_image_of_the_set_is_named_in_one_sentence(folder, ready, memor
         list(ready(module).train_dataloader())
     traceback.clear_frames(caught.tb)  # ends a worker now, not at some later garbage collection
     assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("memory_gib", "workers"), [(4.0, 0), (0, 0), (0, 1)])
+def test_a_broken_image_is_named_and_another_of_its_class_shown_if_asked_for(folder, ready, capfd, memory_gib, workers):
+    paths = [path for path, _ in files(folder / "test")]
+    options = {"root": str(folder), "memory_gib": memory_gib, "damaged": "skip", "num_workers": workers}
+    whole, _ = everything(ready(ImageFolder(**options), "test").test_dataloader())
+    for number in (4, 5):  # the first bees
+        paths[number].write_bytes(BROKEN["cut off"])
+    images, labels = everything(ready(ImageFolder(**options), "test").test_dataloader())
+    assert torch.equal(images, whole[[0, 1, 2, 3, 6, 6, 6, 7, 8, 9, 10, 11]])
+    assert labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    said = capfd.readouterr().err
+    assert [said.count(f"note: The image file {path} is damaged") for path in paths[3:7]] == [0, 1, 1, 0]
+    assert "Another image of its class stands in for it." in said
+
+
+def test_a_class_without_any_image_that_can_be_read_ends_the_run(folder):
+    for path in (folder / "test" / "bee").iterdir():
+        path.write_bytes(BROKEN["cut off"])
+    with pytest.raises(DataError, match=r"bee_000\.jpg is damaged"):
+        ImageFolder(root=str(folder), damaged="skip").setup("test")
+
+
+@pytest.mark.parametrize("random_crop", [False, True])
+def test_images_may_be_oblong(folder, ready, random_crop):
+    module = ImageFolder(root=str(folder), image_size=(20, 40), random_crop=random_crop)
+    assert ready(ready(module), "test").image_shape == (3, 20, 40)
+    for loader in (module.train_dataloader(), module.val_dataloader(), module.test_dataloader()):
+        assert everything(loader)[0].shape[1:] == (20, 40, 3)
+    if not random_crop:
+        image = next(iter(module.test_dataloader())).images[0]
+        assert np.array_equal(image, pixels(folder / "test" / "ant" / "ant_000.jpg")[6:26])  # of 40×32 pixels
+
+
+def test_random_crops_of_ones_own_images_are_those_of_imagenet(imagenet, ready):
+    folder = imagenet.rename(imagenet.with_name("own"))
+    (folder / "val").rename(folder / "test")
+    options = {"image_size": 42, "batch_size": 8, "validation": 0.1, "num_workers": 0}
+    ours = ready(ready(ImageFolder(root=str(folder), random_crop=True, **options)), "test")
+    (folder / "test").rename(folder / "val")
+    theirs = ready(ready(ImageNet(root=str(folder), **options)), "test")
+    for name in ("train", "val"):
+        loaders = []
+        for module in (ours, theirs):
+            torch.manual_seed(0)
+            loaders.append(list(getattr(module, f"{name}_dataloader")()))
+        assert same(*loaders), name
+    assert not same(list(ours.train_dataloader()), list(ours.train_dataloader()))  # drawn anew
 
 
 def without_classes(folder):
@@ -218,5 +310,13 @@ def test_imagenet_keeps_its_name_and_has_1000_classes(imagenet, monkeypatch):
     monkeypatch.undo()
     module = ImageNet(root=str(imagenet))
     assert module.name == "ImageNet"
-    with pytest.raises(DataError, match=f"{imagenet} holds 2 classes; ImageNet has 1000.* datamodules.ImageFolder"):
+    with pytest.raises(DataError, match=f"{imagenet} holds 2 classes, not 1000.* set --data.num_classes 2"):
         module.setup("fit")
+
+
+def test_a_part_of_imagenet_has_outputs_of_its_own_and_another_name(imagenet, ready, monkeypatch):
+    monkeypatch.undo()
+    module = ready(module_of(imagenet, num_classes=2))
+    assert (module.num_classes, module.name) == (2, "ImageNet-2-classes")
+    with pytest.raises(DataError, match="holds 2 classes, not 3"):
+        module_of(imagenet, num_classes=3).setup("fit")

@@ -1,16 +1,19 @@
 import gzip
+import io
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from fake_data import SHAPES, WRITERS, everything, fake_images, idx_bytes, write_data_set
+from scipy.io import loadmat, savemat
 from sklearn.datasets import load_digits
 from torchvision import datasets as published
 
 import datamodules
 from datamodules.digits import Digits
-from datamodules.files import DataError
+from datamodules.files import DataError, read_pickle
 
 FILES = {
     "MNIST": ("MNIST/raw/train-labels-idx1-ubyte.gz", "MNIST/raw/t10k-images-idx3-ubyte.gz"),
@@ -21,7 +24,7 @@ FILES = {
     "STL10": ("stl10_binary/train_y.bin", "stl10_binary/test_X.bin"),
 }
 """Of each set that can be fetched, a file of the training and one of the test split."""
-COUNTS = {"CIFAR100": 100, "Imagenet32": 1000, "ImageFolder": 3, "ImageNet": 2}
+COUNTS = {"CIFAR100": 100, "Imagenet32": 4, "ImageFolder": 3, "ImageNet": 2}
 
 
 @pytest.fixture
@@ -89,23 +92,128 @@ def test_a_file_that_is_altered_cut_off_or_missing_is_named(written, name, train
 # Each set's own
 
 
-def test_unpacked_mnist_files_are_read_too(written, ready):
-    module = written("MNIST")
-    for packed in Path(module.root, "MNIST", "raw").iterdir():
+def mat(**arrays):
+    """A MATLAB file of these."""
+    file = io.BytesIO()
+    savemat(file, arrays)
+    return file.getvalue()
+
+
+def unpacked(module):
+    """The folder of a set's MNIST files, unpacked."""
+    folder = Path(module.root, module.name, "raw")
+    for packed in folder.iterdir():
         packed.with_suffix("").write_bytes(gzip.decompress(packed.read_bytes()))
         packed.unlink()
+    return folder
+
+
+@pytest.mark.parametrize("name", ["MNIST", "FashionMNIST"])
+def test_unpacked_mnist_files_are_read_and_verified_too(written, ready, name):
+    module = written(name)
+    labels = unpacked(module) / "t10k-labels-idx1-ubyte"
     for values, expected in zip(
-        everything(ready(module, "test").test_dataloader()), fake_images("MNIST", train=False), strict=True
+        everything(ready(module, "test").test_dataloader()), fake_images(name, train=False), strict=True
     ):
         assert np.array_equal(values, expected)
+    labels.write_bytes(labels.read_bytes()[:-1] + b"\0")
+    with pytest.raises(DataError, match=f"{labels} is damaged: its MD5 sum"):
+        getattr(datamodules, name)(root=module.root).setup("test")
 
 
-@pytest.mark.parametrize("shape", [(39, 28, 28), (40, 14, 56)], ids=["one image too few", "other image size"])
-def test_mnist_images_and_labels_that_do_not_belong_together_are_refused(written, ready, shape):
-    module = written("MNIST")
-    Path(module.root, "MNIST", "raw", "t10k-images-idx3-ubyte").write_bytes(idx_bytes(np.zeros(shape, np.uint8)))
-    with pytest.raises(DataError, match=r"MNIST files do not belong together: .* 40 labels"):
-        ready(module, "test")
+def test_the_checksums_of_unpacked_mnist_files_are_those_of_each_set():
+    sets = [getattr(datamodules, name) for name in ("MNIST", "FashionMNIST")]
+    assert [{f"{file}.gz" for file in one.unpacked} for one in sets] == [
+        set(dict(one.source.resources)) for one in sets
+    ]
+    assert len({md5 for one in sets for md5 in one.unpacked.values()}) == 8
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "complaint"),
+    [
+        ("images-idx3", np.zeros((39, 28, 28)), "has 39 images, but 40 labels"),
+        ("images-idx3", np.zeros((40, 14, 56)), r"has images of shape \(14, 56, 1\) .* = \(28, 28, 1\)"),
+        ("images-idx3", np.zeros((0, 28, 28)), "has 0 images, but 40 labels"),
+        (
+            "labels-idx1",
+            np.full(40, 10),
+            "has labels from 10 to 10, counted from 0; those of 10 classes go from 0 to 9",
+        ),
+        ("labels-idx1", np.zeros((40, 1)), "has labels that are no whole numbers"),
+    ],
+)
+def test_mnist_files_packed_anew_are_checked_inside(written, file, values, complaint):
+    module = written("MNIST", checksums=False)
+    (unpacked(module) / f"t10k-{file}-ubyte").write_bytes(idx_bytes(values))
+    with pytest.raises(DataError, match=rf"t10k-{file}-ubyte.* {complaint}"):
+        module.setup("test")
+
+
+def repacked_cifar(module):
+    path = Path(module.root, "cifar-10-batches-py", "test_batch")
+    batch = read_pickle(path, ("data", "labels"))
+    path.write_bytes(pickle.dumps(batch | {"labels": [np.int64(label) for label in batch["labels"]]}, protocol=5))
+    return path
+
+
+def repacked_mnist(module):
+    path = Path(module.root, "MNIST", "raw", "t10k-labels-idx1-ubyte.gz")
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()), compresslevel=9, mtime=7))
+    return path
+
+
+def repacked_svhn(module):
+    path = Path(module.root, "test_32x32.mat")
+    savemat(path, {key: value for key, value in loadmat(path).items() if key in "Xy"}, do_compression=True)
+    return path
+
+
+REPACKED = {"CIFAR10": repacked_cifar, "MNIST": repacked_mnist, "SVHN": repacked_svhn}
+
+
+@pytest.mark.parametrize("name", REPACKED)
+def test_files_packed_anew_are_read_when_asked_to_and_a_line_says_so(written, ready, capsys, name):
+    module = written(name)
+    path = REPACKED[name](module)
+    with pytest.raises(DataError, match=f"{path} is damaged: .* packed anew on purpose, set --data.checksums false"):
+        module.setup("test")
+    assert capsys.readouterr().err == ""
+    module = ready(getattr(datamodules, name)(root=module.root, checksums=False), "test")
+    shown, expected = everything(module.test_dataloader()), fake_images(name, train=False)
+    assert all(map(np.array_equal, shown, expected))
+    assert f"note: the files of {name} in {module.root} are not compared" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "content", "complaint"),
+    [
+        (
+            "STL10",
+            "stl10_binary/test_X.bin",
+            bytes(100),
+            "test_X.bin holds 100 bytes, which are no whole images of 3×96×96",
+        ),
+        ("STL10", "stl10_binary/test_X.bin", bytes(3 * 96 * 96), "has 1 images, but 40 labels"),
+        ("STL10", "stl10_binary/test_y.bin", bytes(40), "test_y.bin has labels from -1 to -1"),
+        (
+            "SVHN",
+            "test_32x32.mat",
+            mat(X=np.zeros((32, 32, 3, 2)), y=np.ones((2, 1), int)),
+            "mat does not hold its images as bytes",
+        ),
+        ("SVHN", "test_32x32.mat", mat(X=np.zeros((32, 32, 3, 2), "u1"), y=[[11], [1]]), "mat has labels from 1 to 11"),
+        ("SVHN", "test_32x32.mat", mat(X=np.zeros((9, 9, 2), "u1"), y=[[1], [1]]), r"mat has images of shape \(9, 9\)"),
+        ("SVHN", "test_32x32.mat", mat(X=np.zeros((32, 32, 3, 2), "u1")), "mat is not a data batch: it lacks X or y"),
+        ("SVHN", "test_32x32.mat", mat(X="text", y=[[1]]), "mat does not hold its images as bytes"),
+        ("SVHN", "test_32x32.mat", b"MATLAB 5.0", "mat is damaged"),
+    ],
+)
+def test_other_things_in_files_packed_anew_are_told(written, name, file, content, complaint):
+    module = written(name, checksums=False)
+    Path(module.root, file).write_bytes(content)
+    with pytest.raises(DataError, match=complaint):
+        module.setup("test")
 
 
 @pytest.mark.parametrize(("stage", "lost"), [("test", "train_X.bin"), ("fit", "test_y.bin")])
