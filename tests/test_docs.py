@@ -1,9 +1,14 @@
 """The documents hold: links lead somewhere, what they name exists, and the README's own method trains."""
 
 import re
+import shlex
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
+from fake_data import CLASSES, FOLDER_CLASSES, write_data_set
 from helpers import DIGITS
 
 from experiments.cli import main
@@ -40,3 +45,47 @@ def test_a_method_of_ones_own_trains_as_the_readme_says(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     assert "--model smooth.Smooth" in readme
     main(["fit", "--config", str(DIGITS), "--model=smooth.Smooth", "--trainer.fast_dev_run=true"])
+
+
+def commands(page: str) -> list[str]:
+    """The commands on a page, each one line of a block of code."""
+    return re.findall(r"^python -m experiments (.+)$", (ROOT / page).read_text(), re.MULTILINE)
+
+
+@pytest.fixture
+def data_set(tmp_path, monkeypatch):
+    """Writes a tiny copy of the data set of a command: of its config, or the page's own."""
+
+    def write(command):
+        if "letters.Letters" in command:
+            contributing = (ROOT / "CONTRIBUTING.md").read_text()
+            (tmp_path / "letters.py").write_text(
+                re.search(r"```python\n([^`]+class Letters.+?)```", contributing, re.DOTALL)[1]
+            )
+            monkeypatch.syspath_prepend(tmp_path)
+            monkeypatch.delitem(sys.modules, "letters", raising=False)
+            for split in ("train", "test"):
+                images, labels = np.zeros((260, 28, 28, 1), np.uint8), np.arange(260) % 26
+                np.savez(tmp_path / f"{split}.npz", images=images, labels=labels)
+            return tmp_path
+        config = yaml.safe_load((ROOT / shlex.split(command)[2]).read_text())
+        name = config["data"]["class_path"].rpartition(".")[2]
+        return write_data_set(name, tmp_path / "data", monkeypatch)
+
+    return write
+
+
+SMALLER = {
+    "imagenet_resnet50": ["--data.validation=0.3", "--data.num_workers=0", "--data.image_size=32"],
+    "imagenet32_resnet18": ["--data.validation=0.3", "--model.projector.init_args.widths=[16,16,16]"],
+}
+"""What makes a command on a tiny copy of its data quick."""
+
+
+@pytest.mark.parametrize("command", commands("docs/data.md"))
+def test_every_command_on_data_runs(command, data_set, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    classes = len(FOLDER_CLASSES["ImageNet"]) if "imagenet_" in command else CLASSES["Imagenet32"]
+    command = re.sub(r"num_classes \d+", f"num_classes {classes}", command).replace("FOLDER", str(data_set(command)))
+    options = ["--trainer.fast_dev_run=true", "--trainer.accelerator=cpu", "--data.batch_size=4"]
+    main([*shlex.split(command), *options, *SMALLER.get(Path(shlex.split(command)[2]).stem, [])])
