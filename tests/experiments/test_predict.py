@@ -67,7 +67,7 @@ def test_photos_are_named_as_the_documents_say(run):
     model = Method.load_from_checkpoint(run / "checkpoints" / "last.ckpt").eval()
     data = ImageFolder(image_size=24, mean=(0.1, 0.2, 0.3), std=(0.2471, 0.2435, 0.2616))
     for row in found:
-        image = np.asarray(read_image(str(run.parent / "photos" / row["file"]), data.transform(train=False)))
+        image = np.asarray(data.transform(train=False)(read_image(str(run.parent / "photos" / row["file"]))))
         best = model(data.normalised(torch.from_numpy(image)[None])).softmax(1).max(1)
         assert row["class"] == ("ant", "bee", "cat")[best.indices]
         assert float(row["probability"]) == pytest.approx(best.values.item(), rel=1e-4)
