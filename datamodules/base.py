@@ -10,16 +10,16 @@ import torch
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
 from datamodules.augment import Augment, augment_batch, cutout, normalise
 from datamodules.batch import Batch, Selection
 from datamodules.epochs import Epochs
 from datamodules.files import DataError, note, require
-from datamodules.images import Images, TrainingImages, Transform, fitted
-from datamodules.loaders import EpochBatches, SeededBatches, in_order, loader, mix, whole
-from datamodules.views.pairs import BatchedPairs, PairedImages
+from datamodules.images import Images, MemoryImages, TrainingImages, Transform, fitted
+from datamodules.loaders import DrawingImages, EpochBatches, SeededBatches, in_order, loader, mix, whole
+from datamodules.views.pairs import DevicePairs, PairedImages
 from datamodules.views.transforms import Views
 
 
@@ -196,12 +196,13 @@ class ImageDataModule(L.LightningDataModule):
 
     def training_loader(self, images: Images, epochs: Epochs, num_workers: int) -> DataLoader[Batch]:
         """Shuffled batches of any images, as in training; ``epochs`` tells of which, and of what size."""
-        if not self.views or self.views.batched:
-            batches = EpochBatches(epochs, self.seed)
-            return loader(TrainingImages(images, epochs.selection), batches, num_workers, batches.generator)
-        batches = SeededBatches(epochs, self.seed)
-        pairs = PairedImages(images, self.views.pair_transform(self.image_shape[1]), self.mean, self.std)
-        return loader(pairs, batches, num_workers, batches.generator)
+        source: Dataset[Batch] = TrainingImages(images, epochs.selection)
+        batches = EpochBatches(epochs, self.seed)
+        if self.views and self.views.made_while_loading(images):
+            source = PairedImages(images, self.views.while_loading(self.image_shape[1]))
+        if isinstance(source, PairedImages) or not isinstance(images, MemoryImages):
+            source, batches = DrawingImages(source), SeededBatches(epochs, self.seed)
+        return loader(source, batches, num_workers, batches.generator, persistent=True)
 
     def training_pass(self, number: int | None, device: torch.device) -> Iterator[Batch]:
         """All training images once, in order; torch is seeded for every batch.
@@ -303,13 +304,13 @@ class ImageDataModule(L.LightningDataModule):
         if not self.views:
             images = self.normalised(augment_batch(batch.images, self.augment))
             return batch._replace(images=cutout(images, self.augment.cutout))
-        pairs = self._batched_pairs(batch.images) if self.views.batched else batch.views
+        pairs = self._device_pairs(batch.images)
         return batch._replace(images=pairs[-1].a, views=pairs)
 
     @cached_property
-    def _batched_pairs(self) -> BatchedPairs:
+    def _device_pairs(self) -> DevicePairs:
         assert self.views
-        return BatchedPairs(self.views, self.image_shape[1], self.mean, self.std)
+        return DevicePairs(self.views, self.image_shape[1], self.mean, self.std)
 
     def normalised(self, images: Tensor) -> Tensor:
         """uint8 ``(B, H, W, C)`` → normalised float32 ``(B, C, H, W)``."""

@@ -22,10 +22,10 @@ class ViewPair(NamedTuple):
 class Batch(NamedTuple):
     """Images and their labels.
 
-    From a loader the images are uint8 ``(B, H, W, C)``; after the transfer to the device they are
-    augmented, normalised float32 ``(B, C, H, W)`` in channels-last memory. Labels are int64 ``(B,)``.
-    In training with views there is one pair per level, weakest first, and the images are the last
-    pair's first views.
+    From a loader the images are uint8 ``(B, H, W, C)``, or ``(B, 2, H, W, C)`` where it makes two of each for views;
+    after the transfer to the device they are augmented, normalised float32 ``(B, C, H, W)`` in channels-last memory.
+    Labels are int64 ``(B,)``. In training with views there is one pair per level, weakest first, and the images are
+    the last pair's first views.
 
     In training ``indices``, int64 ``(B,)``, are the images' places in the training split; ``weights``,
     float32 ``(B,)``, are those of their losses if an epoch has only some of the images (:class:`Selection`).

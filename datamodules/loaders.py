@@ -1,9 +1,12 @@
 """Which images a batch has, and the loaders of batches."""
 
+import random
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 from typing_extensions import override
@@ -48,8 +51,7 @@ class EpochBatches(Sampler[Any]):
 class SeededBatches(EpochBatches):
     """The same batches, each with a seed of its own: a function of (seed, epoch, place in the epoch, process).
 
-    For data sets that draw random numbers while they load: what they draw then depends neither on
-    the worker nor on where a run was resumed.
+    For :class:`DrawingImages`: what they draw then depends neither on the worker nor on where a run was resumed.
     """
 
     @override
@@ -60,13 +62,42 @@ class SeededBatches(EpochBatches):
         return zip(super().__iter__(), seeds, strict=True)
 
 
+class DrawingImages(Dataset[Batch]):
+    """Images that draw random numbers while they are loaded; what a batch draws follows from its seed.
+
+    Args:
+        images: give a whole batch at once.
+    """
+
+    def __init__(self, images: Dataset[Batch]) -> None:
+        self._images = images
+
+    def __getitems__(self, seeded: tuple[Tensor, int]) -> Batch:
+        """The batch with these indices, and this seed."""
+        indices, seed = seeded
+        with isolate_rng(include_cuda=False):
+            torch.default_generator.manual_seed(seed)
+            np.random.seed(seed % 2**32)  # lightly's blur and solarization
+            random.seed(seed)
+            return self._images.__getitems__(indices)  # type: ignore[attr-defined]  # torch asks for it by its name
+
+
 def loader(
     images: Dataset[Batch],
     batches: Iterable[Any],
     num_workers: int = 0,
     generator: torch.Generator | None = None,
+    persistent: bool = False,
 ) -> DataLoader[Batch]:
-    """Batches of images that give a whole batch at once; the generator is for the seeds of the workers."""
+    """Batches of images that give a whole batch at once.
+
+    Args:
+        images: a split.
+        batches: what to ask it for.
+        num_workers: processes that load; 0 for this one.
+        generator: for the seeds of the workers.
+        persistent: keep the workers from one epoch to the next. Their random numbers go on then.
+    """
     return DataLoader(
         images,
         batch_sampler=batches,
@@ -74,6 +105,7 @@ def loader(
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
         generator=generator,
+        persistent_workers=persistent and num_workers > 0,
     )
 
 
@@ -86,7 +118,7 @@ def in_order(
     images: Images, batch_size: int, num_workers: int = 0, process: tuple[int, int] = (0, 1)
 ) -> DataLoader[Batch]:
     """Batches of a split, or of the share of a process (which, of how many), in its order; the last may be smaller."""
-    return loader(images, shares(len(images), batch_size, process), num_workers)
+    return loader(images, shares(len(images), batch_size, process), num_workers, persistent=True)
 
 
 def whole(images: Images, batch_size: int, num_workers: int = 0) -> DataLoader[Batch]:

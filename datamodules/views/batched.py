@@ -40,6 +40,7 @@ Operations = tuple[Crop, *tuple[Operation[Any], ...]]
 Chain = tuple[Any, ...]
 # Images that a CPU works on at a time: 128 of 32×32 pixels stay in a core's cache: experiments/studies/views.py.
 CHUNK = 128
+_CUTS = (v2.RandomResizedCrop, v2.RandomHorizontalFlip, v2.RandomVerticalFlip)
 _BILINEAR = (InterpolationMode.BILINEAR, InterpolationMode.BILINEAR.value)  # torchvision takes both
 
 
@@ -51,18 +52,15 @@ class BatchedView:
     the same way but less. Strength 1 is the ordinary view, at 0 only the flip is left.
 
     Args:
-        transform: makes one view of a PIL image; a composition of torchvision's and lightly's operations.
+        operations: those of the view, in their order; without a crop the size stays as it is.
         mean: mean of each channel for images in 0 … 1; by default nothing is normalised.
         std: standard deviation of each channel.
-
-    Raises:
-        DataError: the transform has an operation without a batched form.
     """
 
     def __init__(
-        self, transform: Callable[[Any], Tensor], mean: Sequence[float] = (0,), std: Sequence[float] = (1,)
+        self, operations: Sequence[Operation[Any]], mean: Sequence[float] = (0,), std: Sequence[float] = (1,)
     ) -> None:
-        self._operations = translate(transform)
+        self._operations = operations
         self._scale = torch.tensor([1 / (255 * s) for s in std])
         self._shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)])
 
@@ -81,21 +79,15 @@ class BatchedView:
             chunk: images worked on at a time; by default few on a CPU, all elsewhere.
 
         Returns:
-            Normalised float32 ``(B, C, size, size)`` in channels-last memory.
-
-        Raises:
-            DataError: the images are larger than the view: a look-up would alias.
+            Normalised float32 ``(B, C, H', W')`` in channels-last memory, of the size of the crop.
         """
-        (height, width), (batch, *sides, channels) = self._operations[0].size, images.shape
-        if height < sides[0] or width < sides[1]:
-            raise DataError(
-                f"Views of {height}×{width} pixels would reduce images of {sides[0]}×{sides[1]}: not batched."
-            )
+        batch, *size, channels = images.shape
+        height, width = next((one.size for one in self._operations if isinstance(one, Crop)), size)
         order = _order(chain, batch, images.device)
         result = torch.empty(batch, height, width, channels, device=images.device)
         # One factor per pixel and channel of a row, as in augment.normalise.
         scale, shift = (t.expand(channels).repeat(width).to(images.device) for t in (self._scale, self._shift))
-        for chosen in order.split(chunk or (CHUNK if images.device.type == "cpu" else batch)):
+        for chosen in order.split(chunk or (_in_cache(height, width) if images.device.type == "cpu" else batch)):
             view = self._changed(images, chosen, chain, strength).permute(0, 2, 3, 1).contiguous()
             rows = view.flatten(2)
             torch.addcmul(shift, rows, scale, out=rows)
@@ -108,6 +100,11 @@ class BatchedView:
         for operation, drawn in zip(self._operations, chain, strict=True):
             x = operation.apply(x, drawn_by(chosen, drawn), strength)
         return x
+
+
+def _in_cache(height: int, width: int) -> int:
+    """Images of that size that a CPU works on at a time."""
+    return min(CHUNK, max(1, CHUNK * 32 * 32 // (height * width)))
 
 
 def _order(chain: Chain, batch: int, device: torch.device) -> Tensor:
@@ -137,6 +134,11 @@ def translate(transform: Callable[[Any], Tensor]) -> Operations:
     if twice := {name for name in names if names.count(name) > 1}:
         raise DataError(f"A batched view has no operation twice, as here {min(twice)}: set views.batched to false.")
     return (crop, *operations)
+
+
+def cuts(transform: Callable[[Any], Tensor]) -> v2.Compose:
+    """Of a view's transform what it does to a PIL image before it changes colours: crop and flips."""
+    return v2.Compose([step for step in steps(transform) if isinstance(step, _CUTS)])
 
 
 def steps(transform: Any) -> Iterator[Any]:

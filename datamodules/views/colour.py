@@ -1,6 +1,6 @@
 """The random changes of colour, and the blur, of views."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any, NamedTuple, TypeVar
@@ -11,6 +11,7 @@ from typing_extensions import override
 
 Range = Sequence[float]
 Draw = TypeVar("Draw", bound=tuple[Tensor, ...])
+_PIECE = 32  # blurred pixels of a row that are computed at a time
 _RED, _GREEN, _BLUE = 0.299, 0.587, 0.114  # ITU-R 601-2, as Pillow's mode L
 
 
@@ -207,9 +208,28 @@ class Blur(Sometimes):
 
     @override
     def changed(self, x: Tensor, drawn: BlurDraw) -> Tensor:
-        down, across = (self._kernel(drawn.sigma, side) for side in x.shape[2:])
-        rows = x.flatten(1, 2) @ across.transpose(1, 2)
-        return down.unsqueeze(1) @ rows.unflatten(1, x.shape[1:3])
+        height, width = x.shape[2:]
+        rows = x.flatten(1, 2)
+        across = [rows[:, :, seen] @ weights.mT for seen, weights in self._pieces(drawn.sigma, width)]
+        x = torch.cat(across, 2).unflatten(1, x.shape[1:3])
+        down = [weights.unsqueeze(1) @ x[:, :, seen] for seen, weights in self._pieces(drawn.sigma, height)]
+        return torch.cat(down, 2)
+
+    def _pieces(self, sigma: Tensor, side: int) -> Iterator[tuple[slice, Tensor]]:
+        """A row of blurred pixels piece by piece: the pixels it is made of, and their weights ``(B, piece, seen)``.
+
+        Most pixels of a long row have no part in a piece. Away from the ends all pieces have the same weights: those of
+        a row that is just long enough.
+        """
+        margin = 3 * (int(max(self.sigmas)) + 1)  # three boxes reach no farther
+        short = min(side, _PIECE + 2 * margin)
+        kernel = self._kernel(sigma, short)
+        for start in range(0, side, _PIECE):
+            stop = min(start + _PIECE, side)
+            seen = slice(max(start - margin, 0), min(stop + margin, side))
+            left_out = start - min(start, max(margin, start - (side - short)))
+            pixels = slice(seen.start - left_out, seen.stop - left_out)
+            yield seen, kernel[:, start - left_out : stop - left_out, pixels]
 
     def _kernel(self, sigma: Tensor, side: int) -> Tensor:
         """``(B, side, side)``: weight of each pixel of a row in each blurred pixel."""

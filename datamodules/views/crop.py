@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from datamodules.files import DataError
 from datamodules.views.colour import Range
 
 _TRIES = 10  # of torchvision's RandomResizedCrop, before it falls back to the centre
@@ -40,7 +41,14 @@ class Crop:
     vertical_flip: float = 0.0
 
     def draw(self, count: int, height: int, width: int, device: torch.device) -> CropDraw:
-        """Boxes by torchvision's rule: the first of ten tries that fits, else the centre."""
+        """Boxes by torchvision's rule: the first of ten tries that fits, else the centre.
+
+        Raises:
+            DataError: the images are larger than the result: a look-up would alias.
+        """
+        if self.size[0] < height or self.size[1] < width:
+            shown = "×".join(map(str, self.size))
+            raise DataError(f"Views of {shown} pixels would reduce images of {height}×{width}: not batched.")
         area = height * width * torch.empty(count, _TRIES, device=device).uniform_(*self.scale)
         aspect = torch.empty(count, _TRIES, device=device).uniform_(*map(log, self.ratio)).exp_()
         heights, widths = (area / aspect).sqrt_().round_(), (area * aspect).sqrt_().round_()

@@ -1,24 +1,22 @@
-"""From images to pairs of views: whole batches at once, or one image after the other."""
+"""From images to pairs of views: what is done while images are loaded, and what on the device."""
 
-import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from lightly.transforms.multi_view_transform import MultiViewTransform
-from lightning.pytorch.utilities.seed import isolate_rng
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms import v2
 
 from datamodules.batch import Batch, ViewPair
-from datamodules.images import Images
-from datamodules.views.batched import BatchedView
+from datamodules.images import Images, Indices
+from datamodules.views.batched import BatchedView, translate
 from datamodules.views.transforms import Views
 
 
-class BatchedPairs:
-    """Pairs of views of a whole batch, at all levels.
+class DevicePairs:
+    """Pairs of views of a whole batch, at all levels: what is left to do on the device.
 
     Args:
         views: which views.
@@ -27,48 +25,60 @@ class BatchedPairs:
         std: standard deviation of each channel.
 
     Raises:
-        DataError: a transform has an operation without a batched form.
+        DataError: the transform is none for :meth:`Views.pair_transform`.
     """
 
     def __init__(self, views: Views, side: int, mean: Sequence[float], std: Sequence[float]) -> None:
         self._levels = views.levels
-        self._sides = [BatchedView(view, mean, std) for view in views.pair_transform(side).transforms]
+        transforms = views.pair_transform(side).transforms
+        operations = [translate(transform) if views.batched else () for transform in transforms]
+        self._whole = [BatchedView(all_of_them, mean, std) for all_of_them in operations]
+        self._rest = [BatchedView(all_of_them[1:], mean, std) for all_of_them in operations]  # the crop comes first
 
     def __call__(self, images: Tensor) -> tuple[ViewPair, ...]:
-        """uint8 ``(B, H, W, C)`` → one pair per level, weakest first."""
-        chains = [view.draw(images) for view in self._sides]
-        return tuple(
-            ViewPair(s, *(view.render(images, chain, s) for view, chain in zip(self._sides, chains, strict=True)))
-            for s in self._levels
-        )
+        """One pair per level, weakest first.
+
+        Args:
+            images: uint8 ``(B, H, W, C)``; from :class:`PairedImages`, as far as the workers came,
+                ``(B, 2, H, W, C)``.
+        """
+        loaded_in_pairs = images.ndim == 5
+        sides = images.unbind(1) if loaded_in_pairs else (images, images)
+        views = self._rest if loaded_in_pairs else self._whole
+        chains = [view.draw(side) for view, side in zip(views, sides, strict=True)]
+        made = list(zip(views, sides, chains, strict=True))
+        return tuple(ViewPair(s, *(view.render(side, chain, s) for view, side, chain in made)) for s in self._levels)
 
 
 class PairedImages(Dataset[Batch]):
-    """Pairs of views made of one image after the other, while they are loaded.
+    """Two pictures of each image, made while it is loaded: whole views, or what the device colours.
+
+    They are uint8, a quarter of what travels otherwise, and in one tensor.
 
     Args:
         images: the split.
-        transform: makes two views of a PIL image, float32 ``(C, H, W)`` in 0 … 1.
-        mean: mean of each channel for images in 0 … 1.
-        std: standard deviation of each channel.
+        transforms: make the two of a PIL image; PIL images, or float32 ``(C, H, W)`` in 0 … 1, which is rounded to
+            256 levels.
     """
 
-    def __init__(
-        self, images: Images, transform: MultiViewTransform, mean: Sequence[float], std: Sequence[float]
-    ) -> None:
-        self._images, self._transform, self._mean, self._std = images, transform, mean, std
+    def __init__(self, images: Images, transforms: Sequence[Callable[[Image.Image], Any]]) -> None:
+        self._images, self._transforms = images, transforms
 
     def __len__(self) -> int:
         return len(self._images)
 
-    def __getitems__(self, seeded: tuple[Tensor, int]) -> Batch:
-        """The batch with these indices; what is drawn for it follows from its seed."""
-        indices, seed = seeded
-        with isolate_rng(include_cuda=False):
-            torch.default_generator.manual_seed(seed)
-            np.random.seed(seed % 2**32)  # lightly's blur and solarization
-            random.seed(seed)
-            sides = zip(*(self._transform(self._images.picture(int(index))) for index in indices), strict=True)
-        scaled = (v2.functional.normalize(torch.stack(side), self._mean, self._std) for side in sides)
-        pair = ViewPair(1.0, *(side.contiguous(memory_format=torch.channels_last) for side in scaled))
-        return Batch(pair.a, self._images.labels[indices], (pair,))
+    def __getitems__(self, indices: Indices) -> Batch:
+        """Images uint8 ``(B, 2, H, W, C)``."""
+        pairs = torch.stack([self._pair(int(index)) for index in indices])
+        return Batch(pairs, self._images.labels[indices])
+
+    def _pair(self, index: int) -> Tensor:
+        picture = self._images.picture(index)
+        return torch.stack([_levels(transform(picture)) for transform in self._transforms])
+
+
+def _levels(view: Image.Image | Tensor) -> Tensor:
+    """uint8 ``(H, W, C)``."""
+    if isinstance(view, Tensor):
+        return view.permute(1, 2, 0).mul(255).round_().to(torch.uint8)
+    return torch.from_numpy(np.array(view).reshape(view.height, view.width, -1))

@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 
 from datamodules.files import DataError
 from datamodules.images import Images, MemoryImages
-from datamodules.views.batched import steps, translate
+from datamodules.views.batched import cuts, steps, translate
 
 
 @dataclass
@@ -22,9 +22,9 @@ class Views:
     Args:
         transform: image side in pixels → lightly's transform that makes two views of a PIL image, not
             normalised: :class:`SimCLRViews`, :class:`BarlowTwinsViews`, :class:`VICRegViews` or another.
-        batched: carry the transform out on whole batches on the device, for images held in memory; otherwise
-            it runs on one image after the other while they are loaded, as lightly does it. Images that
-            are read from disk need that: they are cropped from their full size.
+        batched: carry the transform out on whole batches on the device; only the crop and the flips of images that
+            are read from disk are made while they are loaded, from their full size. Otherwise all of it runs on one
+            image after the other while they are loaded, as lightly does it.
         levels: strengths at which each pair is rendered, rising to 1. Weaker views of an image
             are nested: their crop contains the stronger one, their colours change the same way but less.
 
@@ -66,19 +66,28 @@ class Views:
         """Say before training, not in its middle, that these training images of that side cannot be shown so.
 
         Raises:
-            DataError: there is no full batch, images are not in memory as ``batched`` wants them, or the transform is
-                none for :meth:`pair_transform`.
+            DataError: there is no full batch, images are not in memory as several levels want them, or the transform
+                is none for :meth:`pair_transform`.
         """
         if len(images) < batch_size:
             raise DataError(
                 f"{name} has {len(images)} training images, fewer than one batch of {batch_size}; "
                 "with views only full batches are used: lower batch_size."
             )
-        if self.batched and not isinstance(images, MemoryImages):
+        if len(self.levels) > 1 and self.made_while_loading(images):
             raise DataError(
-                f"The images of {name} are read from disk, each of its own size: set views.batched to false."
+                f"The images of {name} are read from disk, where they are cropped once: give views one level, 1."
             )
         self.pair_transform(side)
+
+    def made_while_loading(self, images: Images) -> bool:
+        """Whether two pictures of each of these images are made while it is loaded, not on the device."""
+        return not (self.batched and isinstance(images, MemoryImages))
+
+    def while_loading(self, side: int) -> Sequence[Callable[[Any], Any]]:
+        """What makes those two pictures of a PIL image."""
+        transforms = self.pair_transform(side).transforms
+        return [cuts(transform) for transform in transforms] if self.batched else transforms
 
 
 class PlainViews(MultiViewTransform):

@@ -18,7 +18,7 @@ from lightly.transforms.multi_view_transform import MultiViewTransform
 from PIL import Image
 from torch import Tensor
 
-from datamodules.views.batched import CHUNK, BatchedView
+from datamodules.views.batched import CHUNK, BatchedView, translate
 from datamodules.views.transforms import BarlowTwinsViews, SimCLRViews, VICRegViews
 from experiments.measure.allocator import keep_freed_memory
 from experiments.measure.turns import in_turns, median_ratio, seconds
@@ -49,7 +49,7 @@ def batched(views: Sequence[BatchedView], images: Tensor, chunk: int) -> None:
 def row(recipe: str, images: Tensor, chunks: Sequence[int], repetitions: int) -> list[str]:
     """Image pairs/s of the contenders, each a median, and the default's over lightly's."""
     transform = RECIPES[recipe](images.shape[1])
-    views = [BatchedView(view, (0.5,) * 3, (0.25,) * 3) for view in transform.transforms]
+    views = [BatchedView(translate(view), (0.5,) * 3, (0.25,) * 3) for view in transform.transforms]
     contenders = {"lightly": partial(per_sample, transform, [Image.fromarray(image) for image in images.numpy()])}
     contenders |= {str(chunk): partial(batched, views, images, chunk) for chunk in chunks}
     for run in contenders.values():

@@ -14,7 +14,7 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as tv
 
 from datamodules.files import DataError
-from datamodules.views.batched import BatchedView, translate
+from datamodules.views.batched import BatchedView, cuts, translate
 from datamodules.views.colour import Blur, Gray, Jitter, Solarize, drawn_by, shift_hue_
 from datamodules.views.crop import Crop
 from datamodules.views.transforms import BarlowTwinsViews, SimCLRViews, VICRegViews
@@ -129,10 +129,10 @@ def blurred_by_pillow(image, drawn, i):
         (Blur(0.6, (0.1, 2.0)), blurred_by_pillow, 3),  # Pillow rounds six times to whole levels, 0.5 each
     ],
 )
-@pytest.mark.parametrize("side", [8, 28, 32])
+@pytest.mark.parametrize("side", [8, 28, 32, 70, 130])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_images_that_draw_a_change_are_changed_as_by_pillow(operation, by_pillow, rounding, side, channels):
-    images, drawn = noise(60, side, side, channels), draw(operation, 60, side)
+    images, drawn = noise(60, side, side + 1, channels), draw(operation, 60, side)
     got = operation.apply(planar(images), drawn, 1.0)
     for i, image in enumerate(images):
         changed = drawn.chance[i] < 0.6
@@ -143,7 +143,7 @@ def test_images_that_draw_a_change_are_changed_as_by_pillow(operation, by_pillow
 @pytest.mark.parametrize(("side", "channels"), [(8, 1), (28, 1), (8, 3), (32, 3)])
 def test_a_whole_view_equals_torchvisions_image_by_image(side, channels):
     transform = SimCLRTransform(side, gaussian_blur=0, vf_prob=0.3, normalize=None).transforms[0]
-    view, images = BatchedView(transform), smooth(150, side, channels)
+    view, images = BatchedView(translate(transform)), smooth(150, side, channels)
     torch.manual_seed(3)
     chain = view.draw(images)
     assert chain[0].vertical_flip.any()
@@ -154,7 +154,7 @@ def test_a_whole_view_equals_torchvisions_image_by_image(side, channels):
 
 
 def test_chunks_change_nothing_nor_do_the_images_change():
-    view, images = BatchedView(BarlowTwinsViews(16).transforms[1]), smooth(50, 16)
+    view, images = BatchedView(translate(BarlowTwinsViews(16).transforms[1])), smooth(50, 16)
     before, chain = images.clone(), view.draw(images)
     whole = view.render(images, chain, chunk=50)
     for chunk in (1, 7, 49):
@@ -226,13 +226,17 @@ def metrics_of(views):
     )
 
 
+@pytest.mark.parametrize("cropped_by", ["the device", "a worker"])
 @pytest.mark.parametrize("recipe", [SimCLRViews, BarlowTwinsViews])
-def test_views_of_an_image_are_distributed_as_lightlys(recipe):
-    image, transform = smooth(1, 16), recipe(16).transforms[1]
+def test_views_of_an_image_are_distributed_as_lightlys(recipe, cropped_by):
+    image, transform = smooth(1, 16 if cropped_by == "the device" else 40), recipe(16).transforms[1]
     torch.manual_seed(5)
     np.random.seed(5)
     theirs = torch.stack([transform(picture(image[0])) for _ in range(600)])
-    view, images = BatchedView(transform), image.expand(6000, -1, -1, -1)
+    view, images = BatchedView(translate(transform)), image.expand(6000, -1, -1, -1)
+    if cropped_by == "a worker":
+        view, cut = BatchedView(translate(transform)[1:]), cuts(transform)
+        images = torch.stack([torch.from_numpy(np.array(cut(picture(image[0])))) for _ in range(2000)])
     ours = view.render(images, view.draw(images))
     for values, wanted in zip(metrics_of(ours), metrics_of(theirs), strict=True):
         assert ks_2samp(values.numpy(), wanted.numpy()).pvalue > 1e-3
@@ -244,7 +248,7 @@ def test_views_of_an_image_are_distributed_as_lightlys(recipe):
 @pytest.mark.parametrize("recipe", [BarlowTwinsViews, VICRegViews])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_at_strength_0_only_the_flip_is_left(recipe, channels):
-    images, view = noise(40, 16, 16, channels), BatchedView(recipe(16).transforms[1])
+    images, view = noise(40, 16, 16, channels), BatchedView(translate(recipe(16).transforms[1]))
     chain = view.draw(images)
     flip = chain[0].flip.view(-1, 1, 1, 1)
     wanted = torch.where(flip, planar(images).flip(3), planar(images)) / 255
@@ -302,6 +306,6 @@ def test_refuses_what_has_no_batched_form(transform, complaint):
 
 
 def test_refuses_to_reduce_images():
-    view, images = BatchedView(SimCLRViews(8).transforms[0]), noise(2, 9, 8, 3)
+    view, images = BatchedView(translate(SimCLRViews(8).transforms[0])), noise(2, 9, 8, 3)
     with pytest.raises(DataError, match="8×8 pixels would reduce images of 9×8"):
         view.render(images, view.draw(images))

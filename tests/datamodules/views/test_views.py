@@ -12,7 +12,7 @@ from datamodules.folders import ImageNet
 from datamodules.images import MemoryImages
 from datamodules.views.batched import translate
 from datamodules.views.colour import Blur, Gray, Solarize
-from datamodules.views.pairs import BatchedPairs
+from datamodules.views.pairs import DevicePairs
 from datamodules.views.transforms import BarlowTwinsViews, SimCLRViews, VICRegViews, Views
 from experiments.measure.workbench import RandomImages
 
@@ -103,9 +103,9 @@ def test_views_show_the_image_of_their_label_normalised_as_ever(ready, batched):
 def test_levels_share_what_was_drawn_and_the_last_is_the_ordinary_pair():
     images = Noise().load(train=True).__getitems__(torch.arange(20)).images
     torch.manual_seed(3)
-    weak, strong = BatchedPairs(Views(full_colour, levels=(0.25, 1)), 8, (0,), (1,))(images)
+    weak, strong = DevicePairs(Views(full_colour, levels=(0.25, 1)), 8, (0,), (1,))(images)
     torch.manual_seed(3)
-    (ordinary,) = BatchedPairs(Views(full_colour), 8, (0,), (1,))(images)
+    (ordinary,) = DevicePairs(Views(full_colour), 8, (0,), (1,))(images)
     assert (weak.strength, strong.strength) == (0.25, 1)
     assert torch.equal(strong.a, ordinary.a)
     assert torch.equal(strong.b, ordinary.b)
@@ -115,7 +115,7 @@ def test_levels_share_what_was_drawn_and_the_last_is_the_ordinary_pair():
 def test_the_two_sides_have_their_own_recipe():
     images = torch.full((400, 8, 8, 3), 200, dtype=torch.uint8)
     images[:, :, :, 0] = 20
-    pairs = BatchedPairs(Views(lambda side: BarlowTwinsViews(side, strength=0, gray=0, blur=(0, 0))), 8, (0,), (1,))
+    pairs = DevicePairs(Views(lambda side: BarlowTwinsViews(side, strength=0, gray=0, blur=(0, 0))), 8, (0,), (1,))
     ((_, a, b),) = pairs(images)
     dark_green = (b[:, 1] < 0.5).flatten(1).all(1)  # 255 − 200
     assert (a[:, 1] > 0.5).all()
@@ -205,9 +205,12 @@ def imagenet(tmp_path, monkeypatch):
     return make
 
 
-def test_streamed_images_are_cropped_from_their_full_size(ready, imagenet):
-    views = Views(full_colour, batched=False)
+@WAYS
+def test_streamed_images_are_cropped_from_their_full_size(ready, imagenet, batched):
+    views = Views(full_colour, batched)
     data, helped = ready(imagenet(views)), ready(imagenet(views, workers=2))
+    sent = next(iter(data.train_dataloader())).images
+    assert (sent.shape, sent.dtype) == ((8, 2, 16, 16, 3), torch.uint8)
     assert data.training_images.picture(0).size == (64, 48)
     first = epoch(data)
     assert {batch.views[0].a.shape for batch in first} == {(8, 3, 16, 16)}
@@ -215,9 +218,9 @@ def test_streamed_images_are_cropped_from_their_full_size(ready, imagenet):
     assert next(iter(data.val_dataloader())).images.shape[1:] == (16, 16, 3)
 
 
-def test_streamed_images_have_no_batched_views(ready, imagenet):
-    with pytest.raises(DataError, match=r"images of ImageNet are read from disk.*: set views.batched to false\."):
-        ready(imagenet(Views(full_colour)))
+def test_streamed_images_have_views_of_one_level(ready, imagenet):
+    with pytest.raises(DataError, match=r"images of ImageNet are read from disk, .*: give views one level, 1\."):
+        ready(imagenet(Views(full_colour, levels=(0.5, 1))))
 
 
 # What is refused, and recipes
