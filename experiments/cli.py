@@ -7,16 +7,18 @@ import logging
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NoReturn, TextIO
 
 import yaml
 
 from experiments.measure.allocator import keep_freed_memory
 from experiments.report.command import main as report
-from experiments.run.errors import RunError
+from experiments.run.errors import RunError, told
 from experiments.run.files import CONFIG
 from experiments.run.folder import RunFolder, process_rank
 from experiments.suite import main as suite
@@ -33,17 +35,47 @@ def main(args: Sequence[str] | None = None) -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # faults of exchanges come as exceptions too
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a method of one's own is found as with python -m
+    sys.stdout, sys.stderr = sys.stdout or _nowhere(), sys.stderr or _nowhere()  # closed ones are None
+    try:
+        _run(args)
+    except KeyboardInterrupt as stop:  # of a training it was told already
+        raise SystemExit(128 + signal.SIGINT) from stop
+    except UsageError as fault:
+        _refuse(str(fault), fault)
+    except OSError as fault:
+        _forget_lost_output()
+        if (why := told(fault)) is None:
+            raise
+        _refuse(why, fault)
+
+
+def _run(args: Sequence[str]) -> None:
     try:
         if args[0] in WITHOUT_A_MODEL:
             WITHOUT_A_MODEL[args[0]](args[1:])
         else:
             _with_a_model(args)
-    except KeyboardInterrupt as stop:  # of a training it was told already
-        raise SystemExit(128 + signal.SIGINT) from stop
-    except UsageError as fault:
-        who = f"process {rank}: " if (rank := process_rank()) else ""
-        print(f"{who}error: {fault}", file=sys.stderr)
-        raise SystemExit(2) from fault
+    finally:
+        sys.stdout.flush()  # later nobody could tell that there is no room for it
+
+
+def _refuse(why: str, fault: Exception) -> NoReturn:
+    who = f"process {rank}: " if (rank := process_rank()) else ""
+    print(f"{who}error: {why}", file=sys.stderr)
+    raise SystemExit(2) from fault
+
+
+def _forget_lost_output() -> None:
+    """Let go what nobody reads any more, or what finds no room: Python would complain of it at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with _nowhere() as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+def _nowhere() -> TextIO:
+    return os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
 
 
 def _with_a_model(args: Sequence[str]) -> None:
@@ -55,6 +87,7 @@ def _with_a_model(args: Sequence[str]) -> None:
 
     keep_freed_memory()
     _silence_advice()
+    threading.excepthook = _tell_unless_handed_on
     command = args[0]
     if command.isidentifier() and command not in COMMANDS:
         known = [*COMMANDS, *WITHOUT_A_MODEL]
@@ -66,6 +99,12 @@ def _with_a_model(args: Sequence[str]) -> None:
         raise SystemExit(128 + signal.SIGTERM) from stop
     except FAULTS as fault:
         raise UsageError(str(fault)) from fault
+
+
+def _tell_unless_handed_on(ended: threading.ExceptHookArgs) -> None:
+    """What ended a thread; not what a disk refused TensorBoard's, which raises that at the next call."""
+    if not isinstance(ended.exc_value, OSError):
+        threading.__excepthook__(ended)
 
 
 def _fault_of(args: Sequence[str]) -> str | None:

@@ -107,6 +107,11 @@ class RunFolder:
             self._remove_files(HALF_WRITTEN + (_BEFORE_A_CHECKPOINT if anew else ()))
             try:
                 yield
+            except OSError as fault:
+                if has_checkpoint(self.path):
+                    go_on = f"--name {self.path.name} --ckpt_path last"
+                    fault.add_note(f"When it can, go on with the same command and {go_on}.")
+                raise
             finally:
                 if self.is_finished:
                     mark.unlink(missing_ok=True)

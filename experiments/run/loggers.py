@@ -13,7 +13,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from experiments.run.files import METRICS
-from experiments.run.written import in_one_move
+from experiments.run.written import in_one_move, naming
 
 
 class RunTensorBoardLogger(TensorBoardLogger):
@@ -80,7 +80,7 @@ class RunCSVLogger(Logger):
         row: dict[str, Any] = {name: v.item() if isinstance(v, Tensor) else v for name, v in metrics.items()}
         row["step"] = step
         if self.file.is_file() and row.keys() <= set(self._columns):
-            with self.file.open("a", newline="") as file:
+            with naming(self.file), self.file.open("a", newline="") as file:
                 file.write(_lines([row], self._columns))
             return
         earlier = _rows(self.file, before=None if self._columns else self._resume_step)

@@ -15,6 +15,16 @@ from experiments.run.files import PART
 
 
 @contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have faults say which file they are about: that of a full disk does not."""
+    try:
+        yield
+    except OSError as fault:
+        fault.filename = fault.filename or str(path)
+        raise
+
+
+@contextlib.contextmanager
 def in_one_move(path: Path) -> Iterator[Path]:
     """A path beside the one given, to write to; what is written takes its place when it is on the disk.
 
@@ -22,12 +32,14 @@ def in_one_move(path: Path) -> Iterator[Path]:
     """
     part = path.with_name(path.name + PART)
     try:
-        yield part
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
+        with naming(path):
+            yield part
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+            part.replace(path)
     finally:
-        part.unlink(missing_ok=True)  # there after a fault; and if both were names of one file, which no move changes
+        with contextlib.suppress(OSError):
+            part.unlink()  # there after a fault; and if both were names of one file, which no move changes
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -43,4 +55,19 @@ class WholeCheckpoints(TorchCheckpointIO):
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         with in_one_move(target) as part:
-            torch.save(checkpoint, part)
+            _save(checkpoint, part)
+
+
+def _save(checkpoint: dict[str, Any], path: Path) -> None:
+    """``torch.save``, whose faults are those of the disk: its own say that an archive broke off, not why.
+
+    Raises:
+        OSError: the disk is full, say.
+    """
+    with path.open("wb") as file:
+        try:
+            torch.save(checkpoint, file)
+        except RuntimeError as fault:
+            if isinstance(fault.__context__, OSError):
+                raise fault.__context__ from None
+            raise

@@ -1,6 +1,7 @@
 """Does a run that is killed and goes on end as one that was not? SIGKILL at every write of an epoch's end.
 
     python -m experiments.studies.kills --only decoupled_greedy-K2 layerwise --folder /mnt/elsewhere/runs
+    python -m experiments.studies.kills --only loco --trainer.precision bf16-mixed   # further options go to every run
 
 Runs of ``same_training.yaml`` train undisturbed, then once per file operation in the run folder (open for writing,
 rename, link, remove) from the end of the first epoch to that of the second: the process kills itself right before that
@@ -10,9 +11,8 @@ times; and nothing else may be in the folder. Exits with 1 if something differs.
 """
 
 import argparse
-import contextlib
 import csv
-import io
+import importlib.util
 import json
 import logging
 import os
@@ -22,6 +22,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -85,8 +86,13 @@ def _train(run: Run, runs: Path, more: Sequence[str], kill_at: int | None, there
 
     torch.set_num_threads(1)
     operations = Operations(runs / run.name, kill)
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        main(["fit", f"--config={run.config}", *run.options, *_ALWAYS, f"--runs={runs}", f"--name={run.name}", *more])
+    line = ["fit", f"--config={run.config}", *run.options, *_ALWAYS, f"--runs={runs}", f"--name={run.name}", *more]
+    # The command line of this process, by which Lightning starts others.
+    sys.modules["__main__"].__spec__, sys.argv = importlib.util.find_spec("experiments.__main__"), ["", *line]
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        os.dup2(nowhere.fileno(), sys.stderr.fileno())
+    main(line)
     there.send(operations.files)
 
 
@@ -112,12 +118,13 @@ def left(folder: Path) -> dict[str, Any]:
     return found
 
 
-def kills(run: Run, runs: Path) -> int:
-    """Kill a run at every operation of its second epoch's end; how often it ended otherwise. Prints what differed."""
+def kills(run: Run, runs: Path, every: int, *options: str) -> int:
+    """Kill a run at operations of its second epoch's end; how often it ended otherwise. Prints what differed."""
+    run = replace(run, options=(*run.options, *options))
     _, files = train(run, runs / "whole")
     expected = left(runs / "whole" / run.name)
     ends = [number for number, file in enumerate(files, start=1) if file.endswith(LAST)]
-    moments, wrong = range(max(1, ends[0] - 6), min(ends[:2][-1] + 6, len(files))), 0
+    moments, wrong = range(max(1, ends[0] - 6), min(ends[:2][-1] + 6, len(files)), every), 0
     for moment in moments:
         folder = runs / "killed"
         shutil.rmtree(folder, ignore_errors=True)
@@ -141,6 +148,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=listed, default=list(listed), help="some of the runs")
     parser.add_argument("--folder", type=Path, help="where the runs are written; a temporary folder by default")
-    given = parser.parse_args()
+    parser.add_argument("--every", type=int, default=1, help="kill at every so many of the operations")
+    given, further = parser.parse_known_args()
     with tempfile.TemporaryDirectory(dir=given.folder) as scratch:
-        raise SystemExit(sum(kills(listed[name], Path(scratch)) for name in given.only) > 0)
+        raise SystemExit(sum(kills(listed[name], Path(scratch), given.every, *further) for name in given.only) > 0)

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 from helpers import DIGITS, SMALL, fault, fit, summary
 
-from experiments.cli import main
 from experiments.run.errors import RunError
 from experiments.run.files import LAST, UNFINISHED
 from experiments.run.folder import HALF_WRITTEN, RunFolder, has_checkpoint, plain_name
@@ -68,8 +67,7 @@ def test_a_run_that_failed_at_once_leaves_nothing(tmp_path, capsys, monkeypatch)
     assert "take 8 epochs" in fault(capsys, *FIT, f"--runs={runs}", *fails)
     (tmp_path / "own_data.py").write_text(MISSING)
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(FileNotFoundError, match="/nowhere/images"):
-        main([*FIT, f"--runs={runs}", "--data=own_data.Missing"])
+    assert "/nowhere/images cannot be used" in fault(capsys, *FIT, f"--runs={runs}", "--data=own_data.Missing")
     assert not any(runs.iterdir())
 
 
