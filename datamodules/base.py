@@ -1,11 +1,14 @@
 """The face that every data set shows: loaders, held-out validation, augmentation on the device."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
+from inspect import getattr_static
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
+import numpy as np
 import torch
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.fabric.utilities import move_data_to_device
@@ -101,6 +104,24 @@ class ImageDataModule(L.LightningDataModule):
         self.epochs = Epochs()
         self._splits: dict[str, Images] = {}
 
+    def require_constants(self) -> None:
+        """See that the class says what its images are.
+
+        Raises:
+            DataError: something is missing, or does not go together.
+        """
+        wanted = ("num_classes", "image_shape", "mean", "std")
+        if missing := [name for name in wanted if getattr_static(self, name, None) is None]:  # classes are not counted
+            raise DataError(f"{type(self).__name__} must say its {', '.join(missing)}.")
+        if np.shape(self.image_shape) != (3,):
+            raise DataError(f"image_shape is (channels, height, width) of the images, not {self.image_shape}.")
+        channels = self.image_shape[:1]
+        if not np.shape(self.mean) == np.shape(self.std) == channels or not all(0 < s < math.inf for s in self.std):
+            raise DataError(
+                f"mean and std are one number per channel, here {channels[0]}, those of std above 0; "
+                f"not {self.mean} and {self.std}."
+            )
+
     @property
     def classes(self) -> Sequence[str]:
         """Names of the classes, in the order of their labels; numbers where the data set has no names."""
@@ -116,7 +137,7 @@ class ImageDataModule(L.LightningDataModule):
         Raises:
             DataError: a file is missing or damaged.
         """
-        raise NotImplementedError(f"{type(self).__name__} must implement load(train).")
+        raise DataError(f"{type(self).__name__} must have a method load(self, train), which reads a split.")
 
     @override
     def setup(self, stage: str) -> None:
@@ -169,7 +190,8 @@ class ImageDataModule(L.LightningDataModule):
         Raises:
             DataError: it is not.
         """
-        return require(path, md5 if self.checksums else None)
+        anew = "; if it was packed anew on purpose, set --data.checksums false"
+        return require(path, md5 if self.checksums else None, otherwise=anew)
 
     def note(self, message: str) -> None:
         """Say once, by the first of several processes, what a person should know."""

@@ -32,13 +32,14 @@ def note(message: str) -> None:
     print(f"note: {message}", file=sys.stderr)
 
 
-def require(path: Path, md5: str | None = None, fetchable: bool = True) -> Path:
+def require(path: Path, md5: str | None = None, fetchable: bool = True, otherwise: str = "") -> Path:
     """The path, if the file is there and, where a checksum is known, unaltered.
 
     Args:
         path: the file.
         md5: its published checksum, if there is one.
         fetchable: whether ``download`` can fetch it, for the message.
+        otherwise: what else can be done about another checksum, for the message.
 
     Raises:
         DataError: the file is missing, or its MD5 sum is not the published one.
@@ -48,8 +49,8 @@ def require(path: Path, md5: str | None = None, fetchable: bool = True) -> Path:
         raise DataError(f"The data file {path} is missing. Put it there, or point --data.root elsewhere{fetch}.")
     if md5 is not None and not check_integrity(str(path), md5):
         raise DataError(
-            f"The data file {path} is damaged: its MD5 sum is not the published {md5}. Delete it and fetch it again; "
-            "if it was packed anew on purpose, set --data.checksums false."
+            f"The data file {path} is damaged: its MD5 sum is not the published {md5}. "
+            f"Delete it and fetch it again{otherwise}."
         )
     return path
 
@@ -86,28 +87,16 @@ def read_idx(path: Path) -> np.ndarray:
     return values.reshape(shape)
 
 
-def bytes_from(values: object, path: Path) -> np.ndarray:
-    """Pixels as a data file has them, if they are an array of bytes.
-
-    Raises:
-        DataError: they are not; ``path`` is named.
-    """
-    if not isinstance(values, np.ndarray) or values.dtype != np.uint8:
-        raise DataError(f"The data file {path} does not hold its images as bytes.")
-    return values
-
-
 def planes(values: object, image_shape: tuple[int, int, int], path: Path) -> np.ndarray:
     """Bytes, of each image one colour after the other → uint8 ``(N, *image_shape)``.
 
     Raises:
         DataError: they are no bytes, or not of whole images; ``path`` is named.
     """
-    pixels = bytes_from(values, path)
-    if pixels.size % math.prod(image_shape):
+    if not isinstance(values, np.ndarray) or values.dtype != np.uint8 or values.size % math.prod(image_shape):
         shape = "×".join(map(str, image_shape))
-        raise DataError(f"The data file {path} holds {pixels.size:,} bytes, which are no whole images of {shape}.")
-    return pixels.reshape(-1, *image_shape)
+        raise DataError(f"The data file {path} does not hold whole images of {shape} bytes.")
+    return values.reshape(-1, *image_shape)
 
 
 def labels_from(values: object, path: Path, first: int = 0) -> np.ndarray:
@@ -211,26 +200,6 @@ def read_pickle(path: Path, keys: Sequence[str]) -> dict[str, Any]:
             f"The data file {path} is damaged or not a data batch ({fault}). Nothing in it was run. "
             "Delete it and fetch it again."
         ) from fault
-    entries = _entries(batch, keys, path)
-    return {key: value.values if isinstance(value, _Array) else value for key, value in entries.items()}
-
-
-def read_mat(path: Path, keys: Sequence[str]) -> dict[str, Any]:
-    """Read arrays of a MATLAB file (SVHN).
-
-    Raises:
-        DataError: the file is damaged, or lacks one of them.
-    """
-    from scipy.io import loadmat  # takes a while to import
-
-    try:
-        arrays = loadmat(path, variable_names=keys)
-    except Exception as fault:  # a damaged file can raise anything
-        raise DataError(f"The data file {path} is damaged ({fault}). Delete it and fetch it again.") from fault
-    return _entries(arrays, keys, path)
-
-
-def _entries(content: Any, keys: Sequence[str], path: Path) -> dict[str, Any]:
-    if not isinstance(content, dict) or any(key not in content for key in keys):
+    if not isinstance(batch, dict) or any(key not in batch for key in keys):
         raise DataError(f"The data file {path} is not a data batch: it lacks {' or '.join(keys)}.")
-    return content
+    return {key: value.values if isinstance(value, _Array) else value for key, value in batch.items()}

@@ -288,7 +288,10 @@ def import_all(package: ModuleType) -> set[str]:
 def _build(class_type: Any, *args: Any, **kwargs: Any) -> Any:
     """What jsonargparse shall build classes with: of what they raise it keeps the words at most."""
     try:
-        return class_type(*args, **kwargs)
+        built = class_type(*args, **kwargs)
+        if isinstance(built, ImageDataModule):
+            built.require_constants()  # before a model is built after them
+        return built
     except Exception as fault:  # of whatever kind: it is raised again
         _refused.append(fault)
         raise

@@ -137,7 +137,7 @@ def test_a_subclass_must_say_how_to_load(ready):
     class Empty(ImageDataModule):
         pass
 
-    with pytest.raises(NotImplementedError, match="Empty must implement load"):
+    with pytest.raises(DataError, match=r"Empty must have a method load\(self, train\)"):
         ready(Empty())
 
 
@@ -176,6 +176,32 @@ def test_what_a_data_set_of_ones_own_gives_is_compared_with_what_it_says(ready, 
     module.load = lambda train: load()
     with pytest.raises(DataError, match=f"^The {split} split of Numbered {complaint}"):
         ready(module, stage)
+
+
+def test_a_data_set_of_ones_own_must_say_what_its_images_are():
+    class Empty(ImageDataModule):
+        image_shape, std = (1, 8, 8), (0.5,)
+
+    with pytest.raises(DataError, match=r"Empty must say its num_classes, mean\."):
+        Empty().require_constants()
+
+
+@pytest.mark.parametrize(
+    ("constants", "complaint"),
+    [
+        ({"image_shape": (4, 6)}, r"image_shape is \(channels, height, width\) of the images, not \(4, 6\)"),
+        ({"image_shape": 6}, "image_shape is .* not 6"),
+        ({"mean": (0.3,) * 3}, r"one number per channel, here 1, .* not \(0\.3, 0\.3, 0\.3\) and \(0\.2,\)"),
+        ({"std": 0.2}, r"one number per channel, here 1, .* and 0\.2"),
+        *(({"std": (wrong,)}, "those of std above 0") for wrong in (0.0, -1.0, float("nan"), float("inf"))),
+    ],
+)
+def test_constants_that_do_not_go_together_are_refused(constants, complaint):
+    module = Numbered()
+    module.require_constants()
+    vars(module).update(constants)
+    with pytest.raises(DataError, match=complaint):
+        module.require_constants()
 
 
 def test_labels_that_are_no_numbers_are_told():
