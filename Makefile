@@ -12,7 +12,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 .PHONY: demo test lint lowest clean
 
 demo: $(INSTALLED)
-	$(BIN)/python -m experiments suite experiments/configs/suites/demo.yaml
+	$(BIN)/local-learning suite suites/demo
 
 test: $(INSTALLED) $(EXTRAS)
 	$(BIN)/python -m pytest
@@ -35,7 +35,7 @@ $(INSTALLED): requirements.txt setup.cfg pyproject.toml
 
 # Optional packages, which tests use if they are there.
 $(EXTRAS): $(INSTALLED)
-	$(BIN)/python $(PIP_INSTALL) --no-build-isolation --editable '.[corruptions]'
+	$(BIN)/python $(PIP_INSTALL) --no-build-isolation --editable '.[corruptions,safetensors]'
 	touch $@
 
 # Every "name>=version" of install_requires becomes "name==version".

@@ -17,6 +17,7 @@ from typing import NoReturn, TextIO
 import yaml
 
 from experiments.measure.allocator import keep_freed_memory
+from experiments.named_configs import with_config_files
 from experiments.report.command import main as report
 from experiments.run.errors import RunError, told
 from experiments.run.files import CONFIG
@@ -93,6 +94,7 @@ def _with_a_model(args: Sequence[str]) -> None:
         known = [*COMMANDS, *WITHOUT_A_MODEL]
         raise UsageError(f"there is no command {command!r}.{did_you_mean(command, known)} Known: {', '.join(known)}.")
     try:
+        args = [*with_config_files(args)]
         args = _with_config_of_run(args) if command in OF_A_RUN else args
         LocalLearningCLI(["--json=true" if arg == "--json" else arg for arg in args])
     except SIGTERMException as stop:
@@ -142,9 +144,7 @@ def _with_config_of_run(args: Sequence[str]) -> Sequence[str]:
         raise RunError(f"{args[0]} needs a finished run: give --checkpoint RUN, its folder.")
     for path in known.config:
         if path.is_file() and "model" in (yaml.safe_load(path.read_text()) or {}):
-            raise RunError(
-                f"{path} trains a model; how to {args[0]} a run is said as in experiments/configs/probe/digits.yaml."
-            )
+            raise RunError(f"{path} trains a model; how to {args[0]} a run is said as in probe/digits.")
     return [args[0], "--config", str(RunFolder.around(known.checkpoint).path / CONFIG), *args[1:]]
 
 

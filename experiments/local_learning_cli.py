@@ -91,7 +91,7 @@ class LocalLearningCLI(LightningCLI):
             seed_everything_default=0,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,  # it would keep this object in every network: see _keep_arguments
-            parser_kwargs={"prog": "python -m experiments", "description": DESCRIPTION, "allow_abbrev": False},
+            parser_kwargs={"prog": "local-learning", "description": DESCRIPTION, "allow_abbrev": False},
             args=list(args),
         )
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from experiments.named_configs import config_file, config_path
 from experiments.run.errors import RunError
 from experiments.run.files import LAST, SUMMARY
 from experiments.run.folder import PART_OF_SUITE, plain_name
@@ -36,15 +37,14 @@ class Run:
 def read_suite(path: Path) -> list[Run]:
     """Read a suite file.
 
-    It holds ``runs``, a list of ``{config, name?, options?, grid?, probe?}``: ``config`` and ``probe`` are
-    relative to the suite file, ``options`` maps option → value, ``grid`` maps option → values; a grid
-    stands for one run per combination. In an option, ``$max_epochs`` is what the grid gives ``trainer.max_epochs``.
+    It holds ``runs``, a list of ``{config, name?, options?, grid?, probe?}``: ``config`` and ``probe`` are files
+    relative to the suite file, or names of configs that come along; ``options`` maps option → value, ``grid`` maps
+    option → values; a grid stands for one run per combination. In an option, ``$max_epochs`` is what the grid gives
+    ``trainer.max_epochs``.
 
     Raises:
-        RunError: the file is missing, or not of that form, or two runs share a name.
+        RunError: the file is not of that form, or two runs share a name.
     """
-    if not path.is_file():
-        raise RunError(f"There is no suite file {path}.")
     try:
         entries = yaml.safe_load(path.read_text())["runs"]
         runs = [run for entry in entries for run in _expand(path.parent, entry)]
@@ -67,8 +67,8 @@ def _expand(folder: Path, entry: Mapping[str, Any]) -> Iterator[Run]:
             f"A run of a suite has {', '.join(_KEYS)}, not {', '.join(sorted(unknown))}: "
             "command-line options go under options."
         )
-    config = (folder / entry["config"]).resolve()
-    probe = (folder / entry["probe"]).resolve() if "probe" in entry else None
+    config = config_path(entry["config"], folder).resolve()
+    probe = config_path(entry["probe"], folder).resolve() if "probe" in entry else None
     name = entry.get("name", f"{config.parent.name}-{config.stem}")
     grid = entry.get("grid", {})
     for values in itertools.product(*grid.values()):
@@ -127,7 +127,7 @@ def _commands(run: Run, folder: Path, extra: Sequence[str]) -> list[list[str]]:
 
 def _succeeds(command: Sequence[str]) -> bool:
     """Run a command in a process of its own."""
-    print(shlex.join(["python", "-m", "experiments", *command]), flush=True)
+    print(shlex.join(["local-learning", *command]), flush=True)
     line = [sys.executable, "-m", "experiments", *command]
     return subprocess.run(line, check=False, env=os.environ | {PART_OF_SUITE: "1"}).returncode == 0
 
@@ -135,17 +135,17 @@ def _succeeds(command: Sequence[str]) -> bool:
 def main(args: Sequence[str], fault_of: FaultOf) -> None:
     """Run :func:`suite` by what follows it on the command line; Ctrl-C stops it."""
     parser = argparse.ArgumentParser(
-        "python -m experiments suite",
+        "local-learning suite",
         description="Run a list or grid of configs, each in a process of its own, then report. Finished runs are "
         "skipped, cut-off ones resumed. Other options (--trainer.max_epochs 5) go to every run.",
         epilog="The YAML: runs: [{config: FILE, name: NAME, options: {OPTION: VALUE}, grid: {OPTION: [VALUE, ...]}, "
         "probe: FILE}]",
     )
-    parser.add_argument("suite", type=Path, help="the suite's YAML")
+    parser.add_argument("suite", help="the suite's YAML, or the name of one that comes along, such as suites/demo")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all run folders")
     known, extra = parser.parse_known_args(args)
     try:
-        suite(known.suite, known.runs, extra, fault_of)
+        suite(config_file(known.suite), known.runs, extra, fault_of)
     except KeyboardInterrupt as stop:
         print("\nStopped. The same suite command goes on where it stopped.")
         raise SystemExit(128 + signal.SIGINT) from stop

@@ -11,8 +11,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+from jsonargparse.typing import PositiveInt
+from lightning.pytorch import Callback
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
@@ -45,6 +48,8 @@ class LocalLearning(Method):
         scheduler: optimizer → learning-rate schedule; called once per block.
         scheduler_interval: step the schedules after every ``epoch`` or every ``step``.
         clip: largest gradient norm of a block (with its head); larger gradients are scaled down.
+        accumulate: batches that an optimizer's step is made of: their mean loss is learned from, that of fewer at the
+            end of an epoch. Schedules that count steps count these; all else counts batches.
         epochs_per_block: train the blocks one after the other, each for that many epochs (a list: each for its own
             number), then freeze it; by default all learn on every batch. The scheduler is that of the block with most
             epochs: one with fewer goes through the same in longer strides.
@@ -77,6 +82,7 @@ class LocalLearning(Method):
         scheduler: SchedulerCallable | None = None,
         scheduler_interval: Literal["epoch", "step"] = "epoch",
         clip: float | None = None,
+        accumulate: PositiveInt = 1,
         epochs_per_block: int | list[int] | None = None,
         frozen_blocks: int = 0,
         compile: bool = False,
@@ -93,12 +99,13 @@ class LocalLearning(Method):
         self.num_blocks, self.schedule = len(blocks), Schedule(len(heads), epochs_per_block, frozen_blocks)
         self.learned = self.schedule.parts
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
-        self.scheduler_interval, self.clip = scheduler_interval, clip
+        self.scheduler_interval, self.clip, self.accumulate = scheduler_interval, clip, accumulate
         self.to(memory_format=torch.channels_last)
         self.compiled = compile
         if compile:
             _compile([*self.blocks, *self.heads])
         self.logs_this_step = False
+        self._batches_of_step, self._steps_now = 1, True
         self._losses: dict[int, Tensor] = {}
         self._records: dict[str, Tensor | float] = {}
 
@@ -145,25 +152,25 @@ class LocalLearning(Method):
         return self.schedule.learners(self.current_epoch)
 
     def update_block(self, k: int, loss: Tensor) -> None:
-        """Backward through block k and its head, clip, step, forget the gradients."""
+        """Backward through block k and its head; clip, step and forget the gradients if their batches are complete."""
         self.backward_block(k, loss)
         self.step_block(k)
 
     def backward_block(self, k: int, loss: Tensor, retain_graph: bool = False) -> None:
         """Add up gradients of block k's loss; ``retain_graph`` keeps its graph for another backward pass."""
         self._losses[k] = loss.detach()
-        self.manual_backward(loss, retain_graph=retain_graph)
+        self.manual_backward(loss / self._batches_of_step, retain_graph=retain_graph)
 
     def step_block(self, k: int) -> None:
-        """Clip, step block k's optimizer, forget its gradients."""
-        optimizer = self.trainer.optimizers[k]
-        if k < self.learners[-1]:
-            # Applies precision and hooks but counts no step: trainer.global_step counts batches.
-            self.trainer.strategy.optimizer_step(optimizer, lambda: None)
-        else:
-            counted = self.optimizers()  # a list only if there are several
-            (counted[k] if isinstance(counted, list) else counted).step()
-        optimizer.zero_grad()
+        """Clip, step block k's optimizer, forget its gradients; unless those of further batches are to come."""
+        if self._steps_now:
+            optimizer = self.trainer.optimizers[k]
+            self.trainer.strategy.optimizer_step(optimizer, lambda: None)  # applies precision and hooks
+            optimizer.zero_grad()
+        if k == self.learners[-1]:  # trainer.global_step counts batches, not optimizers' steps
+            progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+            progress.increment_ready()
+            progress.increment_completed()
 
     @override
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -220,9 +227,15 @@ class LocalLearning(Method):
 
     @override
     def on_train_batch_start(self, batch: LabelledImages, batch_idx: int) -> None:
-        """Decide whether this step is logged; freeze what has learned before."""
+        """Decide whether optimizers step, and whether this batch is logged; freeze what has learned before."""
+        first = batch_idx - batch_idx % self.accumulate
+        self._batches_of_step = int(min(self.accumulate, self.trainer.num_training_batches - first))
+        self._steps_now = batch_idx + 1 == first + self._batches_of_step
+        if isinstance(ddp := self.trainer.model, DistributedDataParallel):
+            ddp.require_backward_grad_sync = self._steps_now  # the processes' gradients are averaged once per step
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # a connector of Lightning's sets it
-        self.logs_this_step = every > 0 and (self.global_step + 1) % every == 0
+        due = every > 0 and (self.global_step + 1) % every < self._batches_of_step
+        self.logs_this_step = due and self._steps_now
         for part in (self.blocks, self.heads):
             part[: self.learners.start].eval().requires_grad_(False)  # Lightning puts all into training mode
         self._losses.clear()
@@ -242,7 +255,8 @@ class LocalLearning(Method):
             # Straight to the loggers: self.log takes 0.6 ms a metric, 40 ms a step at K = 16.
             for logger in self.loggers:
                 logger.log_metrics(self.latest, step=self.global_step - 1)
-        self._step_schedulers("step")
+        if self._steps_now:
+            self._step_schedulers("step")
 
     @override
     def on_train_epoch_end(self) -> None:
@@ -291,6 +305,20 @@ class LocalLearning(Method):
             return None
         several = f"trains {self.schedule.parts} blocks, each by a backward pass of its own"
         return f"{several}, and Lightning's DDP would mix their gradients"
+
+    @override
+    def configure_callbacks(self) -> list[Callback]:
+        """None: this is what Lightning asks for before it refuses the Trainer's options itself, without ours.
+
+        Raises:
+            UsageError: the Trainer shall clip gradients or accumulate them.
+        """
+        instead = "are each block's own: leave --trainer.{} out, and set --model.{}."
+        if self.trainer.gradient_clip_val:
+            raise UsageError(f"Clipped gradients {instead.format('gradient_clip_val', 'clip, the largest norm')}")
+        if self.trainer.accumulate_grad_batches != 1:
+            raise UsageError(f"Accumulated gradients {instead.format('accumulate_grad_batches', 'accumulate')}")
+        return []
 
     @override
     def setup(self, stage: str) -> None:

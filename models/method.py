@@ -131,6 +131,9 @@ class Method(L.LightningModule):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["image_shape"] = self.image_shape  # convolutions do not know it
+        data = self.trainer.datamodule  # type: ignore[attr-defined]  # a connector of Lightning's sets it
+        if hasattr(data, "mean"):
+            checkpoint |= {"image_mean": [*map(float, data.mean)], "image_std": [*map(float, data.std)]}
 
     def keep_arguments(self, arguments: Mapping[str, Any]) -> None:
         """Have checkpoints hold what this model was built from.
@@ -156,7 +159,7 @@ class Method(L.LightningModule):
             arguments: of the constructor, where they shall be others than the saved ones.
 
         Raises:
-            UsageError: the checkpoint is of another class, or a folder.
+            UsageError: the checkpoint is of another class, or of one that is not imported, or a folder.
         """
         try:
             saved = torch.load(checkpoint_path, map_location="cpu", weights_only=True, mmap=True)
@@ -166,6 +169,8 @@ class Method(L.LightningModule):
         kept = saved.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {})
         module, _, name = kept.get("_class_path", "").rpartition(".")
         built = getattr(sys.modules.get(module), name, None) if kept else cls
+        if built is None:
+            raise UsageError(f"{checkpoint_path} is a checkpoint of {name}: import {name} from {module} first.")
         if not (isinstance(built, type) and issubclass(built, cls)):
             raise UsageError(
                 f"{checkpoint_path} is a checkpoint of {name}, not of {cls.__name__}: import {name} from {module}, and "

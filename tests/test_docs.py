@@ -1,5 +1,6 @@
-"""The documents hold: links lead somewhere, what they name exists, and the README's own method trains."""
+"""The documents hold: links lead somewhere, what they name exists, and what they show runs."""
 
+import importlib
 import re
 import shlex
 import sys
@@ -7,11 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from fake_data import CLASSES, FOLDER_CLASSES, write_data_set
 from helpers import DIGITS
 
 from experiments.cli import main
+from experiments.named_configs import config_path
+from models.networks.sequential import build_chain
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -37,6 +41,8 @@ def test_links_and_names_lead_somewhere(page):
     configs = re.findall(r"experiments/configs/[\w/]+\.yaml", text)
     studies = [f"experiments/studies/{name}.py" for name in re.findall(r"experiments\.studies\.(\w+)", text)]
     assert not missing + [path for path in [*configs, *studies] if not (ROOT / path).is_file()]
+    named = re.findall(r"(?:--config |local-learning suite |(?:config|probe): )([a-z]+\w*/\w+)(?![\w./])", text)
+    assert not [name for name in named if not config_path(name).is_file()]
 
 
 def test_a_method_of_ones_own_trains_as_the_readme_says(tmp_path, monkeypatch):
@@ -49,7 +55,7 @@ def test_a_method_of_ones_own_trains_as_the_readme_says(tmp_path, monkeypatch):
 
 def commands(page: str) -> list[str]:
     """The commands on a page, each one line of a block of code."""
-    return re.findall(r"^python -m experiments (.+)$", (ROOT / page).read_text(), re.MULTILINE)
+    return re.findall(r"^local-learning (.+)$", (ROOT / page).read_text(), re.MULTILINE)
 
 
 @pytest.fixture
@@ -68,7 +74,7 @@ def data_set(tmp_path, monkeypatch):
                 images, labels = np.zeros((260, 28, 28, 1), np.uint8), np.arange(260) % 26
                 np.savez(tmp_path / f"{split}.npz", images=images, labels=labels)
             return tmp_path
-        config = yaml.safe_load((ROOT / shlex.split(command)[2]).read_text())
+        config = yaml.safe_load(config_path(shlex.split(command)[2]).read_text())
         name = config["data"]["class_path"].rpartition(".")[2]
         return write_data_set(name, tmp_path / "data", monkeypatch)
 
@@ -89,3 +95,18 @@ def test_every_command_on_data_runs(command, data_set, monkeypatch):
     command = re.sub(r"num_classes \d+", f"num_classes {classes}", command).replace("FOLDER", str(data_set(command)))
     options = ["--trainer.fast_dev_run=true", "--trainer.accelerator=cpu", "--data.batch_size=4"]
     main([*shlex.split(command), *options, *SMALLER.get(Path(shlex.split(command)[2]).stem, [])])
+
+
+def test_a_network_of_ones_own_trains_as_the_page_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    page = (ROOT / "docs" / "networks.md").read_text()
+    (tmp_path / "mynet.py").write_text("".join(re.findall(r"^```python\n(.+?)^```", page, re.DOTALL | re.MULTILINE)))
+    [command] = commands("docs/networks.md")
+    options = "--model.network mynet.Net --model.network.width 64"
+    assert f"`{options}`" in page
+    for line in (command, command.replace("--model.network mynet.make", options).replace("blocks 3", "blocks 2")):
+        main([*shlex.split(line), "--trainer.fast_dev_run=true", "--trainer.accelerator=cpu"])
+    with torch.device("meta"):
+        chain = build_chain(importlib.import_module("mynet").vgg, (3, 64, 64), 10)
+    assert len(chain.units) == 8 + 2  # convolutions, hidden layers

@@ -28,6 +28,7 @@ from models.classification import LocalClassification
 from models.local_learning import LocalLearning
 from models.method import Method
 from models.networks.chain import Chain
+from models.networks.sequential import build_chain
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def load_reference(path: Path, model: LocalLearning, data: ImageDataModule, laye
         raise RunError(
             f"The reference {path} was trained on {theirs}, the run on {data.name}: both must be on the same."
         )
-    chain = model.make_network(model.image_shape, model.num_classes).to(model.device).eval()
+    chain = build_chain(model.make_network, model.image_shape, model.num_classes).to(model.device).eval()
     weights = units(checkpoint.weights)
     if differences := network_differences(weights, chain.units):
         raise RunError(

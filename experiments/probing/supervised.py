@@ -16,6 +16,7 @@ from experiments.measure.silent import silent_trainer
 from experiments.probing.hidden_layers import Layers
 from models.methods.backprop import Backprop
 from models.networks.chain import Chain, NetworkCallable
+from models.networks.sequential import build_chain
 
 
 def supervised_top1(
@@ -66,7 +67,7 @@ def _continued(
     kept: Sequence[nn.Sequential], network: NetworkCallable, image_shape: tuple[int, int, int], num_classes: int
 ) -> Chain:
     """A network with its first layers in place of its own first units."""
-    fresh = network(image_shape, num_classes)
+    fresh = build_chain(network, image_shape, num_classes)
     known = {unit for layer in kept for unit, _ in layer.named_children()}
     behind = {name: unit for name, unit in fresh.units.named_children() if name not in known}
     return Chain({"kept": _Kept(kept), **behind}, fresh.classifier, fresh.image_shape, fresh.name)

@@ -12,7 +12,7 @@ def main(args: Sequence[str]) -> None:
         RunError: there is no finished run, or one is damaged.
     """
     parser = argparse.ArgumentParser(
-        "python -m experiments report", description="One table and one picture over finished runs."
+        "local-learning report", description="One table and one picture over finished runs."
     )
     parser.add_argument("runs", type=Path, nargs="+", help="run folders, or folders of them")
     parser.add_argument(

@@ -146,8 +146,8 @@ def default_name(config: Mapping[str, Any]) -> str:
     arguments = model.get("init_args") or {}
     parts = [short(model["class_path"])]
     if network := arguments.get("network"):
-        depth = (network.get("init_args") or {}).get("depth", "")
-        parts.append(f"{short(network['class_path'])}{depth}")
+        made: dict[str, Any] = {"class_path": network.__qualname__} if callable(network) else network
+        parts.append(f"{short(made['class_path'])}{(made.get('init_args') or {}).get('depth', '')}")
     parts.append(short(data["class_path"]))
     counts = {"K": arguments.get("num_blocks"), "G": arguments.get("num_groups")}
     parts += [f"{letter}{count}" for letter, count in counts.items() if count is not None]

@@ -103,7 +103,7 @@ def show_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     print("\n".join([_effort(summary), *_spared(metrics)]))
     print(f"Run folder: {folder}\nTo watch:   tensorboard --logdir {folder}")
     if not labelled:
-        print(f"To judge:   python -m experiments probe --checkpoint {folder}")
+        print(f"To judge:   local-learning probe --checkpoint {folder}")
 
 
 def _effort(summary: Mapping[str, Any]) -> str:

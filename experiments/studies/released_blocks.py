@@ -1,7 +1,7 @@
 """The backbone that Siddiqui et al. (2024) released, as the folder of a run, so that ``probe`` can judge it.
 
     python -m experiments.studies.released_blocks resnet50.pth --folder runs/released
-    python -m experiments probe --config experiments/configs/probe/imagenet.yaml --checkpoint runs/released
+    local-learning probe --config probe/imagenet --checkpoint runs/released
 
 Four blocks of a ResNet-50 with their pooling heads, trained without noise: 70.15 % top-1 for block 4, ``cbe``.
 The file holds no projectors, which no probe reads: one of a single feature stands for each.

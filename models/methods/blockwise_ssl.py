@@ -34,6 +34,7 @@ from models.networks.heads.embeddings import BiasFreeProjector, EmbeddingHead, P
 from models.networks.heads.expansion import ConvExpansion, full_precision
 from models.networks.heads.pooling import PoolingCallable
 from models.networks.layers.noise import FeatureNoise
+from models.networks.sequential import build_chain
 from models.parts.difficulty import Difficulty
 from models.plan import StepPlan
 
@@ -97,7 +98,7 @@ class BlockwiseSSL(LocalLearning):
         def make_head(shape: tuple[int, ...]) -> EmbeddingHead:
             return EmbeddingHead(pooling, projector, shape, expand_dim)
 
-        chain = network(image_shape, num_classes)
+        chain = build_chain(network, image_shape, num_classes)
         blocks = cut_chain(chain, num_blocks, cut, make_head)
         heads = [make_head(shape) for shape in block_shapes(chain, blocks)]
         super().__init__(network, chain, num_classes, blocks, heads, **training)

@@ -14,6 +14,7 @@ from models.classification import LocalClassification
 from models.networks.chain import NetworkCallable
 from models.networks.cut import Cut, block_shapes, cut_chain
 from models.networks.heads.classifiers import AuxHead, HeadCallable
+from models.networks.sequential import build_chain
 
 
 class DecoupledGreedy(LocalClassification):
@@ -46,7 +47,7 @@ class DecoupledGreedy(LocalClassification):
         final_head: HeadCallable | None = None,
         **training: Any,
     ) -> None:
-        chain = network(image_shape, num_classes)
+        chain = build_chain(network, image_shape, num_classes)
         blocks = cut_chain(chain, num_blocks, cut, lambda shape: head(shape, num_classes))
         *inner, last = block_shapes(chain, blocks)
         if final_head is not None:

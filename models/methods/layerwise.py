@@ -24,6 +24,7 @@ from models.methods.decoupled_greedy import DecoupledGreedy
 from models.networks.chain import NetworkCallable
 from models.networks.cut import Cut
 from models.networks.layers.overparameterized import collapse, overparameterize
+from models.networks.sequential import build_chain
 from models.parts.feature_store import FeatureStore, StoredInputs
 from models.parts.regularization import Regularization
 from models.plan import StepPlan
@@ -76,7 +77,7 @@ class Layerwise(DecoupledGreedy):
             )
         if num_blocks is None:
             with torch.device("meta"):  # only to see the names: no random numbers are drawn for it
-                names = network(image_shape, num_classes).unit_names
+                names = build_chain(network, image_shape, num_classes).unit_names
             num_blocks, cut = _every(1 if units_per_block is None else units_per_block, names)
         super().__init__(
             network,

@@ -29,6 +29,7 @@ from models.networks.cut import Cut, block_shapes, cut_chain
 from models.networks.groups.cut import end_at_last_map, group_blocks
 from models.networks.groups.heads import GroupHeads
 from models.networks.heads.classifiers import AuxHead, HeadCallable
+from models.networks.sequential import build_chain
 from models.plan import StepPlan
 
 Sharing = Literal["full", "between_blocks", "none"]
@@ -92,7 +93,7 @@ class NeuronGroups(LocalClassification):
             sharing = "full" if sharing else "none"
         if sharing not in get_args(Sharing):
             raise UsageError(f"sharing is full, between_blocks or none, not {sharing}.")
-        chain = network(image_shape, num_classes)
+        chain = build_chain(network, image_shape, num_classes)
         if num_groups > 1:
             end_at_last_map(chain)
 

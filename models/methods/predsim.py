@@ -24,6 +24,7 @@ from models.method import LabelledImages
 from models.networks.chain import NetworkCallable
 from models.networks.cut import Cut, block_shapes, cut_chain
 from models.networks.heads.classifiers import LinearHead
+from models.networks.sequential import build_chain
 
 
 class PredSim(LocalClassification):
@@ -67,7 +68,7 @@ class PredSim(LocalClassification):
             raise UsageError(
                 f"beta is a share from 0 to 1 and dropout one from 0 to below 1, not {beta} and {dropout}."
             )
-        chain = network(image_shape, num_classes)
+        chain = build_chain(network, image_shape, num_classes)
 
         def make_head(shape: tuple[int, ...]) -> nn.Module:
             return PredSimHead(shape, num_classes, prediction_inputs, beta)

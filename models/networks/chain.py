@@ -53,8 +53,10 @@ class Chain(nn.Module):
         return self.classifier(self.units(images))
 
 
-NetworkCallable = Callable[[tuple[int, int, int], int], Chain]
-"""(image shape, number of classes) → network."""
+_Made = Callable[[tuple[int, int, int], int], Chain | nn.Sequential]
+NetworkCallable = _Made | Callable[[tuple[int, int, int], int], Chain]
+"""(image shape, number of classes) → network. The second is part of the first, for names that the first does not tell
+apart: of ``MLP``, which torchvision has too, the one that is a chain."""
 
 
 def initialise_convolutions(module: nn.Module) -> None:

@@ -32,7 +32,8 @@ FIT = ("fit", "--config", str(DIGITS), *SMALL, "--trainer.max_epochs=2")
         (["--model.cut.after=conv1"], ["--model.cut.after: ", "Expected a <class 'list'>"]),
         (["--trainer.max_epochs=many"], ["--trainer.max_epochs: ", "Expected a <class 'int'>", "many"]),
         (["--model.cut.by=bytes"], ["--model.cut.by: ", "activation_bytes"]),
-        (["--config=configs/nowhere.yaml"], ["--config: ", "nowhere.yaml'."]),
+        (["--config=configs/nowhere.yaml"], ["no config 'configs/nowhere.yaml'"]),
+        (["--config=decoupled_greedy/digit"], ["comes along", "Did you mean decoupled_greedy/digits or "]),
         (["--model.num_blocks=9"], ["4 units", "9 blocks", "between 1 and 4"]),
         (["--model.num_blocks=0"], ["0 blocks", "between 1 and 4"]),
         (["--model.num_blocks=2", "--model.cut.after=[conv7]"], ["conv7", "conv1, conv2, conv3, conv4"]),
@@ -45,7 +46,11 @@ FIT = ("fit", "--config", str(DIGITS), *SMALL, "--trainer.max_epochs=2")
         (["--data=datamodules.MNIST", "--data.root=/nowhere"], ["/nowhere/MNIST/raw", "--data.download true"]),
         (["--data=datamodules.CIFAR10", "--data.root=/nowhere"], ["/nowhere/cifar-10-batches-py/data_batch_1"]),
         (["--ckpt_path=last"], ["no checkpoint", "last.ckpt"]),
-        (["--trainer.gradient_clip_val=1.0"], ["gradient clipping is not supported"]),
+        (["--trainer.gradient_clip_val=1.0"], ["leave --trainer.gradient_clip_val out, and set --model.clip,"]),
+        (
+            ["--trainer.accumulate_grad_batches=4"],
+            ["grad_batches out, and set --model.accumulate."],
+        ),
         (["--trainer.strategy=CompresedDDP"], ["invalid strategy name", "compresedddp"]),
         (["--trainer.accelerator=cdu"], ["invalid accelerator name", "cdu"]),
         (["--trainer.devices=2", "--trainer.strategy=ddp_spawn"], ["by a backward pass", "--trainer.devices 1"]),
@@ -82,7 +87,7 @@ def test_a_mistake_in_a_config_is_told_in_one_sentence(right, wrong, said, tmp_p
 def test_a_mistake_is_followed_by_where_all_options_are(options, capsys):
     with pytest.raises(SystemExit):
         main(["fit", *options])
-    assert "All options: python -m experiments fit --help; " in capsys.readouterr().err
+    assert "All options: local-learning fit --help; " in capsys.readouterr().err
 
 
 def test_mistakes_are_told_whatever_jsonargparse_calls_them(tmp_path, capsys, monkeypatch):

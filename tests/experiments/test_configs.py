@@ -35,14 +35,14 @@ def test_config_runs(config, tmp_path, monkeypatch):
 def test_config_states_command_source_time_and_figure(config):
     head = head_of(config)
     assert all(line.startswith("#") for line in head.splitlines())
-    assert f"python -m experiments fit --config experiments/configs/{name_of(config)}.yaml" in head
+    assert f"local-learning fit --config {name_of(config)}" in head
     assert "Reproduces:" in head
     assert re.search(r"not run|reached: .*\d", head)
 
 
 def options_named_in(config: Path) -> list[str]:
     """All options with values in the comments at a config's head, whatever the sentence."""
-    lines = [line for line in head_of(config).splitlines() if not re.search("experiments (probe|suite)", line)]
+    lines = [line for line in head_of(config).splitlines() if not re.search("local-learning (probe|suite)", line)]
     options = re.findall(r"--(?!config)([\w.]+\+?) ('[^']+'|[^\s#]+)", "\n".join(lines))
     return [f"--{option}={value.strip(chr(39)).rstrip('.,;:)')}" for option, value in options]
 
@@ -65,7 +65,7 @@ def test_probe_config_runs(config, copied):
 def test_probe_config_states_command_source_time_and_figure(config):
     head = config.read_text().partition("epochs:")[0]
     assert all(line.startswith("#") for line in head.splitlines())
-    assert f"python -m experiments probe --config experiments/configs/{name_of(config)}.yaml --checkpoint" in head
+    assert f"local-learning probe --config {name_of(config)} --checkpoint" in head
     assert "Reproduces:" in head
     assert re.search(r"not run|reached: .*\d", head)
 

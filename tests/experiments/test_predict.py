@@ -57,7 +57,7 @@ def predictions(run):
 
 
 def test_photos_are_named_as_the_documents_say(run):
-    line = re.search(r"^python -m experiments (predict .*--images .*)$", COMMANDS.read_text(), re.MULTILINE)[1]
+    line = re.search(r"^local-learning (predict .*--images .*)$", COMMANDS.read_text(), re.MULTILINE)[1]
     words = line.replace("runs/RUN", str(run)).replace("FOLDER", str(run.parent / "photos")).split()
     with warnings.catch_warnings(record=True) as warned:
         main(words)

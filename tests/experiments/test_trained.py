@@ -1,0 +1,79 @@
+"""``load``: a trained network in a script."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import CONFIGS, fit
+from test_load_from_checkpoint import QUICK, SHY, last, saved
+
+from datamodules.digits import Digits
+from experiments.run.errors import RunError
+from experiments.run.trained import load
+from losses.errors import UsageError
+
+PAGE = Path(__file__).parents[2] / "docs" / "python.md"
+
+
+@pytest.fixture(scope="module")
+def digits():
+    data = Digits()
+    data.setup("test")
+    return next(iter(data.test_dataloader()))
+
+
+def test_a_trained_network_is_used_as_the_page_says(copied, monkeypatch):
+    pytest.importorskip("safetensors", exc_type=ImportError)  # the package is optional
+    monkeypatch.chdir(copied.parent)
+    (copied.parent / "runs").mkdir()
+    copied.rename("runs/RUN")
+    names = {}
+    for block in re.findall(r"^```python\n(.+?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE):
+        exec(block, names)
+    network, images = names["network"], names["images"]
+    assert images.dtype == torch.uint8
+    exported = torch.export.load("network.pt2").module()
+    torch.testing.assert_close(exported(images[:5]), network(images[:5]))
+    assert list(names["features"]) == [f"block{k}/gap" for k in range(1, 5)]
+    torch.testing.assert_close(names["maps"].mean(dim=(2, 3)), names["features"]["block4/gap"])
+    assert names["model"].clip == 1.0
+    before = load("runs/RUN")
+    assert not torch.equal(before(images), network(images))  # fine-tuned
+    assert torch.equal(before(images), names["logits"])  # of the method alone
+
+
+@pytest.mark.parametrize("method", ["closed_form", "neuron_groups"])
+def test_it_predicts_what_the_run_predicts(method, tmp_path, digits):
+    options = {"closed_form": ("--trainer.max_epochs=2", "--model.widths=[20]")}.get(method, ())
+    folder = fit(tmp_path, *QUICK, *options, config=CONFIGS / method / "digits.yaml")
+    network = load(folder)
+    assert not any(part.training for part in network.modules())
+    normalised = Digits().normalised(digits.images)
+    assert torch.equal(network(digits.images), network.model(normalised))
+
+
+def test_a_network_without_labels_has_features(tmp_path, digits):
+    folder = fit(tmp_path, *QUICK, config=CONFIGS / "blockwise_ssl" / "digits.yaml")
+    features = load(str(last(folder))).features(digits.images[:3])
+    assert {name: len(z) for name, z in features.items()} == {
+        f"block{k}/{kind}": 3 for k in (1, 2, 3, 4) for kind in ("gap", "cbe")
+    }
+
+
+def test_what_cannot_be_loaded_is_told(finished, tmp_path, monkeypatch):
+    with pytest.raises(RunError, match=r"no checkpoint .*nowhere"):
+        load(tmp_path / "nowhere")
+    content = saved(last(finished))
+    del content["image_mean"]
+    torch.save(content, tmp_path / "old.ckpt")
+    with pytest.raises(RunError, match="was written by an earlier version, without image_mean: train"):
+        load(tmp_path / "old.ckpt")
+    (tmp_path / "shy.py").write_text(SHY)
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = fit(tmp_path / "runs", *QUICK, "--model=shy.Shy")
+    assert load(folder).model.shyness == 0.5
+    del sys.modules["shy"]
+    with pytest.raises(UsageError, match=r"last.ckpt is a checkpoint of Shy: import Shy from shy first\."):
+        load(folder)
