@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import DataLoader
+from training import train
 
 from datamodules.batch import Batch
 from experiments.distributed.ddp import DDP
@@ -60,20 +61,19 @@ def joined(some):
     return Batch(torch.cat([b.images for b in some]), torch.cat([b.labels for b in some]))
 
 
-def fit(model, data, tmp_path, epochs=2, **options):
-    trainer = L.Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=epochs,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-        **options,
-    )
-    trainer.fit(model, DataLoader(data, batch_size=None))
-    return trainer
+class Batches(L.LightningDataModule):
+    """These batches, in this order."""
+
+    def __init__(self, some):
+        super().__init__()
+        self.some = some
+
+    def train_dataloader(self):
+        return DataLoader(self.some, batch_size=None)
+
+
+def fit(model, some, tmp_path, epochs=2, **options):
+    return train(model, tmp_path, Batches(some), max_epochs=epochs, limit_train_batches=1.0, **options)
 
 
 @pytest.mark.parametrize(
