@@ -44,6 +44,7 @@ from experiments.run.errors import RunError
 from experiments.run.files import PREDICTIONS, SUMMARY
 from experiments.run.folder import RunFolder
 from experiments.run.loggers import RunCSVLogger, RunTensorBoardLogger
+from experiments.run.restoring import Restoring
 from experiments.run.saved_config import AS_PARSED, SavedConfig
 from experiments.run.summary import log_to_hparams, show_summary, summarise, write_json
 from experiments.run.written import WholeCheckpoints
@@ -182,6 +183,7 @@ class LocalLearningCLI(LightningCLI):
         trainer = super().instantiate_trainer(logger=loggers, default_root_dir=str(self.run.path), **kwargs)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # and none of the user's own
             trainer.strategy.checkpoint_io = WholeCheckpoints()
+        trainer._checkpoint_connector = Restoring(trainer)
         return trainer
 
     def _in_training(self, options: Any) -> Iterator[L.Callback]:

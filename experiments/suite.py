@@ -20,6 +20,7 @@ from experiments.named_configs import config_file, config_path
 from experiments.run.errors import RunError
 from experiments.run.files import LAST, SUMMARY
 from experiments.run.folder import PART_OF_SUITE, plain_name
+from experiments.run.reading import read_summary
 
 FaultOf = Callable[[Sequence[str]], str | None]
 
@@ -119,7 +120,8 @@ def _commands(run: Run, folder: Path, extra: Sequence[str]) -> list[list[str]]:
     fit = ["fit", "--config", str(run.config), "--runs", str(folder), "--name", run.name, *run.options, *extra]
     probe = [["probe", "--config", str(run.probe), "--checkpoint", str(run_folder)]] if run.probe else []
     if (run_folder / SUMMARY).is_file():
-        return [] if '"probe_lin' in (run_folder / SUMMARY).read_text() else probe
+        probed = any(name.startswith("probe_lin") for name in read_summary(run_folder / SUMMARY)["metrics"])
+        return [] if probed else probe
     if (run_folder / LAST).is_file():
         return [[*fit, "--ckpt_path=last"], *probe]
     return [fit, *probe]

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
 import lightning.pytorch as L
-import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
@@ -17,6 +16,7 @@ from losses.errors import UsageError
 from models.metrics import EvaluationMetrics
 from models.networks.chain import NetworkCallable
 from models.plan import Schedule
+from models.saved import INSTANTIATOR, read_checkpoint
 
 
 class LabelledImages(Protocol):
@@ -144,7 +144,7 @@ class Method(L.LightningModule):
         built = type(self)
         how = {
             "_class_path": f"{built.__module__}.{built.__qualname__}",
-            "_instantiator": "lightning.pytorch.cli.instantiate_module",
+            "_instantiator": INSTANTIATOR,
         }
         self.save_hyperparameters({**arguments, **how}, logger=False)
 
@@ -159,13 +159,12 @@ class Method(L.LightningModule):
             arguments: of the constructor, where they shall be others than the saved ones.
 
         Raises:
-            UsageError: the checkpoint is of another class, or of one that is not imported, or a folder.
+            UsageError: the checkpoint is damaged, of another class, or of one that is not imported, or a folder.
         """
-        try:
-            saved = torch.load(checkpoint_path, map_location="cpu", weights_only=True, mmap=True)
-        except IsADirectoryError as fault:
+        if Path(checkpoint_path).is_dir():
             file = Path(checkpoint_path, "checkpoints", "last.ckpt")
-            raise UsageError(f"{checkpoint_path} is a folder: give the checkpoint in it, {file}.") from fault
+            raise UsageError(f"{checkpoint_path} is a folder: give the checkpoint in it, {file}.")
+        saved = read_checkpoint(checkpoint_path)
         kept = saved.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {})
         module, _, name = kept.get("_class_path", "").rpartition(".")
         built = getattr(sys.modules.get(module), name, None) if kept else cls

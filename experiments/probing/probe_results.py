@@ -1,6 +1,5 @@
 """What a probe found: the table, the run's summary, its TensorBoard page."""
 
-import json
 import re
 import time
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from experiments.probing.saved_network import Checkpoint
 from experiments.run import tables
 from experiments.run.files import PROBE, SUMMARY
 from experiments.run.loggers import RunTensorBoardLogger
+from experiments.run.reading import read_summary
 from experiments.run.summary import write_json
 
 
@@ -79,7 +79,7 @@ def record(findings: Findings, checkpoint: Checkpoint, dataset: str) -> None:
     of an unfinished run, which must have no summary, go to ``probe.json``.
     """
     folder, step = checkpoint.folder, checkpoint.step
-    summary = json.loads((folder / SUMMARY).read_text()) if (folder / SUMMARY).is_file() else {}
+    summary = read_summary(folder / SUMMARY) if (folder / SUMMARY).is_file() else {}
     if (summary.get("global_step"), summary.get("dataset")) != (step, dataset):
         about = {"checkpoint": checkpoint.file.name, "global_step": step, "dataset": dataset}
         write_json(folder / PROBE, about | {"metrics": findings.metrics})

@@ -1,13 +1,11 @@
 """The networks that are looked at, that of a run and that of its reference: found, read, and seen to fit."""
 
-import json
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from torch import Tensor, nn
 
 from datamodules.base import ImageDataModule
@@ -23,6 +21,7 @@ from experiments.run.checkpoint import (
 )
 from experiments.run.errors import RunError
 from experiments.run.files import CONFIG, SUMMARY
+from experiments.run.reading import read_config, read_summary
 from losses import CrossEntropy
 from models.classification import LocalClassification
 from models.local_learning import LocalLearning
@@ -62,8 +61,9 @@ class Checkpoint:
     def dataset(self) -> str:
         """What it was trained on: the data set's name, of an unfinished run its class."""
         if (summary := self.folder / SUMMARY).is_file():
-            return json.loads(summary.read_text())["dataset"]
-        return yaml.safe_load((self.folder / CONFIG).read_text())["data"]["class_path"].rpartition(".")[2]
+            return read_summary(summary)["dataset"]
+        data = read_config(self.folder / CONFIG).get("data") or {}
+        return data.get("class_path", "?").rpartition(".")[2]
 
 
 def _read(path: Path, image_shape: Sequence[int], *words: str) -> Checkpoint:

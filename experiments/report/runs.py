@@ -1,15 +1,15 @@
 """What ``report`` reads: the summaries and configurations of finished runs."""
 
-import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from experiments.run.errors import RunError
 from experiments.run.files import CONFIG, SUMMARY
+from experiments.run.reading import read_config, read_summary
 from experiments.run.settings import settings
 
 
@@ -17,23 +17,28 @@ def find_runs(paths: Sequence[Path]) -> pd.DataFrame:
     """All finished runs in or below the given folders, a line each: :func:`line_of`, and the run's ``folder``.
 
     Raises:
-        RunError: there is none, or one cannot be read.
+        RunError: there is none that can be read; others are left out, and named.
     """
     files = sorted({file for path in paths for file in path.rglob(SUMMARY)})
     if not files:
         raise RunError(f"No finished run in {', '.join(map(str, paths))}: a finished run has a {SUMMARY}.")
-    return pd.DataFrame([_read(file) for file in files])
+    runs, faults = [], []
+    for file in files:
+        try:
+            runs.append(_read(file))
+        except RunError as fault:
+            faults.append(fault)
+    if not runs:
+        raise faults[0]
+    for left_out in faults:
+        print(f"left out: {left_out}", file=sys.stderr)
+    return pd.DataFrame(runs)
 
 
 def _read(file: Path) -> dict[str, Any]:
     config = file.with_name(CONFIG)
-    try:
-        known = yaml.safe_load(config.read_text()) if config.is_file() else {}
-        return line_of(json.loads(file.read_text()), known) | {"folder": file.parent}
-    except json.JSONDecodeError as fault:
-        raise RunError(f"{file} is damaged ({fault}). Run that run again.") from fault
-    except yaml.YAMLError as fault:
-        raise RunError(f"{config} is damaged. Run that run again.") from fault
+    known = read_config(config) if config.is_file() else {}
+    return line_of(read_summary(file), known) | {"folder": file.parent}
 
 
 def line_of(summary: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,18 +1,24 @@
 """Checkpoints of runs: found, read without executing anything in them, compared with a network."""
 
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.run.errors import RunError
 from experiments.run.files import CONFIG, LAST, PREVIOUS
+from losses.errors import UsageError
+from models.saved import read_checkpoint
 
 if TYPE_CHECKING:  # torch takes seconds to import, and is needed where a checkpoint is read
     from torch import Tensor, nn
 
     from models.method import Method
+
+
+def checkpoint_file(path: Path) -> Path:
+    """A checkpoint file; of a run folder its last one."""
+    return path / LAST if path.is_dir() else path
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -23,7 +29,7 @@ def find_checkpoint(path: Path) -> Path:
     """
     if not path.exists():
         raise RunError(f"There is no run {path}. Give a run folder, or a checkpoint file in one.")
-    file = path / LAST if path.is_dir() else path
+    file = checkpoint_file(path)
     config = file.absolute().parents[1] / CONFIG
     if not config.is_file():
         raise RunError(f"{path} is no run folder, nor a checkpoint file in one: there is no {config}.")
@@ -51,34 +57,27 @@ def require_same_images(
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint without executing anything in it; every byte is compared with the file's checksums.
+    """Read a checkpoint as :func:`models.saved.read_checkpoint` does.
 
     Raises:
         RunError: it is missing, damaged or no checkpoint; an intact earlier one is offered.
     """
-    import torch
-
     if not path.is_file():
         raise RunError(f"There is no checkpoint {path}. A run writes its first one at the end of its first epoch.")
     try:
-        with zipfile.ZipFile(path) as records:
-            altered = records.testzip()
-        checkpoint = {} if altered else torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        if "state_dict" in checkpoint:
-            return checkpoint
-        fault: object = f"{altered} was altered" if altered else "it holds no weights"
-    except Exception as error:  # of whatever kind: damage misleads the readers of archive and pickle in many ways
-        fault = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
-    raise RunError(f"The checkpoint {path} is damaged or not one of ours ({fault}).{_offer_previous(path)}")
+        return read_checkpoint(path)
+    except UsageError as fault:
+        raise RunError(f"{fault}{offer_previous(path)}") from fault
 
 
-def _offer_previous(path: Path) -> str:
+def offer_previous(path: Path) -> str:
+    """What there is to go on from if a checkpoint is of no use."""
     previous = path.with_name(Path(PREVIOUS).name)
     if path.name == previous.name or not previous.is_file():
         return " No earlier one is there."
     try:
-        epoch = load_checkpoint(previous)["epoch"]
-    except RunError:
+        epoch = read_checkpoint(previous)["epoch"]
+    except UsageError:
         return " The one before it is damaged too."
     return f" The one before it, of epoch {epoch + 1}, is good: go on from it with --ckpt_path {previous}"
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from losses.errors import UsageError
 
 _OF_THE_MACHINE = {
-    errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENAMETOOLONG, errno.ENOSPC, errno.ENOTDIR,
-    errno.EPERM, errno.EPIPE, errno.EROFS, errno.ESTALE,
+    errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EISDIR, errno.EMFILE, errno.ENAMETOOLONG, errno.ENOSPC,
+    errno.ENOTDIR, errno.EPERM, errno.EPIPE, errno.EROFS, errno.ESTALE,
 }  # fmt: skip
 """What an operating system refuses however right a program is."""
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from experiments.run.checkpoint import find_checkpoint
+from experiments.run.checkpoint import checkpoint_file, find_checkpoint
 from experiments.run.errors import RunError
 from experiments.run.files import BEST, CONFIG, LAST, METRICS, PART, PREVIOUS, SUMMARY, UNFINISHED
 
@@ -48,7 +48,7 @@ class RunFolder:
             return cls.around(Path(options["checkpoint"]))
         asked, runs, name = options.get("ckpt_path"), Path(options["runs"]), options["name"]
         if asked and asked not in ("last", "best") and name is None:
-            file = Path(asked).absolute()
+            file = checkpoint_file(Path(asked)).absolute()
             if file.parent.name == Path(LAST).parent.name:
                 return cls(file.parents[1])
         if name is not None:
@@ -69,8 +69,8 @@ class RunFolder:
         os.environ[_INHERITED] = str(self.path)
 
     def checkpoint(self, asked: str) -> Path:
-        """The checkpoint file that is meant by ``last``, ``best`` or a path."""
-        return {"last": self.path / LAST, "best": self.path / BEST}.get(asked, Path(asked))
+        """The checkpoint file that is meant by ``last``, ``best``, or the path of it or of a run folder."""
+        return {"last": self.path / LAST, "best": self.path / BEST}.get(asked) or checkpoint_file(Path(asked))
 
     @property
     def is_finished(self) -> bool:

@@ -10,6 +10,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from typing_extensions import override
 
 from experiments.run.files import CONFIG
+from experiments.run.reading import read_config
 from experiments.run.settings import settings
 from experiments.run.written import in_one_move
 
@@ -34,7 +35,7 @@ class SavedConfig(SaveConfigCallback):
         asked = self.config.get("ckpt_path")
         if asked and trainer.is_global_zero:
             file = Path(asked).absolute().parent.parent / CONFIG
-            before = yaml.safe_load(file.read_text()) if file.is_file() else None
+            before = read_config(file) if file.is_file() else {}
             if before and (changed := changes(before, self._lasting())):
                 print(
                     f"note: resumed with other settings than before: {', '.join(changed)}. "

@@ -344,3 +344,13 @@ def test_neither_report_nor_suite_imports_torch(tmp_path):
         "assert not {'torch', 'lightning'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_damaged_runs_are_left_out_and_named(tmp_path, capsys):
+    for name in ("whole", "cut", "strange"):
+        write(tmp_path, name)
+    (tmp_path / "cut" / "summary.json").write_text('{"name":')
+    (tmp_path / "strange" / "config.yaml").write_text("model: 3")
+    assert list(find_runs([tmp_path])["name"]) == ["whole"]
+    said = capsys.readouterr().err.splitlines()
+    assert [line.startswith(f"left out: {tmp_path}/") and " is damaged (" in line for line in said] == [True, True]

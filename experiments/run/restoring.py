@@ -1,0 +1,44 @@
+"""What a run goes on from is put back in its places; faults of that name the checkpoint."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from typing_extensions import override
+
+from experiments.run.checkpoint import offer_previous
+from experiments.run.errors import RunError
+from losses.errors import UsageError
+
+
+class Restoring(_CheckpointConnector):
+    """Lightning's way to restore a checkpoint, which takes whatever it finds in one for what it should be."""
+
+    @override
+    def _restore_modules_and_callbacks(self, *args: Any, **options: Any) -> None:
+        with self._faults_told():
+            super()._restore_modules_and_callbacks(*args, **options)
+
+    @override
+    def restore_training_state(self) -> None:
+        """Restore loops, optimizers and schedules.
+
+        Raises:
+            RunError: the checkpoint lacks something, or something in it is strange.
+        """
+        with self._faults_told():
+            super().restore_training_state()
+
+    @contextlib.contextmanager
+    def _faults_told(self) -> Iterator[None]:
+        try:
+            yield
+        except (UsageError, MisconfigurationException, OSError):
+            raise
+        except Exception as fault:  # of whatever kind: each part of a checkpoint is read by whose it is
+            path = Path(str(self._ckpt_path))
+            why = " ".join(f"{type(fault).__name__}: {fault}".split())[:200]
+            raise RunError(f"The checkpoint {path} cannot be gone on from ({why}).{offer_previous(path)}") from fault
