@@ -19,9 +19,13 @@ from typing_extensions import override
 from datamodules.augment import Augment
 from datamodules.base import ImageDataModule
 from datamodules.batch import Batch
+from datamodules.decoded import gathered, kept, name_of, shown
 from datamodules.files import DataError, note, require_folder
 from datamodules.imagenet32 import IMAGENET_MEAN, IMAGENET_STD
 from datamodules.images import Images, Indices, MemoryImages, Transform
+from datamodules.loaders import loader
+
+_DECODED_AT_A_TIME = 64
 
 
 class StreamedImages(Images):
@@ -88,10 +92,6 @@ class StreamedImages(Images):
         transform = self._evaluation_transform
         return StreamedImages(self._files, self.labels, transform, transform, self._skip_damaged)
 
-    def in_memory(self) -> MemoryImages:
-        """Decode every image once and hold them all."""
-        return MemoryImages(*self.__getitems__(torch.arange(len(self)))[:2])
-
 
 def in_one_array(paths: Sequence[str]) -> np.ndarray:
     """Paths as bytes ``(N,)``, which loading workers share; of a list each would come to have a copy of its own.
@@ -143,6 +143,7 @@ class ImageFolder(ImageDataModule):
         random_crop: show a training image as a random resized crop (Szegedy et al., 2015), read from disk each time;
             others are resized to 256/224 of the size then, and cropped at the centre.
         damaged: an image that cannot be read ends the run, or is named and another of its class shown instead.
+        cache: folder to keep decoded images in, if they are held in memory: later commands need not decode them.
         mean: mean of each colour channel, for images in 0 … 1.
         std: standard deviation of each colour channel.
         common: batch size, augmentation and what else every data set takes: see :class:`ImageDataModule`.
@@ -162,13 +163,14 @@ class ImageFolder(ImageDataModule):
         std: tuple[float, float, float] = IMAGENET_STD,
         random_crop: bool = False,
         damaged: Literal["end", "skip"] = "end",
+        cache: str | None = None,
         **common: Any,
     ) -> None:
         super().__init__(root=root, **common)
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         self.image_shape = (3, int(height), int(width))  # PositiveInt is a class, which a checkpoint must not ask for
         self.memory_gib, self.mean, self.std = memory_gib, tuple(mean), tuple(std)
-        self.random_crop, self.skip_damaged = random_crop, damaged == "skip"
+        self.random_crop, self.skip_damaged, self.cache = random_crop, damaged == "skip", cache
         self.name = Path(root).resolve().name
 
     @override
@@ -226,7 +228,20 @@ class ImageFolder(ImageDataModule):
         images = StreamedImages(in_one_array(files), torch.tensor(found_labels), *decoding, self.skip_damaged)
         gib = len(images) * np.prod(self.image_shape) / 2**30
         drawn_anew = train and self.random_crop
-        return images if drawn_anew or gib > self.memory_gib else images.in_memory()
+        return images if drawn_anew or gib > self.memory_gib else self._in_memory(images, str(folder))
+
+    def _in_memory(self, images: StreamedImages, folder: str) -> MemoryImages:
+        """Decode every image once and hold them all, or map them from a file that holds them."""
+        channels, height, width = self.image_shape
+        shape = (len(images), height, width, channels)
+        order = torch.arange(len(images)).split(_DECODED_AT_A_TIME)
+        batches = loader(images, order, self.num_workers, torch.Generator())  # nothing is drawn from torch's own
+        decoded = shown(batches, len(images), folder, quiet=self._process[0] > 0)
+        if self.cache is None:
+            return MemoryImages(gathered(decoded, shape), images.labels)
+        files = map(images.file, range(len(images)))
+        file = Path(self.cache) / name_of(files, shape, self.random_crop)
+        return MemoryImages(kept(decoded, shape, file), images.labels)
 
 
 class ImageNet(ImageFolder):

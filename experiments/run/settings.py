@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-_NO_SETTINGS = ("seed", "root", "folder", "download", "num_workers", "num_blocks", "num_groups")
+_NO_SETTINGS = ("seed", "root", "cache", "folder", "download", "num_workers", "num_blocks", "num_groups")
 """What changes no result, or is told apart from the settings."""
 
 

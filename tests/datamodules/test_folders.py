@@ -1,7 +1,9 @@
 import io
 import os
+import re
 import shutil
 import traceback
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import torch
 from fake_data import FOLDER_CLASSES, everything, write_data_set
 from PIL import Image
 
+from datamodules import decoded
 from datamodules.files import DataError
 from datamodules.folders import ImageFolder, ImageNet, StreamedImages, read_image
 from datamodules.images import MemoryImages
@@ -153,6 +156,54 @@ def test_batches_streamed_by_a_worker_are_those_from_memory(folder, ready):
         ready(ready(module), "test")
     for name in ("train", "val", "test"):
         assert same(*(getattr(module, f"{name}_dataloader")() for module in (held, streamed))), name
+
+
+def test_reading_draws_nothing_and_says_how_far_it_is(folder, monkeypatch, capsys):
+    monkeypatch.setattr("datamodules.folders._DECODED_AT_A_TIME", 5)
+    monkeypatch.setattr(decoded, "_INTERVAL", {True: 0, False: 0})
+    state = torch.get_rng_state()
+    ImageFolder(root=str(folder)).load(train=True)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert capsys.readouterr().err == ""  # it does not take long
+    monkeypatch.setattr(decoded, "_PATIENCE", 0)
+    ImageFolder(root=str(folder), num_workers=1).load(train=True)
+    assert re.search(r"reading .*insects/train: .*35/36", capsys.readouterr().err)
+
+
+def pixels_of(images):
+    return images.__getitems__(torch.arange(len(images))).images
+
+
+def test_decoded_images_are_kept_for_the_next_command(folder, tmp_path, monkeypatch):
+    load = partial(ImageFolder(root=str(folder), cache=str(tmp_path / "cache")).load, train=True)
+    known = pixels_of(ImageFolder(root=str(folder)).load(train=True))
+    assert torch.equal(pixels_of(load()), known)
+    (file,) = (tmp_path / "cache").iterdir()
+    with monkeypatch.context() as patch:
+        patch.setattr("datamodules.folders.read_image", None)
+        assert torch.equal(pixels_of(load()), known)
+    file.write_bytes(b"cut off")
+    (tmp_path / "cache" / f"{file.name}.part").write_bytes(b"what a killed run left")
+    assert torch.equal(pixels_of(load()), known)
+    assert [*(tmp_path / "cache").iterdir()] == [file]
+
+
+def test_other_files_or_another_size_are_decoded_anew(folder, tmp_path):
+    options = {"root": str(folder), "cache": str(tmp_path / "cache")}
+    for size in (32, 16):
+        images = ImageFolder(image_size=size, **options).load(train=True)
+        assert pixels_of(images).shape == (36, size, size, 3)
+    Image.new("RGB", (32, 32), "red").save(folder / "train" / "bee" / "bee_003.jpg")
+    red = pixels_of(ImageFolder(**options).load(train=True))[15]
+    assert red[0, 0, 0] > 250 > 5 > red[0, 0, 1]
+
+
+@pytest.mark.parametrize("place", ["cache", "train/bee/bee_001.jpg"])
+def test_what_cannot_be_kept_leaves_nothing(folder, place):
+    (folder / "train" / "bee" / "bee_003.jpg").write_bytes(b"")
+    with pytest.raises(DataError, match=r"bee_003.jpg is damaged|cannot be kept in .*bee_001.jpg \(File exists\)"):
+        ImageFolder(root=str(folder), cache=str(folder / place)).load(train=True)
+    assert not [*folder.glob("cache/*")]
 
 
 def test_a_set_has_the_name_of_its_folder_and_ones_own_statistics(folder, monkeypatch):
