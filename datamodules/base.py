@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from inspect import getattr_static
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from datamodules.augment import Augment, augment_batch, cutout, normalise
 from datamodules.batch import Batch, Selection
 from datamodules.epochs import Epochs
 from datamodules.files import DataError, note, require
-from datamodules.images import Images, MemoryImages, TrainingImages, Transform, fitted
+from datamodules.images import Fitted, Images, MemoryImages, TrainingImages, Transform
 from datamodules.loaders import DrawingImages, EpochBatches, SeededBatches, in_order, loader, mix, whole
 from datamodules.views.pairs import DevicePairs, PairedImages
 from datamodules.views.transforms import Views
@@ -129,7 +129,7 @@ class ImageDataModule(L.LightningDataModule):
 
     def transform(self, train: bool) -> Transform:
         """How a decoded image becomes one of this size: its shorter side fits, and the centre is cut out."""
-        return partial(fitted, shape=self.image_shape)
+        return Fitted(self.image_shape)
 
     def load(self, train: bool) -> Images:
         """Read the published training or test split.

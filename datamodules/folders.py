@@ -22,7 +22,7 @@ from datamodules.batch import Batch
 from datamodules.decoded import gathered, kept, name_of, shown
 from datamodules.files import DataError, note, require_folder
 from datamodules.imagenet32 import IMAGENET_MEAN, IMAGENET_STD
-from datamodules.images import Images, Indices, MemoryImages, Transform
+from datamodules.images import Fitted, Images, Indices, MemoryImages, Transform
 from datamodules.loaders import loader
 
 _DECODED_AT_A_TIME = 64
@@ -52,7 +52,8 @@ class StreamedImages(Images):
         self._skip_damaged = skip_damaged
 
     def __getitems__(self, indices: Indices) -> Batch:
-        images = np.stack([np.asarray(self._transform(self.picture(int(index)))) for index in indices])
+        enough = _enough(self._transform)
+        images = np.stack([np.asarray(self._transform(self._read(int(index), enough))) for index in indices])
         return Batch(torch.from_numpy(images.reshape(*images.shape[:3], -1)), self.labels[indices])
 
     def file(self, index: int) -> str:
@@ -66,8 +67,11 @@ class StreamedImages(Images):
         Raises:
             DataError: it cannot be read, nor, where damaged ones are skipped, any other of its class.
         """
+        return self._read(index)
+
+    def _read(self, index: int, enough: int | None = None) -> Image.Image:
         try:
-            return read_image(self.file(index))
+            return read_image(self.file(index), enough)
         except DataError as fault:
             if not self._skip_damaged:
                 raise
@@ -101,8 +105,21 @@ def in_one_array(paths: Sequence[str]) -> np.ndarray:
     return np.array([os.fsencode(path) for path in paths])
 
 
-def read_image(path: str) -> Image.Image:
+def _enough(transform: Transform) -> int | None:
+    """Shorter side, in pixels, of which a picture may be made as well as of a larger one; None: of none.
+
+    Twice the picture's is what Pillow takes for its thumbnails. Random crops show a small part of an image.
+    """
+    return 2 * max(transform.shape[1:]) if isinstance(transform, Fitted) else None
+
+
+def read_image(path: str, enough: int | None = None) -> Image.Image:
     """Read one image file in RGB, upright.
+
+    Args:
+        path: the file.
+        enough: shorter side, in pixels, that will do: a larger JPEG file is decoded at 1/2, 1/4 or 1/8 of its size, as
+            far as at least that is left.
 
     Raises:
         DataError: the file is no image, or truncated, or its grey levels have no known white.
@@ -111,6 +128,8 @@ def read_image(path: str) -> Image.Image:
         if not os.path.isfile(path):  # a pipe among them would be waited for
             raise OSError("no file")
         with Image.open(path) as image:
+            if enough:
+                image.draft(None, (enough, enough))
             with contextlib.suppress(Exception):  # EXIF data that are broken say nothing
                 ImageOps.exif_transpose(image, in_place=True)
             return _eight_bits(image).convert("RGB")

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,17 @@ Transform = Callable[[Image.Image], Image.Image]
 """How a decoded image becomes one of the size that all images of a split share."""
 
 
-def fitted(image: Image.Image, shape: tuple[int, int, int]) -> Image.Image:
-    """A picture of shape ``(C, H, W)``: the shorter side fits, the centre is cut out, one channel is grey."""
-    channels, height, width = shape
-    small = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
-    return small.convert("L") if channels == 1 else small
+@dataclass(frozen=True)
+class Fitted:
+    """Makes a picture of a shape ``(C, H, W)``: the shorter side fits, the centre is cut out, one channel is grey."""
+
+    shape: tuple[int, int, int]
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """The picture of an image of any size."""
+        channels, height, width = self.shape
+        small = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+        return small.convert("L") if channels == 1 else small
 
 
 class Images(Dataset[Batch], ABC):

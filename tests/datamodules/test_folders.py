@@ -13,8 +13,8 @@ from PIL import Image
 
 from datamodules import decoded
 from datamodules.files import DataError
-from datamodules.folders import ImageFolder, ImageNet, StreamedImages, read_image
-from datamodules.images import MemoryImages
+from datamodules.folders import ImageFolder, ImageNet, StreamedImages, in_one_array, read_image
+from datamodules.images import Fitted, MemoryImages
 
 
 @pytest.fixture
@@ -116,6 +116,18 @@ def test_a_pipe_among_the_images_is_named_and_not_waited_for(folder):
     os.mkfifo(path)
     with pytest.raises(DataError, match=f"{path} is damaged .*no file"):
         ImageFolder(root=str(folder)).setup("fit")
+
+
+def test_large_jpeg_files_are_decoded_reduced_to_nearly_the_same_picture(tmp_path):
+    path = str(tmp_path / "photo.jpg")
+    few = np.random.default_rng(0).integers(256, size=(6, 8, 3), dtype=np.uint8)
+    Image.fromarray(few).resize((520, 400), Image.Resampling.BICUBIC).save(path, quality=95)
+    for enough, size in ((32, (65, 50)), (51, (130, 100)), (64, (130, 100)), (401, (520, 400)), (None, (520, 400))):
+        assert read_image(path, enough).size == size
+    images = StreamedImages(in_one_array([path]), torch.zeros(1).long(), Fitted((3, 32, 32)), Fitted((3, 32, 32)))
+    reduced = images.__getitems__([0]).images[0].numpy().astype(int)
+    assert 0 < np.abs(reduced - np.asarray(Fitted((3, 32, 32))(read_image(path)))).max() <= 4
+    assert images.picture(0).size == (520, 400)
 
 
 # A person's own folders
