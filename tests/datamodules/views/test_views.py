@@ -112,6 +112,14 @@ def test_levels_share_what_was_drawn_and_the_last_is_the_ordinary_pair():
     assert not torch.equal(weak.a, strong.a)
 
 
+def test_what_the_workers_cropped_is_not_cropped_again():
+    crops = torch.randint(256, (20, 2, 8, 8, 3), dtype=torch.uint8)
+    views = Views(lambda side: SimCLRViews(side, strength=0, blur=0, gray=0))
+    ((_, *sides),) = DevicePairs(views, 8, (0.3,), (0.2,))(crops)
+    for shown, sent in zip(sides, crops.unbind(1), strict=True):
+        assert torch.allclose(shown, (sent.permute(0, 3, 1, 2) / 255 - 0.3) / 0.2, atol=1e-5)
+
+
 def test_the_two_sides_have_their_own_recipe():
     images = torch.full((400, 8, 8, 3), 200, dtype=torch.uint8)
     images[:, :, :, 0] = 20
@@ -163,6 +171,8 @@ def test_a_resumed_run_meets_the_same_views(ready, batched):
 def test_workers_make_the_same_views_as_none_also_resumed(ready):
     alone, helped = (module(ready, False, num_workers=workers, step=11) for workers in (0, 2))
     assert same(epoch(alone), epoch(helped))
+    assert helped.train_dataloader().persistent_workers
+    assert helped.val_dataloader().persistent_workers
 
 
 def test_loading_views_leaves_the_generators_as_they_were(ready):
