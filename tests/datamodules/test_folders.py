@@ -126,6 +126,7 @@ def test_large_jpeg_files_are_decoded_reduced_to_nearly_the_same_picture(tmp_pat
         assert read_image(path, enough).size == size
     images = StreamedImages(in_one_array([path]), torch.zeros(1).long(), Fitted((3, 32, 32)), Fitted((3, 32, 32)))
     reduced = images.__getitems__([0]).images[0].numpy().astype(int)
+    assert np.array_equal(reduced, Fitted((3, 32, 32))(read_image(path, 64)))
     assert 0 < np.abs(reduced - np.asarray(Fitted((3, 32, 32))(read_image(path)))).max() <= 4
     assert images.picture(0).size == (520, 400)
 
@@ -187,6 +188,7 @@ def pixels_of(images):
 
 
 def test_decoded_images_are_kept_for_the_next_command(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("datamodules.folders._DECODED_AT_A_TIME", 5)
     load = partial(ImageFolder(root=str(folder), cache=str(tmp_path / "cache")).load, train=True)
     known = pixels_of(ImageFolder(root=str(folder)).load(train=True))
     assert torch.equal(pixels_of(load()), known)
@@ -205,6 +207,7 @@ def test_other_files_or_another_size_are_decoded_anew(folder, tmp_path):
     for size in (32, 16):
         images = ImageFolder(image_size=size, **options).load(train=True)
         assert pixels_of(images).shape == (36, size, size, 3)
+    assert len([*(tmp_path / "cache").iterdir()]) == 2
     Image.new("RGB", (32, 32), "red").save(folder / "train" / "bee" / "bee_003.jpg")
     red = pixels_of(ImageFolder(**options).load(train=True))[15]
     assert red[0, 0, 0] > 250 > 5 > red[0, 0, 1]
