@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jsonargparse.typing import NonNegativeInt
 from torch import Tensor
 from torch.nn import functional as F
 
 from datamodules.files import DataError
+from ranges import NonNegativeInt
 
 
 @dataclass
@@ -38,14 +38,14 @@ def augment_batch(images: Tensor, options: Augment) -> Tensor:
     (row, column) in the source.
 
     Raises:
-        DataError: reflected padding as wide as the image.
+        DataError: padding as wide as the image.
     """
     if not options.pad and not options.flip:
         return images
     batch, height, width, channels = images.shape
     device, pad = images.device, options.pad
-    if options.padding == "reflect" and pad >= min(height, width):
-        raise DataError(f"Images of {height}×{width} pixels cannot be reflected {pad} pixels wide: lower augment.pad.")
+    if pad >= min(height, width):
+        raise DataError(f"Images of {height}×{width} pixels cannot be padded {pad} pixels wide: lower augment.pad.")
     rows = torch.arange(height, device=device).expand(batch, height)
     columns = torch.arange(width, device=device).expand(batch, width)
     if options.flip:

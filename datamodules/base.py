@@ -10,7 +10,6 @@ from typing import Any
 import lightning.pytorch as L
 import numpy as np
 import torch
-from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -24,6 +23,10 @@ from datamodules.images import Fitted, Images, MemoryImages, TrainingImages, Tra
 from datamodules.loaders import DrawingImages, EpochBatches, SeededBatches, in_order, loader, mix, whole
 from datamodules.views.pairs import DevicePairs, PairedImages
 from datamodules.views.transforms import Views
+from ranges import NonNegativeInt, PositiveInt, Share
+
+MOST_WORKERS = 1024
+"""Processes that load batches: more are a slip of the finger, and would take the machine down."""
 
 
 class ImageDataModule(L.LightningDataModule):
@@ -61,7 +64,7 @@ class ImageDataModule(L.LightningDataModule):
         epochs: where the run stands.
 
     Raises:
-        DataError: a share of validation or batch size that is none, or views in batches of one.
+        DataError: a share of validation or batch size that is none, views in batches of one, or too many workers.
     """
 
     name: str
@@ -76,13 +79,13 @@ class ImageDataModule(L.LightningDataModule):
         root: str = "data",
         batch_size: PositiveInt = 128,
         augment: Augment = Augment(),
-        validation: float = 0.1,
+        validation: Share = 0.1,
         validate_on_test: bool = False,
         download: bool = False,
         num_workers: NonNegativeInt = 0,
-        seed: int = 0,
+        seed: NonNegativeInt = 0,
         views: Views | None = None,
-        batch_sizes: Mapping[int, int] = {},
+        batch_sizes: Mapping[NonNegativeInt, PositiveInt] = {},
         checksums: bool = True,
     ) -> None:
         super().__init__()
@@ -92,15 +95,18 @@ class ImageDataModule(L.LightningDataModule):
             )
         if (smallest := min([batch_size, *batch_sizes.values()])) < 1:
             raise DataError(f"A batch has at least 1 image, not {smallest}: change batch_size or batch_sizes.")
-        if any(epoch < 0 for epoch in batch_sizes):
-            raise DataError(f"batch_sizes counts epochs from 0; there is no epoch {min(batch_sizes)}.")
+        if num_workers > MOST_WORKERS:
+            raise DataError(f"num_workers starts that many processes: at most {MOST_WORKERS}, not {num_workers}.")
+        if wrong := [epoch for epoch in batch_sizes if not str(epoch).isdecimal()]:  # jsonargparse reads no keys
+            raise DataError(f"batch_sizes counts epochs from 0; there is no epoch {wrong[0]}.")
         if views and smallest < 2:
             raise DataError("Views are compared within a batch: batch_size must be at least 2 with views.")
         self.name = type(self).__name__
         self.root, self.batch_size, self.augment = root, batch_size, augment
         self.validation, self.validate_on_test = validation, validate_on_test
         self.download, self.num_workers, self.seed = download, num_workers, seed
-        self.views, self.batch_sizes, self.checksums = views, batch_sizes, checksums
+        self.views, self.checksums = views, checksums
+        self.batch_sizes = {int(epoch): images for epoch, images in batch_sizes.items()}
         self.epochs = Epochs()
         self._splits: dict[str, Images] = {}
 

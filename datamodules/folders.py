@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
 from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
@@ -24,6 +23,7 @@ from datamodules.files import DataError, note, require_folder
 from datamodules.imagenet32 import IMAGENET_MEAN, IMAGENET_STD
 from datamodules.images import Fitted, Images, Indices, MemoryImages, Transform
 from datamodules.loaders import loader
+from ranges import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Share
 
 _DECODED_AT_A_TIME = 64
 
@@ -178,8 +178,8 @@ class ImageFolder(ImageDataModule):
         root: str = "data",
         image_size: PositiveInt | tuple[PositiveInt, PositiveInt] = 32,
         memory_gib: NonNegativeFloat = 4.0,
-        mean: tuple[float, float, float] = IMAGENET_MEAN,
-        std: tuple[float, float, float] = IMAGENET_STD,
+        mean: tuple[Share, Share, Share] = IMAGENET_MEAN,
+        std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = IMAGENET_STD,
         random_crop: bool = False,
         damaged: Literal["end", "skip"] = "end",
         cache: str | None = None,
@@ -288,7 +288,7 @@ class ImageNet(ImageFolder):
         image_size: PositiveInt | tuple[PositiveInt, PositiveInt] = 224,
         batch_size: PositiveInt = 256,
         augment: Augment = Augment(flip=True),
-        validation: float = 0.02,
+        validation: Share = 0.02,
         num_workers: NonNegativeInt = 8,
         num_classes: PositiveInt | None = None,
         damaged: Literal["end", "skip"] = "end",

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from jsonargparse.typing import PositiveInt
 from typing_extensions import override
 
 from datamodules.base import ImageDataModule
 from datamodules.cifar import read_batch
 from datamodules.files import DataError, require
 from datamodules.images import Images, MemoryImages
+from ranges import PositiveInt
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

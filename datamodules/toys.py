@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jsonargparse.typing import PositiveInt
 from torch import Tensor
 from typing_extensions import override
 
 from datamodules.base import ImageDataModule
 from datamodules.files import DataError
 from datamodules.images import MemoryImages
+from ranges import NonNegativeInt, PositiveInt, Share
 
 
 class Toys(ImageDataModule):
@@ -40,9 +40,9 @@ class Toys(ImageDataModule):
         batch_size: PositiveInt = 32,
         points: PositiveInt = 500,
         test_points: PositiveInt = 2000,
-        validation: float = 0.2,
+        validation: Share = 0.2,
         validate_on_test: bool = False,
-        seed: int = 0,
+        seed: NonNegativeInt = 0,
     ) -> None:
         super().__init__(batch_size=batch_size, validation=validation, validate_on_test=validate_on_test, seed=seed)
         if min(points, test_points) < 2:

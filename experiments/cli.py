@@ -14,14 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn, TextIO
 
-import yaml
-
 from experiments.measure.allocator import keep_freed_memory
 from experiments.named_configs import with_config_files
 from experiments.report.command import main as report
 from experiments.run.errors import RunError, told
 from experiments.run.files import CONFIG
 from experiments.run.folder import RunFolder, process_rank
+from experiments.run.limited_yaml import read_yaml
 from experiments.suite import main as suite
 from losses.errors import UsageError
 
@@ -37,6 +36,9 @@ def main(args: Sequence[str] | None = None) -> None:
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a method of one's own is found as with python -m
     sys.stdout, sys.stderr = sys.stdout or _nowhere(), sys.stderr or _nowhere()  # closed ones are None
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that has no "…" shall not stop a training
     try:
         _run(args)
     except KeyboardInterrupt as stop:  # of a training it was told already
@@ -143,7 +145,7 @@ def _with_config_of_run(args: Sequence[str]) -> Sequence[str]:
             return args
         raise RunError(f"{args[0]} needs a finished run: give --checkpoint RUN, its folder.")
     for path in known.config:
-        if path.is_file() and "model" in (yaml.safe_load(path.read_text()) or {}):
+        if path.is_file() and "model" in (read_yaml(path) or ()):
             raise RunError(f"{path} trains a model; how to {args[0]} a run is said as in probe/digits.")
     return [args[0], "--config", str(RunFolder.around(known.checkpoint).path / CONFIG), *args[1:]]
 

@@ -4,6 +4,7 @@ import contextlib
 import inspect
 import pkgutil
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +18,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from typing_extensions import override
 
 import datamodules
@@ -58,6 +60,9 @@ FAULTS = (UsageError, DataError, MisconfigurationException)
 DESCRIPTION = """Local learning: networks trained block by block.
 Besides the commands below: suite S.yaml runs a list or grid of configs, report RUNS... compares finished runs."""
 
+LARGEST = 2**53
+"""Number: beyond it floats skip whole numbers."""
+
 FROM_THE_DATA = {"num_classes": "num_classes", "image_shape": "image_shape", "mean": "image_mean", "std": "image_std"}
 """What a model takes from the data: attribute → argument."""
 
@@ -68,7 +73,10 @@ OF_A_RUN = [name for name in _OURS if "checkpoint" in inspect.signature(getattr(
 COMMANDS = {**LightningCLI.subcommands(), **{name: {"model", "datamodule"} for name in _OURS}}
 """Command → those arguments of the Trainer's method that are not options."""
 
-_refused: list[Exception] = []
+REFUSALS = (ValueError, TypeError, RuntimeError, ImportError, OverflowError, MemoryError)
+"""With what torch, Lightning and others refuse a value, a device, a package that is not there, or a size."""
+
+_refused: list[tuple[str, Exception]] = []
 
 
 class LocalLearningCLI(LightningCLI):
@@ -115,7 +123,7 @@ class LocalLearningCLI(LightningCLI):
                 default=None,
                 help="Folder of images without labels, to predict in place of the test split.",
             )
-        parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
+        parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=_seed)
         for attribute, argument in FROM_THE_DATA.items():
             parser.link_arguments(f"data.{attribute}", f"model.init_args.{argument}", apply_on="instantiate")
         parser.add_instantiator(_build, object)
@@ -123,12 +131,19 @@ class LocalLearningCLI(LightningCLI):
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, then settle the run folder and the checkpoint before anything is built."""
-        self.config = parser.parse_args(args)
+        try:
+            self.config = parser.parse_args(args)
+        except (ValueError, OverflowError, RecursionError) as fault:  # jsonargparse's own are told by the parser
+            raise UsageError(f"The options cannot be read: {' '.join(str(fault).split())}.") from fault
         options = self.config[self.config.subcommand]
+        _require_plain(options)
+        given = options.model.get("init_args") or {}
+        if taken := [name for name in FROM_THE_DATA.values() if given.get(name) is not None]:
+            raise UsageError(f"--model.{taken[0]} is taken from the data: leave it out.")
         self.run = RunFolder.of(options.as_dict())
         self.run.hand_down()
         self.checkpoint: dict[str, Any] = {}
-        if asked := options.get("ckpt_path"):
+        if (asked := options.get("ckpt_path")) is not None:
             options.ckpt_path = str(self.run.checkpoint(asked))
             self.checkpoint = load_checkpoint(Path(options.ckpt_path))
         elif self.config.subcommand in ("validate", "test", "predict"):
@@ -160,10 +175,10 @@ class LocalLearningCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except Exception as error:  # jsonargparse's, often of another kind than what a constructor raised
-            fault = _refused[-1] if _refused else error
-            if isinstance(fault, ValueError):
-                raise UsageError(" ".join(str(fault).split())) from fault
-            raise fault from None
+            what, fault = _refused[-1] if _refused else ("What is asked for", error)
+            if isinstance(fault, FAULTS) or not isinstance(fault, REFUSALS):
+                raise fault from None
+            raise UsageError(f"{what} cannot be built: {_in_one_line(fault)}") from fault
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
@@ -181,6 +196,8 @@ class LocalLearningCLI(LightningCLI):
             step = self.checkpoint.get("global_step", 0)
             loggers = [RunTensorBoardLogger(self.run.path, step), RunCSVLogger(self.run.path, step), *loggers]
         trainer = super().instantiate_trainer(logger=loggers, default_root_dir=str(self.run.path), **kwargs)
+        if trainer.world_size == 1:  # whatever RANK or SLURM_PROCID say, by which Lightning decides who may log
+            rank_zero_only.rank = 0  # type: ignore[attr-defined]  # Lightning sets it, too
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # and none of the user's own
             trainer.strategy.checkpoint_io = WholeCheckpoints()
         trainer._checkpoint_connector = Restoring(trainer)
@@ -232,13 +249,18 @@ class LocalLearningCLI(LightningCLI):
             self._evaluate(writes)
 
     def _train(self, **arguments: Any) -> None:
-        """Lightning's ``fit``; a new run that failed before its first step leaves no folder behind."""
+        """Lightning's ``fit``; a new run that was refused before its first step leaves no folder behind."""
         try:
             self.trainer.fit(**arguments)
         except (*FAULTS, OSError):  # a file that a data module of one's own misses
             if self.trainer.global_step == 0:
                 self.run.discard_empty()
             raise
+        except ValueError as fault:
+            if self.trainer.global_step or not _raised_in(fault).startswith("lightning."):
+                raise
+            self.run.discard_empty()
+            raise UsageError(_in_one_line(fault)) from fault
 
     def _evaluate(self, writes: bool) -> None:
         metrics: dict[str, Any] = self.reached | self.trainer.callback_metrics
@@ -295,7 +317,7 @@ def _build(class_type: Any, *args: Any, **kwargs: Any) -> Any:
             built.require_constants()  # before a model is built after them
         return built
     except Exception as fault:  # of whatever kind: it is raised again
-        _refused.append(fault)
+        _refused.append((getattr(class_type, "__name__", str(class_type)), fault))
         raise
 
 
@@ -304,6 +326,52 @@ def _on_screen(progress_bar: bool | None) -> list[L.Callback]:
     if progress_bar is False:
         return []
     return [BlockProgressBar(refresh_rate=10)] if sys.stdout.isatty() else [BlockProgressBar(0), EpochLines()]
+
+
+def _seed(seed: int) -> int:
+    if not 0 <= seed < 2**32:
+        raise UsageError(f"--seed_everything: a seed is from 0 to {2**32 - 1}, not {seed}.")
+    return int(seed)
+
+
+def _require_plain(options: Namespace) -> None:
+    """See that numbers are finite, and that texts can stand in a file's name.
+
+    Raises:
+        UsageError: one is not.
+    """
+    for key, value in _leaves(options):
+        if isinstance(value, (int, float)) and not abs(value) <= LARGEST:
+            raise UsageError(f"--{key}: {value} is no number that can be used.")
+        if isinstance(value, str) and ("\0" in value or value != value.encode(errors="ignore").decode()):
+            raise UsageError(f"--{key}: {value!r} is no text in UTF-8.")
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Option → value, all of them."""
+    if isinstance(value, (Namespace, dict)):
+        for name, part in (vars(value) if isinstance(value, Namespace) else value).items():
+            yield from _leaves(part, f"{key}.{name}".removeprefix(".").removesuffix(".init_args"))
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _leaves(part, key)
+    else:
+        yield key, value
+
+
+def _in_one_line(fault: Exception) -> str:
+    """Its message; of another kind than a ValueError also the kind and the line of code, which is perhaps one's own."""
+    message = " ".join(str(fault).split()).rstrip(".")
+    if isinstance(fault, ValueError):
+        return f"{message}."
+    *_, last = traceback.extract_tb(fault.__traceback__)
+    return f"{type(fault).__name__}: {message} ({Path(last.filename).name}, line {last.lineno})."
+
+
+def _raised_in(fault: Exception) -> str:
+    """The module that raised it."""
+    *_, (frame, _) = traceback.walk_tb(fault.__traceback__)
+    return frame.f_globals["__name__"]
 
 
 def _listed(one_or_several: Any) -> list[Any]:

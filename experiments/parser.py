@@ -5,10 +5,15 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
-from typing import ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn
 
+import yaml
+from jsonargparse import get_loader, set_loader
 from lightning.pytorch.cli import LightningArgumentParser
 from typing_extensions import override
+
+from experiments.run.limited_yaml import limited
+from losses.errors import UsageError
 
 
 class Parser(LightningArgumentParser):
@@ -34,19 +39,24 @@ class Parser(LightningArgumentParser):
         print(f"error: {self._fault(message, ex)}", file=sys.stderr)
         command = [*self.prog.replace(" [options]", "").split(), *self.args[:1]]
         options = f"{' '.join(part for part in command if not part.startswith('--'))} --help"
-        print(f"All options: {options}; those of a class: --model.help NAME, --data.help NAME", file=sys.stderr)
+        of_a_class = "--model.help NAME, --data.help NAME, of a part of it: --model.help NAME --model.head.help NAME"
+        print(f"All options: {options}; those of a class: {of_a_class}", file=sys.stderr)
         self.exit(2)
 
     def _fault(self, message: str, error: BaseException | None) -> str:
+        if ours := [cause for cause in _causes(error) if isinstance(cause, UsageError)]:
+            return str(ours[-1])
         within = [why for words, why in self.refusals.items() if words in message]  # not all is in the chain of causes
         causes = [str(cause) for fault in (error, *within) for cause in _causes(fault)]
         place = dict.fromkeys(key for cause in causes for key in re.findall(r'"([\w.]+)"', cause.partition("\n")[0]))
         said = f"--{'.'.join(place)}: {causes[-1]}" if place else message
         said = " ".join(said.split()).rstrip(".")
-        typed = re.findall(r"\w+", " ".join([*self.args, *re.findall(r"'([\w.]+)'", said)]))  # here, or in a file
+        typed = re.findall(r"\w+", " ".join([*self.args[1:], *re.findall(r"'([\w.]+)'", said)]))  # here, or in a file
         names = re.findall(r"\w+", re.sub(r"\S*/\S*", "", said))  # of no path
         wrong = [name for name in names if name in typed and not hasattr(builtins, name)]
-        return f"{said}.{next(filter(None, (did_you_mean(name, self.known) for name in wrong)), '')}"
+        plain = place and f"{list(place)[-1]}.help" not in self.known  # an option that takes no class: a value is wrong
+        meant = (did_you_mean(name, () if plain else self.known) for name in wrong)
+        return f"{said}.{next(filter(None, meant), '')}"
 
 
 def did_you_mean(wrong: str, known: Iterable[str]) -> str:
@@ -60,3 +70,16 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
+
+
+_load = get_loader("yaml")
+
+
+def _limited_load(text: str) -> Any:
+    try:
+        return limited(_load(text))
+    except (ValueError, RecursionError) as fault:  # a number of 5,000 digits, 5,000 brackets
+        raise yaml.YAMLError(str(fault)) from fault
+
+
+set_loader("yaml", _limited_load, exceptions=(yaml.YAMLError,))

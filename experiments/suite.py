@@ -14,12 +14,11 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-import yaml
-
 from experiments.named_configs import config_file, config_path
 from experiments.run.errors import RunError
 from experiments.run.files import LAST, SUMMARY
 from experiments.run.folder import PART_OF_SUITE, plain_name
+from experiments.run.limited_yaml import read_yaml
 from experiments.run.reading import read_summary
 
 FaultOf = Callable[[Sequence[str]], str | None]
@@ -44,15 +43,18 @@ def read_suite(path: Path) -> list[Run]:
     ``trainer.max_epochs``.
 
     Raises:
-        RunError: the file is not of that form, or two runs share a name.
+        RunError: the file is not of that form, has no runs, or two of one name.
     """
+    content = read_yaml(path)
     try:
-        entries = yaml.safe_load(path.read_text())["runs"]
-        runs = [run for entry in entries for run in _expand(path.parent, entry)]
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as fault:
+        runs = [run for entry in content["runs"] for run in _expand(path.parent, entry)]
+    except (KeyError, TypeError, AttributeError) as fault:
         raise RunError(
             f"{path} is not a suite: it must hold 'runs', a list of {{config, options, grid, probe}} ({fault!r})."
         ) from fault
+    unknown = [key for key in content if key != "runs" and not str(key).startswith("_")]  # _names hold what is shared
+    if unknown or not runs:
+        raise RunError(f"{path} is not a suite: {f'it holds {unknown[0]!r}' if unknown else 'it has no runs'}.")
     names = [run.name for run in runs]
     if twice := {name for name in names if names.count(name) > 1}:
         raise RunError(f"{path} has two runs named {', '.join(sorted(twice))}. Give them names.")
@@ -72,6 +74,8 @@ def _expand(folder: Path, entry: Mapping[str, Any]) -> Iterator[Run]:
     probe = config_path(entry["probe"], folder).resolve() if "probe" in entry else None
     name = entry.get("name", f"{config.parent.name}-{config.stem}")
     grid = entry.get("grid", {})
+    if empty := [option for option, values in grid.items() if not values]:
+        raise RunError(f"The grid of {name} has no values of {empty[0]}.")
     for values in itertools.product(*grid.values()):
         chosen = dict(zip(grid, values, strict=True))
         suffix = "".join(f"-{option.rpartition('.')[2]}{value}" for option, value in chosen.items()).replace("/", "_")

@@ -1,9 +1,9 @@
 """What the command line can do with a model besides training: each command's options are a method's arguments."""
 
 from pathlib import Path
+from typing import Any, Literal
 
 import lightning.pytorch as L
-from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from datamodules.base import ImageDataModule
 from experiments.measure.bench import bench, show_bench
@@ -16,10 +16,45 @@ from losses.errors import UsageError
 from models.local_learning import LocalLearning
 from models.method import Method
 from models.networks.memory.profile import Convention
+from ranges import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+Precision = Literal["32-true", "16-mixed", "bf16-mixed", "32", "16", "bf16", 32, 16]
+"""Lightning's that leave weights float32, under all its names."""
 
 
 class Trainer(L.Trainer):
-    """Lightning's Trainer with four more things to do with a model: ``cost``, ``bench``, ``probe`` and ``observe``."""
+    """Lightning's Trainer with four more things to do with a model: ``cost``, ``bench``, ``probe`` and ``observe``.
+
+    Args:
+        max_epochs: epochs of the training; -1: no end, but ``max_steps``.
+        limit_train_batches: so many batches of an epoch, or this share of them.
+        check_val_every_n_epoch: validate after every n-th epoch.
+        val_check_interval: validate after so many batches, or this share of an epoch.
+        log_every_n_steps: log every n-th step; 0: none.
+        precision: of the computation; weights are float32.
+        lightning: all else: see ``lightning.pytorch.Trainer``.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_epochs: PositiveInt | Literal[-1] | None = None,
+        limit_train_batches: PositiveInt | PositiveFloat | None = None,
+        check_val_every_n_epoch: PositiveInt | None = 1,
+        val_check_interval: PositiveInt | PositiveFloat | str | None = None,
+        log_every_n_steps: NonNegativeInt | None = None,
+        precision: Precision | None = None,
+        **lightning: Any,
+    ) -> None:
+        super().__init__(
+            max_epochs=max_epochs,
+            limit_train_batches=limit_train_batches,
+            check_val_every_n_epoch=check_val_every_n_epoch,
+            val_check_interval=val_check_interval,
+            log_every_n_steps=log_every_n_steps,
+            precision=precision,
+            **lightning,
+        )
 
     def cost(
         self,

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
+from ranges import PositiveFloat, PositiveInt
+
 Choice = Literal["random", "least_similar", "most_similar"]
 
 
@@ -26,7 +28,9 @@ class SubsampledNTXent(nn.Module):
         ValueError: no negatives, or a temperature that is not above 0.
     """
 
-    def __init__(self, temperature: float = 0.5, negatives: int | None = None, choice: Choice = "random") -> None:
+    def __init__(
+        self, temperature: PositiveFloat = 0.5, negatives: PositiveInt | None = None, choice: Choice = "random"
+    ) -> None:
         super().__init__()
         if temperature <= 0 or (negatives is not None and negatives < 1):
             raise ValueError(f"temperature and negatives must be above 0, not {temperature} and {negatives}.")

@@ -33,6 +33,7 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from losses.errors import UsageError
+from ranges import PositiveFloat
 
 _CLAMP = 8.0
 
@@ -99,7 +100,7 @@ class LinearOutput(OutputLoss):
         UsageError: one of them is not above 0.
     """
 
-    def __init__(self, true_weight: float = 1.0, target: float = 1.0) -> None:
+    def __init__(self, true_weight: PositiveFloat = 1.0, target: PositiveFloat = 1.0) -> None:
         super().__init__()
         if true_weight <= 0 or target <= 0:
             raise UsageError(f"true_weight and target must be above 0, not {true_weight} and {target}.")
@@ -142,7 +143,7 @@ class ExpGB(_GradientBoosted):
         beta: β.
     """
 
-    def __init__(self, alpha: float = 0.1, beta: float = 0.0) -> None:
+    def __init__(self, alpha: PositiveFloat = 0.1, beta: float = 0.0) -> None:
         super().__init__(_clamped_exp, alpha, beta)
 
 
@@ -154,7 +155,7 @@ class Pow3GB(_GradientBoosted):
         beta: β.
     """
 
-    def __init__(self, alpha: float = 0.001, beta: float = 0.0) -> None:
+    def __init__(self, alpha: PositiveFloat = 0.001, beta: float = 0.0) -> None:
         super().__init__(_cube, alpha, beta)
 
 

@@ -7,11 +7,10 @@
 A method is a subclass that says which heads the blocks have and what the loss of block k is.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
@@ -25,9 +24,9 @@ from models.method import LabelledImages, Method, require_supported_processes
 from models.networks.chain import Chain, NetworkCallable
 from models.networks.layers.pooling import GlobalAveragePool
 from models.networks.memory import recomputed
+from models.parts.rehearsal import SchedulerCallable, rehearse
 from models.plan import Schedule, StepPlan
-
-SchedulerCallable = Callable[[Optimizer], LRScheduler]
+from ranges import NonNegativeInt, PositiveFloat, PositiveInt
 
 
 class TrainingError(UsageError):
@@ -81,10 +80,10 @@ class LocalLearning(Method):
         optimizer: OptimizerCallable = lambda params: SGD(params, lr=0.1, momentum=0.9),
         scheduler: SchedulerCallable | None = None,
         scheduler_interval: Literal["epoch", "step"] = "epoch",
-        clip: float | None = None,
+        clip: PositiveFloat | None = None,
         accumulate: PositiveInt = 1,
-        epochs_per_block: int | list[int] | None = None,
-        frozen_blocks: int = 0,
+        epochs_per_block: PositiveInt | list[PositiveInt] | None = None,
+        frozen_blocks: NonNegativeInt = 0,
         compile: bool = False,
         recompute: bool = False,
     ) -> None:
@@ -140,7 +139,7 @@ class LocalLearning(Method):
 
         With a final head also called for k = K, on what the last block hands on.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not say what the loss of a block is.")
+        raise UsageError(f"{type(self).__name__} does not say what the loss of a block is: it needs a local_loss.")
 
     def hand_on(self, k: int, features: Any) -> Any:
         """What block k + 1 reads of block k's features: no gradient goes back."""
@@ -157,7 +156,18 @@ class LocalLearning(Method):
         self.step_block(k)
 
     def backward_block(self, k: int, loss: Tensor, retain_graph: bool = False) -> None:
-        """Add up gradients of block k's loss; ``retain_graph`` keeps its graph for another backward pass."""
+        """Add up gradients of block k's loss; ``retain_graph`` keeps its graph for another backward pass.
+
+        Raises:
+            UsageError: the loss is no scalar with a gradient.
+        """
+        if not (isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad):
+            what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+            gradient = " without a gradient" if isinstance(loss, Tensor) and not loss.requires_grad else ""
+            raise UsageError(
+                f"The loss of a block is a scalar with a gradient, and {type(self).__name__} gives "
+                f"{self.part_names[k]} {what}{gradient}."
+            )
         self._losses[k] = loss.detach()
         self.manual_backward(loss / self._batches_of_step, retain_graph=retain_graph)
 
@@ -326,10 +336,12 @@ class LocalLearning(Method):
 
         Raises:
             UsageError: several processes for several blocks, another number of epochs than all blocks take one by
-                one, schedules that count steps of blocks with different numbers of epochs, or compilation for a CPU.
+                one, schedules that count steps of blocks with different numbers of epochs, compilation for a CPU, or an
+            optimizer or schedule that cannot take a step.
         """
         require_supported_processes(self, self.trainer)
         if stage == "fit":
+            rehearse(self.make_optimizer, self.make_scheduler, self.trainer.strategy.root_device)
             self._require_compiler_that_pays()
             short = self.trainer.fast_dev_run  # type: ignore[attr-defined]  # a connector of Lightning's sets it
             interval = self.scheduler_interval if self.make_scheduler else None

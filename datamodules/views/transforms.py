@@ -13,6 +13,7 @@ from torchvision.transforms import v2
 from datamodules.files import DataError
 from datamodules.images import Images, MemoryImages
 from datamodules.views.batched import cuts, steps, translate
+from ranges import NonNegativeFloat, Share
 
 
 @dataclass
@@ -34,7 +35,7 @@ class Views:
 
     transform: Callable[[int], MultiViewTransform]
     batched: bool = True
-    levels: tuple[float, ...] = (1.0,)
+    levels: tuple[Share, ...] = (1.0,)
 
     def __post_init__(self) -> None:
         self.levels = tuple(self.levels)
@@ -108,10 +109,10 @@ class PlainViews(MultiViewTransform):
         view: Callable[..., Any],
         sides: Sequence[Mapping[str, Any]],
         input_size: int,
-        min_scale: float = 0.08,
-        strength: float = 1.0,
-        gray: float = 0.2,
-        flip: float = 0.5,
+        min_scale: Share = 0.08,
+        strength: NonNegativeFloat = 1.0,
+        gray: Share = 0.2,
+        flip: Share = 0.5,
     ) -> None:
         shared = {"min_scale": min_scale, "cj_strength": strength, "random_gray_scale": gray, "hf_prob": flip}
         super().__init__([view(input_size, **shared, **own, normalize=None) for own in sides])
@@ -128,7 +129,7 @@ class SimCLRViews(PlainViews):
         shared: what all views take: see :class:`PlainViews`.
     """
 
-    def __init__(self, input_size: int, blur: float = 0.5, **shared: Any) -> None:
+    def __init__(self, input_size: int, blur: Share = 0.5, **shared: Any) -> None:
         super().__init__(SimCLRViewTransform, [{"gaussian_blur": blur}] * 2, input_size, **shared)
 
 
@@ -147,8 +148,8 @@ class BarlowTwinsViews(PlainViews):
     def __init__(
         self,
         input_size: int,
-        blur: tuple[float, float] = (1.0, 0.1),
-        solarize: tuple[float, float] = (0.0, 0.2),
+        blur: tuple[Share, Share] = (1.0, 0.1),
+        solarize: tuple[Share, Share] = (0.0, 0.2),
         **shared: Any,
     ) -> None:
         sides = [{"gaussian_blur": b, "solarization_prob": s} for b, s in zip(blur, solarize, strict=True)]
@@ -167,7 +168,7 @@ class VICRegViews(PlainViews):
         shared: what all views take: see :class:`PlainViews`.
     """
 
-    def __init__(self, input_size: int, blur: float = 0.5, solarize: float = 0.1, **shared: Any) -> None:
+    def __init__(self, input_size: int, blur: Share = 0.5, solarize: Share = 0.1, **shared: Any) -> None:
         jitter = {"cj_bright": 0.4, "cj_contrast": 0.4, "cj_sat": 0.2, "cj_hue": 0.1}
         own = {"gaussian_blur": blur, "sigmas": (0.1, 2), "solarize_prob": solarize}
         super().__init__(VICRegViewTransform, [own | jitter] * 2, input_size, **shared)

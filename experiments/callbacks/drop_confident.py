@@ -9,6 +9,7 @@ from experiments.callbacks.data_filter import DataFilter
 from losses import probabilities
 from losses.errors import UsageError
 from models.classification import LocalClassification
+from ranges import PositiveInt, Share
 
 
 class DropConfident(DataFilter):
@@ -29,7 +30,13 @@ class DropConfident(DataFilter):
         UsageError: a threshold that is no probability, or counts below 1.
     """
 
-    def __init__(self, threshold: float = 0.99, patience: int = 3, rescore_every: int = 5, least: int = 256) -> None:
+    def __init__(
+        self,
+        threshold: Share = 0.99,
+        patience: PositiveInt = 3,
+        rescore_every: PositiveInt = 5,
+        least: PositiveInt = 256,
+    ) -> None:
         super().__init__()
         if not 0 < threshold < 1 or min(patience, rescore_every, least) < 1:
             raise UsageError(

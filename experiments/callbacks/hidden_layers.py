@@ -1,7 +1,6 @@
 """Hidden layers watched while they learn."""
 
 import lightning.pytorch as L
-from jsonargparse.typing import PositiveInt
 from lightning.pytorch.utilities.seed import isolate_rng
 from torchvision.io import decode_image
 from typing_extensions import override
@@ -19,6 +18,7 @@ from losses.errors import UsageError
 from models.classification import LocalClassification
 from models.local_learning import LocalLearning
 from models.method import log_epoch
+from ranges import PositiveInt
 
 
 class HiddenLayers(L.Callback):

@@ -9,6 +9,7 @@ from experiments.callbacks.data_filter import DataFilter
 from experiments.callbacks.fit_trainer import FitTrainer
 from losses.errors import UsageError
 from models.classification import LocalClassification
+from ranges import Share
 
 
 class InfoBatch(DataFilter):
@@ -26,7 +27,7 @@ class InfoBatch(DataFilter):
         UsageError: shares that are none, or so few epochs that all of them see all images.
     """
 
-    def __init__(self, ratio: float = 0.5, until: float = 0.875) -> None:
+    def __init__(self, ratio: Share = 0.5, until: Share = 0.875) -> None:
         super().__init__()
         if not 0 < ratio < 1 or not 0 < until <= 1:
             raise UsageError(

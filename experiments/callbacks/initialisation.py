@@ -7,6 +7,7 @@ from torch import nn
 from typing_extensions import override
 
 from experiments.callbacks.entropy import weights_of
+from ranges import PositiveFloat
 
 
 class Initialisation(L.Callback):
@@ -22,7 +23,7 @@ class Initialisation(L.Callback):
 
     changes_training = True
 
-    def __init__(self, distribution: Literal["uniform", "normal"], gain: float | None = None) -> None:
+    def __init__(self, distribution: Literal["uniform", "normal"], gain: PositiveFloat | None = None) -> None:
         self.distribution, self.gain = distribution, gain
 
     @override

@@ -18,6 +18,7 @@ from experiments.probing.linear_probe import linear_head
 from models.local_learning import LocalLearning, pooled
 from models.method import LabelledImages
 from models.metrics import EvaluationMetrics
+from ranges import PositiveFloat
 
 
 class OnlineProbe(L.Callback):
@@ -34,7 +35,7 @@ class OnlineProbe(L.Callback):
         learning_rate: of the classifiers.
     """
 
-    def __init__(self, learning_rate: float = 0.1) -> None:
+    def __init__(self, learning_rate: PositiveFloat = 0.1) -> None:
         self.learning_rate = learning_rate
         self.heads: dict[str, nn.Linear] = {}
         self._optimizers: dict[str, SGD] = {}

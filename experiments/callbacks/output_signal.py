@@ -9,6 +9,7 @@ from typing_extensions import override
 from losses.errors import UsageError
 from models.classification import LocalClassification
 from models.method import LabelledImages
+from ranges import Share
 
 
 class OutputSignal(L.Callback):
@@ -33,7 +34,7 @@ class OutputSignal(L.Callback):
         UsageError: blocks are trained without labels, or the confidence is no probability.
     """
 
-    def __init__(self, confidence: float = 0.9) -> None:
+    def __init__(self, confidence: Share = 0.9) -> None:
         self.confidence = confidence
 
     @override

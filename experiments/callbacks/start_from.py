@@ -9,6 +9,7 @@ from experiments.run.checkpoint import find_checkpoint, load_checkpoint, network
 from experiments.run.errors import RunError
 from losses.errors import UsageError
 from models.local_learning import LocalLearning
+from ranges import PositiveInt
 
 
 class StartFrom(L.Callback):
@@ -25,7 +26,7 @@ class StartFrom(L.Callback):
 
     changes_training = True
 
-    def __init__(self, run: str, blocks: int | None = None) -> None:
+    def __init__(self, run: str, blocks: PositiveInt | None = None) -> None:
         self.run, self.blocks = run, blocks
 
     @override

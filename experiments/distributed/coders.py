@@ -3,6 +3,7 @@
 import struct
 import zlib
 from abc import ABC, abstractmethod
+from typing import Literal
 
 import numpy as np
 from typing_extensions import override
@@ -30,7 +31,7 @@ class Zlib(Coder):
         level: 0 … 9; 9 looks longest for repetitions.
     """
 
-    def __init__(self, level: int = 9) -> None:
+    def __init__(self, level: Literal[0, 1, 2, 3, 4, 5, 6, 7, 8, 9] = 9) -> None:
         self.level = level
 
     @override

@@ -12,13 +12,13 @@ from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
-from jsonargparse.typing import PositiveInt
 from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from typing_extensions import override
 
 from losses.errors import UsageError
+from ranges import PositiveInt
 
 _UNTIL_TOLD = 30
 """Seconds of waiting for the other processes before it is said where."""

@@ -17,6 +17,7 @@ from experiments.distributed.entropy import shannon
 from experiments.distributed.hooks import CommunicationHook
 from experiments.distributed.quantizer import FixedRef, Quantized, Quantizer
 from losses.errors import UsageError
+from ranges import PositiveInt
 
 SMALLEST = 1024
 """Tensors with fewer numbers go uncompressed: their coders' tables would dominate."""
@@ -54,7 +55,7 @@ class EntropyCoded(CommunicationHook):
         quantizer: Quantizer | None = None,
         coder: Coder = ZlibHuffman(),
         mode: Literal["counting", "true"] = "counting",
-        code_every: int | None = None,
+        code_every: PositiveInt | None = None,
     ) -> None:
         super().__init__()
         if code_every is not None and (code_every < 1 or (mode == "true" and code_every > 1)):

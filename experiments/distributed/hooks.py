@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
 from losses.errors import UsageError
+from ranges import PositiveInt
 
 
 class CommunicationHook(ABC):
@@ -123,7 +124,7 @@ class PowerSGD(CommunicationHook):
         UsageError: compression would start before torch's buckets have settled.
     """
 
-    def __init__(self, rank: int = 2, start: int = 10) -> None:
+    def __init__(self, rank: PositiveInt = 2, start: PositiveInt = 10) -> None:
         super().__init__()
         if rank < 1 or start < 2:
             raise UsageError(f"PowerSGD needs rank ≥ 1 and start ≥ 2, not {rank} and {start}.")

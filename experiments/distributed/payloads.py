@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from experiments.distributed.hooks import CommunicationHook
 from losses.errors import UsageError
+from ranges import PositiveInt
 
 
 class Payload(ABC):
@@ -70,7 +71,7 @@ class Weights(Payload):
 
     replicas_differ = True
 
-    def __init__(self, every: int = 8) -> None:
+    def __init__(self, every: PositiveInt = 8) -> None:
         if every < 1:
             raise UsageError(f"Weights are exchanged every so many steps: every must be at least 1, not {every}.")
         self.every = every

@@ -10,6 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from losses.errors import UsageError
+from ranges import PositiveFloat
 
 LARGEST = 127
 """Of the symbols, where they are clipped to 8 bits."""
@@ -57,7 +58,7 @@ class Quantizer(ABC):
 
     DECAY = 0.99
 
-    def __init__(self, c: float = 1.0, clip: bool = True) -> None:
+    def __init__(self, c: PositiveFloat = 1.0, clip: bool = True) -> None:
         if c <= 0:
             raise UsageError(f"c is the quantizer's step over what it refers to: above 0, not {c:g}.")
         self.c, self.clip = c, clip
@@ -163,7 +164,7 @@ class ExplicitBits(Quantizer):
 
     MOST = 8
 
-    def __init__(self, c: float = 1.0, k: float = 4.0) -> None:
+    def __init__(self, c: PositiveFloat = 1.0, k: PositiveFloat = 4.0) -> None:
         super().__init__(c)
         self.k = k
 

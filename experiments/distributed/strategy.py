@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch.distributed as dist
-from jsonargparse.typing import PositiveInt
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -12,6 +11,7 @@ from experiments.distributed.ddp import DDP
 from experiments.distributed.hooks import CommunicationHook
 from experiments.distributed.payloads import Gradients, Payload
 from losses.errors import UsageError
+from ranges import PositiveInt
 
 OPTIMIZERS = "optimizer_states"
 """Their key in Lightning's checkpoints."""

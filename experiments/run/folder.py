@@ -31,6 +31,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._begun_here = False  # whether all in it was written by a run
+        self._made: list[Path] = []  # folders above it that this run has made
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Self:
@@ -90,6 +91,7 @@ class RunFolder:
         try:
             ours = mark.is_file() or not self.path.exists() or not any(self.path.iterdir())
             anew = ours and not has_checkpoint(self.path)
+            self._made = [folder for folder in self.path.parents if not folder.exists()]
             (self.path / LAST).parent.mkdir(parents=True, exist_ok=True)
             file = mark.open("w")
         except OSError as fault:
@@ -122,8 +124,8 @@ class RunFolder:
             self._remove_files((*HALF_WRITTEN, *_BEFORE_A_CHECKPOINT))
             (self.path / UNFINISHED).unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # somebody else's files are in it
-                (self.path / LAST).parent.rmdir()
-                self.path.rmdir()
+                for folder in ((self.path / LAST).parent, self.path, *self._made):
+                    folder.rmdir()
 
     def _remove_files(self, patterns: Iterable[str]) -> None:
         for pattern in patterns:
@@ -140,7 +142,7 @@ def default_name(config: Mapping[str, Any]) -> str:
     """A name that tells runs apart: method, network, data set, K, G, seed."""
 
     def short(class_path: str) -> str:
-        return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", class_path.rpartition(".")[2]).lower()
+        return re.sub(r"(?<=[a-z])(?=[A-Z])(?!Net)", "_", class_path.rpartition(".")[2]).lower()
 
     model, data = config["model"], config["data"]
     arguments = model.get("init_args") or {}
@@ -160,7 +162,7 @@ def plain_name(name: str) -> str:
     Raises:
         RunError: it is empty, or leads elsewhere (``..``, ``/tmp/x``, ``a/b``).
     """
-    if name in ("", ".", "..") or os.sep in name or "\0" in name:
+    if name in ("", ".", "..") or os.sep in name or not name.isprintable():
         raise RunError(f"A run's name is one plain folder name, not {name!r}. Choose where it goes with --runs.")
     return name
 

@@ -7,6 +7,7 @@ from models.networks.chain import NetworkCallable
 from models.networks.cut import Cut
 from models.networks.heads.classifiers import AuxHead
 from models.networks.memory.checkpointed import Checkpointed
+from ranges import NonNegativeInt
 
 
 class Backprop(DecoupledGreedy):
@@ -31,7 +32,7 @@ class Backprop(DecoupledGreedy):
         network: NetworkCallable,
         image_shape: tuple[int, int, int],
         num_classes: int,
-        checkpoint_segments: int = 0,
+        checkpoint_segments: NonNegativeInt = 0,
         **training: Any,
     ) -> None:
         super().__init__(

@@ -37,6 +37,7 @@ from models.networks.layers.noise import FeatureNoise
 from models.networks.sequential import build_chain
 from models.parts.difficulty import Difficulty
 from models.plan import StepPlan
+from ranges import PositiveFloat, PositiveInt
 
 LossCallable = Callable[[], nn.Module]
 """Makes one block's loss: (embeddings of view a, of view b) → scalar."""
@@ -86,9 +87,9 @@ class BlockwiseSSL(LocalLearning):
         num_blocks: int = 4,
         cut: Cut = Cut(),
         loss: LossCallable = BarlowTwinsLoss,
-        loss_scale: float = 1.0,
+        loss_scale: PositiveFloat = 1.0,
         pooling: PoolingCallable = ConvExpansion,
-        expand_dim: int = 512,
+        expand_dim: PositiveInt = 512,
         projector: ProjectorCallable = BiasFreeProjector,
         noise: FeatureNoise | None = None,
         concatenate_views: bool = False,
@@ -114,6 +115,8 @@ class BlockwiseSSL(LocalLearning):
     def _temper(self, losses: list[Any]) -> list[float]:
         """Set the temperature of every block's loss; the factors that keep the scale of its gradients."""
         kind, easy = type(losses[0]).__name__, self.difficulty.easy_temperature
+        if getattr(losses[0], "temperature", 1) <= 0:  # lightly's losses only refuse 0
+            raise UsageError(f"The temperature of {kind} must be above 0, not {losses[0].temperature:g}.")
         if self.difficulty.easy_negatives is not None and not isinstance(losses[0], SubsampledNTXent):
             raise UsageError(f"difficulty.easy_negatives needs losses.SubsampledNTXent; {kind} takes all negatives.")
         if easy is None:
@@ -176,7 +179,10 @@ class BlockwiseSSL(LocalLearning):
         """
         loss = self.losses[k]
         if not isinstance(loss, SubsampledNTXent):
-            return loss(z_a, z_b)
+            try:
+                return loss(z_a, z_b)
+            except TypeError as fault:
+                raise UsageError(f"{type(loss).__name__} is no loss of two views' embeddings: {fault}.") from fault
         if self.difficulty.easy_negatives is not None:
             loss.negatives = self.difficulty.negatives(self.difficulties[k], 2 * len(z_a) - 2)
         return loss(z_a, z_b, pooled(features))  # ranks negatives by what the block makes of the images

@@ -35,6 +35,7 @@ from models.parts.ridge import (
     with_constant,
 )
 from models.plan import Schedule
+from ranges import PositiveFloat, PositiveInt
 
 
 class ClosedFormMLP(Classifier):
@@ -65,9 +66,9 @@ class ClosedFormMLP(Classifier):
         self,
         image_shape: tuple[int, int, int],
         num_classes: int,
-        widths: Sequence[int] = (500,),
+        widths: Sequence[PositiveInt] = (500,),
         targets: TargetsCallable = ForwardProjection,
-        ridge: float = 1e-2,
+        ridge: PositiveFloat = 1e-2,
     ) -> None:
         super().__init__()
         if not ridge > 0:

@@ -22,8 +22,9 @@ from models.method import LabelledImages
 from models.methods.decoupled_greedy import DecoupledGreedy
 from models.networks.chain import initialise_convolutions
 from models.networks.heads.classifiers import AuxHead, HeadCallable
+from ranges import NonNegativeFloat, PositiveInt
 
-Ends = tuple[tuple[float, float], tuple[float, float]]
+Ends = tuple[tuple[NonNegativeFloat, NonNegativeFloat], tuple[NonNegativeFloat, NonNegativeFloat]]
 """(λ₁, λ₂) of the first and of the last but one block."""
 
 PUBLISHED_WEIGHTS: Mapping[int, Ends] = {
@@ -72,8 +73,8 @@ class InfoPro(DecoupledGreedy):
         head: HeadCallable = AuxHead,
         loss: Literal["contrast", "softmax"] = "contrast",
         weights: Ends | None = None,
-        embedding: int = 128,
-        decoder_width: int = 12,
+        embedding: PositiveInt = 128,
+        decoder_width: PositiveInt = 12,
         **options: Any,
     ) -> None:
         if num_groups != 1:

@@ -28,6 +28,7 @@ from models.networks.sequential import build_chain
 from models.parts.feature_store import FeatureStore, StoredInputs
 from models.parts.regularization import Regularization
 from models.plan import StepPlan
+from ranges import PositiveInt
 
 
 class Layerwise(DecoupledGreedy):
@@ -61,10 +62,10 @@ class Layerwise(DecoupledGreedy):
         network: NetworkCallable,
         image_shape: tuple[int, int, int],
         num_classes: int,
-        units_per_block: int | None = None,
+        units_per_block: PositiveInt | None = None,
         num_blocks: int | None = None,
         cut: Cut = Cut(),
-        epochs_per_block: int | list[int] = 10,
+        epochs_per_block: PositiveInt | list[PositiveInt] = 10,
         keep_heads: bool = False,
         regularization: Regularization = Regularization(),
         store: FeatureStore | None = None,

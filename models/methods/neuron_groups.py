@@ -31,6 +31,7 @@ from models.networks.groups.heads import GroupHeads
 from models.networks.heads.classifiers import AuxHead, HeadCallable
 from models.networks.sequential import build_chain
 from models.plan import StepPlan
+from ranges import NonNegativeFloat, PositiveFloat
 
 Sharing = Literal["full", "between_blocks", "none"]
 """Who reads the values of all groups: the next block and the block's heads, the next block, nobody."""
@@ -79,8 +80,8 @@ class NeuronGroups(LocalClassification):
         head: HeadCallable = AuxHead,
         final_head: HeadCallable | None = None,
         sharing: Sharing | bool = "full",
-        diversity: float = 0.5,
-        temperature: float = 3.0,
+        diversity: NonNegativeFloat = 0.5,
+        temperature: PositiveFloat = 3.0,
         **training: Any,
     ) -> None:
         if num_groups < 1:

@@ -25,6 +25,7 @@ from models.networks.chain import NetworkCallable
 from models.networks.cut import Cut, block_shapes, cut_chain
 from models.networks.heads.classifiers import LinearHead
 from models.networks.sequential import build_chain
+from ranges import PositiveInt, Share
 
 
 class PredSim(LocalClassification):
@@ -59,9 +60,9 @@ class PredSim(LocalClassification):
         num_classes: int,
         num_blocks: int = 2,
         cut: Cut = Cut(),
-        beta: float = 0.99,
-        prediction_inputs: int = 4096,
-        dropout: float = 0.0,
+        beta: Share = 0.99,
+        prediction_inputs: PositiveInt = 4096,
+        dropout: Share = 0.0,
         **training: Any,
     ) -> None:
         if not (0 <= beta <= 1 and 0 <= dropout < 1):

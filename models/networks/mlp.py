@@ -8,6 +8,7 @@ from torch import nn
 
 from losses.errors import NetworkError
 from models.networks.chain import Chain, rectifier
+from ranges import NonNegativeFloat, PositiveInt, Share
 
 
 def hidden_units(
@@ -44,10 +45,10 @@ class MLP(Chain):
         self,
         image_shape: tuple[int, int, int],
         num_classes: int,
-        hidden: Sequence[int] = (256, 256, 256),
+        hidden: Sequence[PositiveInt] = (256, 256, 256),
         batch_norm: bool = True,
-        dropout: float = 0.0,
-        negative_slope: float = 0.0,
+        dropout: Share = 0.0,
+        negative_slope: NonNegativeFloat = 0.0,
     ) -> None:
         if not hidden:
             raise NetworkError("An MLP needs at least one hidden layer; give hidden: [256, 256].")

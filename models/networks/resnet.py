@@ -9,6 +9,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from losses.errors import NetworkError
 from models.networks.chain import Chain, initialise_convolutions
 from models.networks.layers.pooling import GlobalAveragePool
+from ranges import PositiveInt
 
 
 def _stem(channels_in: int, channels_out: int, imagenet: bool = False) -> nn.Sequential:
@@ -98,7 +99,7 @@ class CifarResNet(Chain):
         image_shape: tuple[int, int, int],
         num_classes: int,
         depth: int = 32,
-        widths: Sequence[int] = (16, 16, 32, 64),
+        widths: Sequence[PositiveInt] = (16, 16, 32, 64),
     ) -> None:
         blocks, rest = divmod(depth - 2, 6)
         if rest or blocks < 1:
@@ -146,7 +147,7 @@ class ResNet(Chain):
         depth: Literal[18, 34, 50, 101] = 50,
         stem: Literal["imagenet", "cifar"] = "imagenet",
         zero_init_residual: bool = False,
-        widths: Sequence[int] = (64, 128, 256, 512),
+        widths: Sequence[PositiveInt] = (64, 128, 256, 512),
     ) -> None:
         if depth not in self._depths:
             raise NetworkError(f"A ResNet has depth {', '.join(map(str, self._depths))}, not {depth}.")

@@ -10,8 +10,9 @@ from torch import nn
 from losses.errors import NetworkError
 from models.networks.chain import Chain, initialise_convolutions, rectifier
 from models.networks.mlp import hidden_units
+from ranges import NonNegativeFloat, PositiveFloat, PositiveInt, Share
 
-Plan = Sequence[int | Literal["M"]]
+Plan = Sequence[PositiveInt | Literal["M"]]
 
 
 class VGG(Chain):
@@ -39,11 +40,11 @@ class VGG(Chain):
         image_shape: tuple[int, int, int],
         num_classes: int,
         plan: Plan = (32, 32, "M", 64, 64, "M", 128, 128),
-        hidden: Sequence[int] = (),
-        width: float = 1.0,
-        width_multiple: int = 1,
-        dropout: float = 0.0,
-        negative_slope: float = 0.0,
+        hidden: Sequence[PositiveInt] = (),
+        width: PositiveFloat = 1.0,
+        width_multiple: PositiveInt = 1,
+        dropout: Share = 0.0,
+        negative_slope: NonNegativeFloat = 0.0,
     ) -> None:
         channels, rows, columns = image_shape
         name, halvings = type(self).__name__, list(plan).count("M")

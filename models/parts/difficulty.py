@@ -13,6 +13,7 @@ from math import isclose
 from typing import Literal
 
 from losses.errors import UsageError
+from ranges import PositiveFloat, PositiveInt, Share
 
 Mode = Literal["rising", "constant_full", "constant_mean", "reversed", "reversed_keep_last"]
 
@@ -45,13 +46,13 @@ class Difficulty:
     """
 
     mode: Mode = "rising"
-    easiest: float = 0.0
-    hardest: float = 1.0
-    power: float = 1.0
-    values: list[float] = field(default_factory=list)
+    easiest: Share = 0.0
+    hardest: Share = 1.0
+    power: PositiveFloat = 1.0
+    values: list[Share] = field(default_factory=list)
     views: bool = False
-    easy_temperature: float | None = None
-    easy_negatives: int | None = None
+    easy_temperature: PositiveFloat | None = None
+    easy_negatives: PositiveInt | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.easiest <= self.hardest <= 1 or not all(0 <= d <= 1 for d in self.values):

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from losses.errors import UsageError
+from ranges import PositiveInt
 
 
 class FeatureStore:
@@ -35,7 +36,10 @@ class FeatureStore:
     """
 
     def __init__(
-        self, passes: int = 1, folder: str | None = None, dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+        self,
+        passes: PositiveInt = 1,
+        folder: str | None = None,
+        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     ) -> None:
         if passes < 1:
             raise UsageError(f"A feature store holds at least 1 pass over the data, not {passes}.")

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from lightly.utils.lars import LARS
 from torch import nn
 
+from ranges import NonNegativeFloat, PositiveFloat
+
 
 class BlockLARS(LARS):
     """LARS as Barlow Twins uses it: weight decay and trust ratio for weights, neither for biases and BatchNorm.
@@ -27,11 +29,11 @@ class BlockLARS(LARS):
     def __init__(
         self,
         params: Iterable[nn.Parameter],
-        lr: float,
-        vector_lr: float = 1.0,
-        momentum: float = 0.9,
-        weight_decay: float = 1e-6,
-        trust_coefficient: float = 0.001,
+        lr: NonNegativeFloat,
+        vector_lr: NonNegativeFloat = 1.0,
+        momentum: NonNegativeFloat = 0.9,
+        weight_decay: PositiveFloat = 1e-6,
+        trust_coefficient: PositiveFloat = 0.001,
     ) -> None:
         if weight_decay <= 0:
             raise ValueError("LARS needs a weight_decay above 0: lightly's leaves the trust ratio out where it is 0.")

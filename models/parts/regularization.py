@@ -6,6 +6,7 @@ from torch import nn
 
 from losses.errors import UsageError
 from models.networks.layers.noise import FeatureNoise
+from ranges import NonNegativeFloat, PositiveInt, Share
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,10 @@ class Regularization:
         UsageError: a factor or noise below 0, a share outside 0 … 1, or products of no factor.
     """
 
-    weight_decay: float = 1.0
-    input_dropout: float = 0.0
-    input_noise: float = 0.0
-    overparameterize: int = 1
+    weight_decay: NonNegativeFloat = 1.0
+    input_dropout: Share = 0.0
+    input_noise: NonNegativeFloat = 0.0
+    overparameterize: PositiveInt = 1
 
     def __post_init__(self) -> None:
         if min(self.weight_decay, self.input_noise) < 0 or not 0 <= self.input_dropout < 1:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from losses.errors import NetworkError
+from ranges import NonNegativeFloat, PositiveFloat
 
 
 @dataclass
@@ -166,8 +167,8 @@ class Platonic(HiddenTargets):
         fan_in: int,
         width: int,
         num_classes: int,
-        mu: float = 1.0,
-        kappa: float = 1.0,
+        mu: NonNegativeFloat = 1.0,
+        kappa: PositiveFloat = 1.0,
         g: Literal["sign", "tanh"] = "sign",
     ) -> None:
         super().__init__(fan_in, width, num_classes)

@@ -5,6 +5,8 @@ import math
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from ranges import NonNegativeFloat, NonNegativeInt, PositiveInt
+
 
 class WarmupCosine(LambdaLR):
     """Cosine decay to zero with the linear warm-up of InfoPro and GN-DGL; step it once per epoch.
@@ -20,7 +22,13 @@ class WarmupCosine(LambdaLR):
         start: rate added per warm-up epoch that is left, as a share of the peak.
     """
 
-    def __init__(self, optimizer: Optimizer, epochs: int = 160, warmup: int = 10, start: float = 0.00125) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        epochs: PositiveInt = 160,
+        warmup: NonNegativeInt = 10,
+        start: NonNegativeFloat = 0.00125,
+    ) -> None:
         def factor(finished: int) -> float:
             epoch = finished + 1
             cosine = 0.5 * (1 + math.cos(math.pi * min(epoch / epochs, 1)))

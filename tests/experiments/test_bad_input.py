@@ -1,9 +1,12 @@
 """Every mistake ends in one sentence that says what was wrong and what to do, with exit code 2."""
 
+import io
 import sys
+from itertools import pairwise
 
 import pytest
-from helpers import CONFIGS, DIGITS, SMALL, fault, summary
+from helpers import CONFIGS, DIGITS, SMALL, fault, fit, summary
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from datamodules.digits import Digits
 from datamodules.files import DataError
@@ -30,8 +33,42 @@ FIT = ("fit", "--config", str(DIGITS), *SMALL, "--trainer.max_epochs=2")
         (["--model.output_loss=ExpGB", "--model.output_loss.alpa=1"], ["alpa", "Did you mean alpha?"]),
         (["--trainer.strategy.hook=EntropyCoded"], ["--trainer.strategy: ", "hook"]),
         (["--model.cut.after=conv1"], ["--model.cut.after: ", "Expected a <class 'list'>"]),
-        (["--trainer.max_epochs=many"], ["--trainer.max_epochs: ", "Expected a <class 'int'>", "many"]),
-        (["--model.cut.by=bytes"], ["--model.cut.by: ", "activation_bytes"]),
+        (["--trainer.max_steps=many"], ["--trainer.max_steps: ", "Expected a <class 'int'>", "many"]),
+        (["--model.cut.by=macc"], ["--model.cut.by: ", "activation_bytes"]),  # near an option's name, but a value
+        (["--model.clip=0"], ["--model.clip: 0 is no number above 0."]),
+        (["--model.clip=.inf"], ["--model.clip: .inf is no number above 0."]),
+        (["--model.network.hidden=[-1]"], ["--model.network.hidden: -1 is no whole number above 0."]),
+        (["--model.head.convs=1.5"], ["--model.head.convs: 1.5 is no whole number from 0 on."]),
+        (["--data.batch_sizes={1.5: 3}"], ["there is no epoch 1.5"]),
+        (["--data.batch_sizes={1: 0}"], ["--data.batch_sizes: ", "no whole number above 0"]),
+        (["--data.num_workers=10000"], ["at most 1024"]),
+        (["--data.augment.pad=8"], ["8×8 pixels", "augment.pad"]),
+        (["--model.optimizer.lr=.nan"], ["--model.optimizer.lr: nan"]),
+        (["--model.optimizer.lr=-1"], ["Invalid learning rate: -1.0"]),
+        (["--model.optimizer=null"], ["optimizer", "NoneType"]),
+        (["--model.optimizer=LBFGS"], ["optimizer", "float"]),
+        (["--model.optimizer=SparseAdam"], ["dense gradients"]),
+        (["--model.scheduler.T_max=0"], ["ZeroDivisionError"]),
+        (["--model.scheduler.T_max=-3"], ["T_max of CosineAnnealingLR must not be negative, and is -3."]),
+        (["--model.scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau"], ["'metrics'"]),
+        (["--model.num_classes=3"], ["--model.num_classes is taken from the data"]),
+        (["--model.network=os.getcwd"], ["--model.network: ", "Chain"]),
+        (["--model.head.hidden=100000000000000"], ["DecoupledGreedy cannot be built: RuntimeError: ", "memory"]),
+        (["--seed_everything=-1"], ["--seed_everything: a seed is from 0 to 4294967295, not -1."]),
+        (["--seed_everything=4294967296"], ["--seed_everything: a seed is from 0 to 4294967295, not 4294967296."]),
+        (["--name=a\nb"], ["plain folder name"]),
+        (["--name=a\udcffb"], ["--name: ", "no text in UTF-8"]),
+        (["--data.root=1\x002"], ["--data.root: ", "no text in UTF-8"]),
+        (["--trainer.max_epochs=0"], ["--trainer.max_epochs: 0 is no whole number above 0."]),
+        (["--trainer.limit_train_batches=0"], ["--trainer.limit_train_batches: "]),
+        (["--trainer.log_every_n_steps=-3"], ["--trainer.log_every_n_steps: -3 is no whole number from 0 on."]),
+        (["--trainer.check_val_every_n_epoch=0"], ["--trainer.check_val_every_n_epoch: "]),
+        (["--trainer.val_check_interval=10000"], ["number of the training batches (4)"]),
+        (["--trainer.precision=64-true"], ["--trainer.precision: "]),
+        (["--trainer.devices=-1"], ["TypeError: `devices`", "int > 0"]),
+        (["--trainer.num_nodes=0"], ["`num_nodes` must be a positive integer"]),
+        (["--trainer.strategy=fsdp"], ["requires a GPU"]),
+        (["--trainer.logger=WandbLogger"], ["WandbLogger cannot be built: ModuleNotFoundError: ", "wandb"]),
         (["--config=configs/nowhere.yaml"], ["no config 'configs/nowhere.yaml'"]),
         (["--config=decoupled_greedy/digit"], ["comes along", "Did you mean decoupled_greedy/digits or "]),
         (["--model.num_blocks=9"], ["4 units", "9 blocks", "between 1 and 4"]),
@@ -41,7 +78,7 @@ FIT = ("fit", "--config", str(DIGITS), *SMALL, "--trainer.max_epochs=2")
         (["--model.cut.after=[conv1]"], ["1 cuts", "num_blocks is 4"]),
         (["--model.cut.by=published"], ["VGG", "known: none"]),
         (["--model.network.plan=[8,M,8,M,8,M,8,M]"], ["halves the image 4 times"]),
-        (["--data.validation=1.5"], ["between 0 and 1"]),
+        (["--data.validation=1.5"], ["--data.validation: 1.5 is no number from 0 to 1."]),
         (["--data.batch_size=0"], ["--data.batch_size: "]),
         (["--data=datamodules.MNIST", "--data.root=/nowhere"], ["/nowhere/MNIST/raw", "--data.download true"]),
         (["--data=datamodules.CIFAR10", "--data.root=/nowhere"], ["/nowhere/cifar-10-batches-py/data_batch_1"]),
@@ -83,6 +120,30 @@ def test_a_mistake_in_a_config_is_told_in_one_sentence(right, wrong, said, tmp_p
         assert part in message
 
 
+LAUGHS = "a: &a [x, x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}, *{a}]\n" for a, b in pairwise("abcdefghijklmn"))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"model: \xe9", "can't decode byte"),
+        ("model: DecoupledGreedy".encode("utf-16"), "can't decode byte"),
+        (b"model: \0", "not allowed"),
+        (b"model: &a [*a]", "nested more than 100 deep"),
+        (b"model: &a {class_path: Backprop, init_args: *a}", "nested more than 100 deep"),
+        (b"model: " + b"[" * 5000 + b"]" * 5000, "nested more than 100 deep"),
+        (f"{LAUGHS}model: *n".encode(), "more than 100,000 values"),
+        (b"1" * 5000, "4300 digits"),
+    ],
+    ids=["latin", "utf-16", "nul", "contains itself", "is its own argument", "deep", "billion laughs", "long number"],
+)
+@pytest.mark.parametrize("command", ["fit --config", "suite"])
+def test_a_file_that_cannot_be_read_is_told(content, said, command, tmp_path, capsys):
+    path = tmp_path / "file.yaml"
+    path.write_bytes(content)
+    assert said in fault(capsys, *command.split(), str(path)) or command == "suite"
+
+
 @pytest.mark.parametrize("options", [["--trainer.max_epohcs=3"], ["--model.nmu_blocks=3"], []])
 def test_a_mistake_is_followed_by_where_all_options_are(options, capsys):
     with pytest.raises(SystemExit):
@@ -113,7 +174,7 @@ PREDSIM = CONFIGS / "predsim" / "digits.yaml"
             ['--model.network={"class_path": "models.networks.MLP"}'],
             ["MLP-256-256-256 has no feature maps", "CifarResNet or VGG"],
         ),
-        (PREDSIM, ["--model.beta=1.5"], ["beta", "from 0 to 1", "not 1.5"]),
+        (PREDSIM, ["--model.beta=1.5"], ["--model.beta: 1.5 is no number from 0 to 1."]),
         (PREDSIM, ["--data.batch_size=1"], ["a batch has only one", "data.batch_size of at least 2"]),
         (
             CONFIGS / "infopro" / "digits.yaml",
@@ -233,8 +294,14 @@ def test_help_shows_every_command_or_the_asked_one(capsys):
 def test_a_missing_or_wrong_suite_is_told(tmp_path, capsys):
     assert "nowhere.yaml" in fault(capsys, "suite", "nowhere.yaml", f"--runs={tmp_path}")
     wrong = tmp_path / "wrong.yaml"
-    wrong.write_text("run: 3")
-    assert "is not a suite" in fault(capsys, "suite", str(wrong), f"--runs={tmp_path}")
+    for content, said in {
+        "run: 3": "is not a suite",
+        "runs: []": "it has no runs",
+        f"runs: [{{config: {DIGITS}}}]\nmore: 1": "it holds 'more'",
+        f"runs: [{{config: {DIGITS}, name: one, grid: {{data.seed: []}}}}]": "grid of one has no values of data.seed",
+    }.items():
+        wrong.write_text(content)
+        assert said in fault(capsys, "suite", str(wrong), f"--runs={tmp_path}")
 
 
 def test_a_report_without_runs_is_told(tmp_path, capsys):
@@ -265,3 +332,73 @@ def test_a_file_of_ones_own_that_cannot_be_imported_says_why(tmp_path, monkeypat
     (tmp_path / "broken_method.py").write_text("class Broken(:\n")
     monkeypatch.syspath_prepend(tmp_path)
     assert "invalid syntax (broken_method.py, line 1)" in fault(capsys, *FIT, "--model=broken_method.Broken")
+
+
+SSL = CONFIGS / "blockwise_ssl" / "digits.yaml"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--model.loss=lightly.loss.NTXentLoss", "--model.loss.temperature=-1"], "temperature of NTXentLoss"),
+        (["--model.loss=lightly.loss.DINOLoss"], "DINOLoss is no loss of two views' embeddings"),
+        (["--data.views.transform.blur=2"], "--data.views.transform.blur: 2 is no number from 0 to 1."),
+        (["--data.views.transform.strength=.inf"], "--data.views.transform.strength: .inf is no number from 0 on."),
+        (["--model.difficulty.mode=harder"], "Got value: harder."),  # and not: did you mean hardest
+    ],
+)
+def test_what_views_cannot_be_is_told(options, said, tmp_path, capsys):
+    message = fault(capsys, "fit", "--config", str(SSL), f"--runs={tmp_path / 'runs'}", *options)
+    assert said in message
+    assert "Did you mean" not in message
+    assert not list(tmp_path.iterdir())
+
+
+OWN = """
+from models import DecoupledGreedy, LocalLearning
+class Unreduced(DecoupledGreedy):
+    def local_loss(self, k, features, batch):
+        return features.mean(dim=(1, 2, 3))
+class Forgetful(DecoupledGreedy):
+    def local_loss(self, k, features, batch):
+        super().local_loss(k, features, batch)
+class Detached(DecoupledGreedy):
+    def local_loss(self, k, features, batch):
+        return super().local_loss(k, features, batch).detach()
+class Lossless(DecoupledGreedy):
+    local_loss = LocalLearning.local_loss
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("Unreduced", "Unreduced gives block1 a tensor of shape (128,)"),
+        ("Forgetful", "Forgetful gives block1 None"),
+        ("Detached", "Detached gives block1 a tensor of shape () without a gradient"),
+        ("Lossless", "Lossless does not say what the loss of a block is"),
+    ],
+)
+def test_a_loss_that_is_none_is_told(method, said, tmp_path, monkeypatch, capsys):
+    (tmp_path / "own_losses.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    runs = tmp_path / "runs"
+    assert said in fault(capsys, *FIT, f"--model=own_losses.{method}", "--data.batch_size=128", f"--runs={runs}")
+    assert not runs.exists()
+
+
+def test_a_terminal_without_an_ellipsis_does_not_stop_a_training(tmp_path, monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    main([*FIT, "--model.num_blocks=2", "--trainer.fast_dev_run=true", f"--runs={tmp_path}"])
+    terminal.seek(0)
+    assert "conv1 ? " in terminal.read()
+
+
+@pytest.mark.parametrize("variable", ["RANK", "SLURM_PROCID"])
+def test_a_single_process_writes_its_run_whatever_the_environment_says(variable, tmp_path, monkeypatch):
+    monkeypatch.setattr(rank_zero_only, "rank", 1)  # as Lightning does where it is imported with the variable
+    monkeypatch.setenv(variable, "1")
+    run = fit(tmp_path, "--trainer.max_epochs=1")
+    assert {"metrics.csv", "summary.json", "config.yaml"} < {path.name for path in run.iterdir()}
+    assert list(run.glob("events.out.tfevents.*"))

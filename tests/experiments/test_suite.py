@@ -131,7 +131,7 @@ def started(monkeypatch):
     ("entry", "named", "said"),
     [
         ("grid: {model.optimizer.lrr: [0.1, 0.2]}", "digits-lrr0.1", "'lrr' is not accepted. Did you mean lr?"),
-        ("name: two, options: {trainer.max_epochs: many}", "two", "trainer.max_epochs: Expected a <class 'int'>"),
+        ("name: two, options: {trainer.max_epochs: many}", "two", "trainer.max_epochs: many is no whole number"),
         ("name: two, probe: quick.yaml", "two", "--epohcs"),
         ("name: two, probe: nowhere.yaml", "two", "nowhere.yaml"),
     ],

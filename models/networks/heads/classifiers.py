@@ -13,6 +13,7 @@ from torch import nn
 from losses.errors import NetworkError
 from models.networks.chain import initialise_convolutions
 from models.networks.layers.pooling import GlobalAveragePool
+from ranges import NonNegativeInt, PositiveInt
 
 
 class Head(nn.Sequential):
@@ -57,7 +58,12 @@ class AuxHead(Head):
     """
 
     def __init__(
-        self, feature_shape: tuple[int, ...], num_classes: int, convs: int = 1, fcs: int = 2, hidden: int = 128
+        self,
+        feature_shape: tuple[int, ...],
+        num_classes: int,
+        convs: NonNegativeInt = 1,
+        fcs: PositiveInt = 2,
+        hidden: PositiveInt = 128,
     ) -> None:
         if fcs < 1:
             raise NetworkError("A head ends in a linear layer: fcs must be at least 1.")
@@ -129,7 +135,9 @@ class LinearHead(Head):
         grid: rows and columns that maps are averaged to; a map with fewer is not enlarged.
     """
 
-    def __init__(self, feature_shape: tuple[int, ...], num_classes: int, grid: tuple[int, ...] = (2, 2)) -> None:
+    def __init__(
+        self, feature_shape: tuple[int, ...], num_classes: int, grid: tuple[PositiveInt, ...] = (2, 2)
+    ) -> None:
         size = tuple(min(side, limit) for side, limit in zip(feature_shape[1:], grid, strict=False))
         layers: list[nn.Module] = [nn.AdaptiveAvgPool2d(size)] if size != tuple(feature_shape[1:]) else []
         layers += [nn.Flatten()] if size else []
@@ -150,7 +158,11 @@ class ConvHead(Head):
     """
 
     def __init__(
-        self, feature_shape: tuple[int, ...], num_classes: int, layers: int = 2, width: int | None = None
+        self,
+        feature_shape: tuple[int, ...],
+        num_classes: int,
+        layers: PositiveInt = 2,
+        width: PositiveInt | None = None,
     ) -> None:
         if layers < 1:
             raise NetworkError(f"A look-ahead head ends in a linear layer: layers must be at least 1, not {layers}.")

@@ -14,6 +14,7 @@ from models.networks.heads.classifiers import Head
 from models.networks.heads.expansion import ConvExpansion
 from models.networks.heads.pooling import PoolingCallable
 from models.networks.memory.profile import on_meta
+from ranges import PositiveInt
 
 
 class BiasFreeProjector(ProjectionHead):
@@ -27,7 +28,7 @@ class BiasFreeProjector(ProjectionHead):
         widths: outputs of the layers; published: three of 8192 (151.03 M parameters on 2048 inputs).
     """
 
-    def __init__(self, input_dim: int, widths: Sequence[int] = (8192, 8192, 8192)) -> None:
+    def __init__(self, input_dim: int, widths: Sequence[PositiveInt] = (8192, 8192, 8192)) -> None:
         *inner, last = pairwise([input_dim, *widths])
         hidden = [(a, b, nn.BatchNorm1d(b), nn.ReLU(inplace=True), False) for a, b in inner]
         super().__init__([*hidden, (*last, None, None, False)])
@@ -76,6 +77,6 @@ def _require_embeddings(projector: nn.Module, width: int) -> None:
 class ExpandedClassifier(Head):
     """Head of the supervised counterpart: CbE + GSP to ``expand_dim`` features, then one linear layer to the logits."""
 
-    def __init__(self, feature_shape: tuple[int, ...], num_classes: int, expand_dim: int = 512) -> None:
+    def __init__(self, feature_shape: tuple[int, ...], num_classes: int, expand_dim: PositiveInt = 512) -> None:
         pooling = ConvExpansion(feature_shape, expand_dim)
         super().__init__(OrderedDict(pooling=pooling, classifier=nn.Linear(expand_dim, num_classes)))

@@ -10,6 +10,7 @@ from typing_extensions import override
 from losses.errors import NetworkError
 from models.networks.heads.pooling import PoolingHead
 from models.networks.layers.pooling import GlobalAveragePool
+from ranges import PositiveFloat, PositiveInt
 
 
 class ConvExpansion(PoolingHead):
@@ -32,7 +33,11 @@ class ConvExpansion(PoolingHead):
     """
 
     def __init__(
-        self, feature_shape: tuple[int, ...], expand_dim: int, kernel: int = 1, piece_mib: float | None = 8
+        self,
+        feature_shape: tuple[int, ...],
+        expand_dim: int,
+        kernel: PositiveInt = 1,
+        piece_mib: PositiveFloat | None = 8,
     ) -> None:
         super().__init__(feature_shape, expand_dim)
         if kernel % 2 == 0:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from losses.errors import NetworkError
+from ranges import NonNegativeFloat
 
 NoiseKind = Literal["all", "hw", "c"]
 
@@ -27,7 +28,7 @@ class FeatureNoise(nn.Module):
         sigma: σ.
     """
 
-    def __init__(self, kind: NoiseKind = "all", sigma: float = 0.25) -> None:
+    def __init__(self, kind: NoiseKind = "all", sigma: NonNegativeFloat = 0.25) -> None:
         super().__init__()
         self.kind, self.sigma = kind, sigma
 
@@ -54,7 +55,7 @@ class _AddNoise(torch.autograd.Function):
     """The sum; its gradient also goes through s."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dimensions: tuple[int, ...], sigma: float, seed: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, dimensions: tuple[int, ...], sigma: NonNegativeFloat, seed: int) -> Tensor:
         ctx.save_for_backward(x)
         ctx.dimensions, ctx.sigma, ctx.seed = dimensions, sigma, seed
         # Tiny maps: no Bessel correction.
