@@ -1,26 +1,55 @@
 """CIFAR-10 and CIFAR-100, from the published pickled batches."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+import torch
 from torchvision import datasets
 from typing_extensions import override
 
 from datamodules.base import ImageDataModule
-from datamodules.files import labels_from, planes, read_pickle
+from datamodules.files import DataError, labels_from, planes, read_pickle
 from datamodules.images import Images, MemoryImages
 
 
-def read_batch(path: Path, label_key: str = "labels", first_label: int = 0) -> MemoryImages:
-    """Images of 32×32 pixels and labels of a pickled batch.
+def read_batches(
+    paths: Sequence[Path], checked: Callable[[Images, str], object], label_key: str = "labels", first_label: int = 0
+) -> MemoryImages:
+    """Images of 32×32 pixels and labels of several pickled batches, one after the other.
+
+    Memory is asked for once and taken as it is filled: it holds the whole and one batch, not everything twice.
+
+    Args:
+        paths: the files.
+        checked: refuses images that are not as promised; takes what the message begins with.
+        label_key: entry of the labels.
+        first_label: from which they count.
 
     Raises:
-        DataError: the file is damaged, or something else.
+        DataError: a file is damaged, or something else, or two hold the same.
     """
+    at_most = sum(path.stat().st_size for path in paths) // (3 * 32 * 32)  # nothing in them is compressed
+    images, labels = torch.empty(at_most, 32, 32, 3, dtype=torch.uint8), torch.empty(at_most, dtype=torch.int64)
+    found: dict[Path, slice] = {}
+    end = 0
+    for path in paths:
+        batch = _read_batch(path, label_key, first_label)
+        checked(MemoryImages(*batch), f"The data file {path}")
+        here = slice(end, end := end + len(batch[1]))
+        images[here], labels[here] = map(torch.from_numpy, batch)
+        for other, there in found.items():
+            if torch.equal(labels[there], labels[here]) and torch.equal(images[there], images[here]):
+                raise DataError(f"The data files {other} and {path} hold the same images: fetch them again.")
+        found[path] = here
+    return MemoryImages(images[:end], labels[:end])
+
+
+def _read_batch(path: Path, label_key: str, first_label: int) -> tuple[np.ndarray, np.ndarray]:
     batch = read_pickle(path, ("data", label_key))
     images = planes(batch["data"], (3, 32, 32), path).transpose(0, 2, 3, 1)
-    return MemoryImages(np.array(images, order="C"), labels_from(batch[label_key], path, first_label))
+    return images, labels_from(batch[label_key], path, first_label)
 
 
 class CIFAR10(ImageDataModule):
@@ -45,12 +74,9 @@ class CIFAR10(ImageDataModule):
     @override
     def load(self, train: bool) -> Images:
         """The 50,000 training or 10,000 test images."""
-        batches = {}
-        for name, md5 in self.source.train_list if train else self.source.test_list:
-            path = self.published(Path(self.root) / self.source.base_folder / name, md5)
-            batches[path] = read_batch(path, self.label_key)
-            self.checked(batches[path], f"The data file {path}")
-        return MemoryImages.joined(batches)
+        folder = Path(self.root) / self.source.base_folder
+        listed = self.source.train_list if train else self.source.test_list
+        return read_batches([self.published(folder / name, md5) for name, md5 in listed], self.checked, self.label_key)
 
 
 class CIFAR100(CIFAR10):

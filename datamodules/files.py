@@ -126,8 +126,9 @@ class _Dtype:
         self.dtype = self.dtype.newbyteorder(state[1])
 
     def read(self, content: str | bytes) -> np.ndarray:
-        """The numbers whose bytes these are; Python 2 knew bytes as text."""
-        return np.frombuffer(content.encode("latin1") if isinstance(content, str) else content, self.dtype)
+        """The numbers whose bytes these are, in an array that can be written to; Python 2 knew bytes as text."""
+        held = content.encode("latin1") if isinstance(content, str) else content
+        return np.frombuffer(bytearray(held), self.dtype)
 
 
 class _Array:

@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 from typing_extensions import override
 
 from datamodules.base import ImageDataModule
-from datamodules.cifar import read_batch
+from datamodules.cifar import read_batches
 from datamodules.files import DataError, require
-from datamodules.images import Images, MemoryImages
+from datamodules.images import Images
 from ranges import PositiveInt
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -64,12 +64,9 @@ class Imagenet32(ImageDataModule):
             f"no checksums are published for the files of Imagenet32 in {self.root}; "
             "counts, shapes and labels are checked, pixels are not."
         )
-        batches = {}
-        for name in self.train_files if train else ("val_data",):
-            path = require(Path(self.root) / name, fetchable=False)
-            batches[path] = read_batch(path, first_label=1)
-            self.checked(batches[path], f"The data file {path}")
-        images = MemoryImages.joined(batches)
+        names = self.train_files if train else ("val_data",)
+        paths = [require(Path(self.root) / name, fetchable=False) for name in names]
+        images = read_batches(paths, self.checked, first_label=1)
         if not self.part:
             self._require_published_count(len(images), train)
         if (classes := len(images.labels.unique())) != self.num_classes:

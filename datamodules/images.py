@@ -1,10 +1,8 @@
 """The images of a split: in memory, and as training loads them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -153,19 +151,6 @@ class MemoryImages(Images):
     @override
     def subset(self, indices: Indices) -> "MemoryImages":
         return MemoryImages(self._images, self._every_label, self._indices[indices])
-
-    @classmethod
-    def joined(cls, parts: Mapping[Path, "MemoryImages"]) -> "MemoryImages":
-        """The images of several files, one after the other.
-
-        Raises:
-            DataError: two files hold the same.
-        """
-        for (one, ours), (other, theirs) in combinations(parts.items(), 2):
-            if torch.equal(ours.labels, theirs.labels) and torch.equal(ours._images, theirs._images):
-                raise DataError(f"The data files {one} and {other} hold the same images: fetch them again.")
-        images = torch.cat([part._images for part in parts.values()])
-        return cls(images, torch.cat([part.labels for part in parts.values()]))
 
 
 def _numbers(values: Any, what: str) -> Tensor:
