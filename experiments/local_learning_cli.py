@@ -239,14 +239,17 @@ class LocalLearningCLI(LightningCLI):
         Raises:
             RunError: the run has had its epochs already.
         """
-        if self.epochs_done and self.run.is_finished and self.trainer.max_epochs <= self.epochs_done:
-            advice = "" if self.model.schedule.epochs else " To go on, raise --trainer.max_epochs."
-            raise RunError(f"{self.run.path} is finished ({self.epochs_done} epochs).{advice}")
         self._keep_arguments()
         writes = self.trainer.is_global_zero and not self._get(self.config, "trainer").fast_dev_run
         with self.run.written() if writes else contextlib.nullcontext():
+            self._refuse_finished()  # here, for a run that was killed at its very end to lose its mark
             self._train(**arguments)
             self._evaluate(writes)
+
+    def _refuse_finished(self) -> None:
+        if self.epochs_done and self.run.is_finished and self.trainer.max_epochs <= self.epochs_done:
+            advice = "" if self.model.schedule.epochs else " To go on, raise --trainer.max_epochs."
+            raise RunError(f"{self.run.path} is finished ({self.epochs_done} epochs).{advice}")
 
     def _train(self, **arguments: Any) -> None:
         """Lightning's ``fit``; a new run that was refused before its first step leaves no folder behind."""
@@ -276,8 +279,8 @@ class LocalLearningCLI(LightningCLI):
             took = {key: getattr(self.meter, key) for key in ("seconds", "images_per_second", "peak_activation_bytes")}
             took |= macs_of(self.model, self.datamodule.batch_size)
             summary = summarise(name, config, self.model, self.datamodule, self.trainer, took, metrics)
-            write_json(self.run.path / SUMMARY, summary)
             log_to_hparams(summary, self.trainer)
+            write_json(self.run.path / SUMMARY, summary)  # last: with it the run is finished
             show_summary(self.run.path, summary)
 
     def _keep_arguments(self) -> None:

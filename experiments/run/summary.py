@@ -78,7 +78,7 @@ def log_to_hparams(summary: Mapping[str, Any], trainer: L.Trainer) -> None:
     metrics = {key: value for key, value in summary["metrics"].items() if key in ("test/top1", "test/ensemble/top1")}
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.log_hyperparams(setting, metrics)
+            logger.log_hyperparams(setting, metrics, step=trainer.global_step)  # a resume forgets it, and does it again
             logger.finalize("success")
 
 

@@ -131,7 +131,7 @@ def kills(run: Run, runs: Path, every: int, *options: str) -> int:
         ended, _ = train(run, folder, kill_at=moment)
         resume = ["--ckpt_path=last"] if (folder / run.name / LAST).is_file() else []
         gone_on, _ = train(run, folder, *resume)
-        found = {} if gone_on else left(folder / run.name)
+        found = left(folder / run.name) if (folder / run.name / SUMMARY).is_file() else {}
         differing = [name for name in expected if found.get(name) != expected[name]]
         if ended != -signal.SIGKILL or differing:
             wrong += 1

@@ -284,11 +284,27 @@ def assert_same_end(folder, undisturbed):
 
 def test_a_finished_run_is_not_resumed_and_keeps_its_summary(copied, tmp_path, capsys):
     before = (copied / "summary.json").read_bytes()
+    (copied / ".unfinished").touch()  # it was killed when it had all but removed that
     again = ("fit", "--config", str(DIGITS), *SMALL, f"--runs={tmp_path}", "--name=run", "--ckpt_path=last")
     message = fault(capsys, *again, "--trainer.max_epochs=2")
     assert "is finished (2 epochs)" in message
     assert "--trainer.max_epochs" in message
     assert (copied / "summary.json").read_bytes() == before
+    assert not (copied / ".unfinished").exists()
+
+
+def test_all_else_is_written_before_the_summary(copied, tmp_path, monkeypatch):
+    def killed(path, content):
+        raise SystemExit(137)
+
+    page = EventAccumulator(str(copied)).Reload().Scalars("test/top1")
+    assert [point.step for point in page] == [8] * len(page)  # those of the HPARAMS tab too: a resume forgets them
+    (copied / "summary.json").unlink()
+    monkeypatch.setattr("experiments.local_learning_cli.write_json", killed)
+    with pytest.raises(SystemExit):
+        fit(tmp_path, "--ckpt_path=last")
+    again = EventAccumulator(str(copied)).Reload().Scalars("test/top1")
+    assert [(point.step, point.value) for point in again] == [(point.step, point.value) for point in page]
 
 
 def test_a_resumed_run_names_what_was_changed_and_saves_it(copied, tmp_path, capsys):

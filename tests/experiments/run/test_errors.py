@@ -108,3 +108,15 @@ def test_of_a_thread_only_what_is_not_raised_again_is_heard(kind, heard, monkeyp
     thread.start()
     thread.join()
     assert ("the end" in capsys.readouterr().err) == heard
+
+
+def test_of_an_archive_that_broke_off_the_disks_fault_is_told(tmp_path, monkeypatch):
+    def save(checkpoint, file):
+        try:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            raise RuntimeError("unexpected pos 64 vs 0")  # as torch does  # noqa: B904
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(OSError, match=r"No space left on device: '.*last\.ckpt'"):
+        WholeCheckpoints().save_checkpoint({}, tmp_path / "last.ckpt")
