@@ -187,7 +187,11 @@ class ImageFolder(ImageDataModule):
     ) -> None:
         super().__init__(root=root, **common)
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-        self.image_shape = (3, int(height), int(width))  # PositiveInt is a class, which a checkpoint must not ask for
+        if height * width > (Image.MAX_IMAGE_PIXELS or height * width):
+            raise DataError(
+                f"Images of {height}×{width} pixels are larger than Pillow takes any for: --data.image_size."
+            )
+        self.image_shape = (3, height, width)
         self.memory_gib, self.mean, self.std = memory_gib, tuple(mean), tuple(std)
         self.random_crop, self.skip_damaged, self.cache = random_crop, damaged == "skip", cache
         self.name = Path(root).resolve().name

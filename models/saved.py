@@ -50,6 +50,16 @@ def _counts(value: object) -> bool:
     return isinstance(value, bool) or is_count(value)
 
 
+def _is_of_an_optimizer(state: object) -> bool:
+    """Whether all that an optimizer remembers is tensors and numbers, and so are its settings."""
+    if not (isinstance(state, Mapping) and isinstance(state.get("param_groups"), list)):
+        return False
+    remembered = [*state.get("state", {}).values()]
+    return all(isinstance(part, Mapping) for part in [*remembered, *state["param_groups"]]) and not any(
+        isinstance(value, str | Mapping) for part in [*remembered, *state["param_groups"]] for value in part.values()
+    )
+
+
 INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
 """What builds a model from the arguments in its checkpoint. Lightning would call whatever is named there."""
 
@@ -66,6 +76,7 @@ def _are_arguments(value: object) -> bool:
 
 NEEDED: Parts = {"state_dict": all_of(_is_tensor), "epoch": is_count, "global_step": is_count, "loops": _counts}
 POSSIBLE: Parts = {
+    "optimizer_states": lambda states: isinstance(states, list) and all(map(_is_of_an_optimizer, states)),
     "metrics": all_of(is_number),
     "learned": is_count,
     "image_shape": lambda shape: isinstance(shape, list | tuple) and len(shape) == 3 and all(map(is_count, shape)),

@@ -71,8 +71,8 @@ def write_run(model: BlockwiseSSL, recipe: Mapping[str, Any], folder: Path) -> N
     (folder / LAST).parent.mkdir(parents=True)
     (folder / CONFIG).write_text(yaml.safe_dump(config))
     epochs = config["trainer"]["max_epochs"]
-    saved = {"state_dict": model.state_dict(), "image_shape": model.image_shape, "epoch": epochs - 1, "global_step": 0}
-    torch.save(saved, folder / LAST)
+    counts: dict[str, Any] = {"epoch": epochs - 1, "global_step": 0, "loops": {}}
+    torch.save({"state_dict": model.state_dict(), "image_shape": model.image_shape} | counts, folder / LAST)
 
 
 def main() -> None:

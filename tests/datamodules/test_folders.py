@@ -389,3 +389,8 @@ def test_a_part_of_imagenet_has_outputs_of_its_own_and_another_name(imagenet, re
     assert (module.num_classes, module.name) == (2, "ImageNet-2-classes")
     with pytest.raises(DataError, match="holds 2 classes, not 3"):
         module_of(imagenet, num_classes=3).setup("fit")
+
+
+def test_a_size_that_no_image_has_is_refused(tmp_path):
+    with pytest.raises(DataError, match="1000000×1000000 is larger than any image"):
+        ImageFolder(root=str(tmp_path), image_size=1_000_000)

@@ -188,7 +188,7 @@ def test_losses_that_compare_images_are_refused(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("option", "said"),
     [
-        (f"{STEP}=0", "above 0, not 0"),
+        (f"{STEP}=0", "0 is no number above 0"),
         (f"{HOOK}.init_args.coder=Morse", "Morse"),
         (f"{HOOK}=Pigeon", "Pigeon"),
         (f"{HOOK}.init_args.mode=wrong", "'counting', 'true'"),

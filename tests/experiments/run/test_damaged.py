@@ -1,5 +1,6 @@
 """Checkpoints, summaries and configurations with parts missing or strange: one sentence, whatever reads them."""
 
+import copy
 import json
 import random
 
@@ -29,6 +30,16 @@ def saved(finished):
 def test_a_checkpoint_without_a_part_is_refused(part, saved, tmp_path):
     torch.save({name: value for name, value in saved.items() if name != part}, tmp_path / "last.ckpt")
     with pytest.raises(UsageError, match=f"it has no {part}"):
+        read_checkpoint(tmp_path / "last.ckpt")
+
+
+@pytest.mark.parametrize("where", ["state", "param_groups"])
+def test_an_optimizer_that_remembers_words_is_refused(where, saved, tmp_path):
+    damaged = copy.deepcopy(saved)
+    one = damaged["optimizer_states"][0][where]
+    one[0] = one[0] | {"lr": "text"}
+    torch.save(damaged, tmp_path / "last.ckpt")
+    with pytest.raises(UsageError, match="its optimizer_states is none: "):
         read_checkpoint(tmp_path / "last.ckpt")
 
 
