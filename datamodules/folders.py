@@ -188,9 +188,7 @@ class ImageFolder(ImageDataModule):
         super().__init__(root=root, **common)
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         if height * width > (Image.MAX_IMAGE_PIXELS or height * width):
-            raise DataError(
-                f"Images of {height}×{width} pixels are larger than Pillow takes any for: --data.image_size."
-            )
+            raise DataError(f"--data.image_size {height}×{width}: Pillow reads no images as large as that.")
         self.image_shape = (3, height, width)
         self.memory_gib, self.mean, self.std = memory_gib, tuple(mean), tuple(std)
         self.random_crop, self.skip_damaged, self.cache = random_crop, damaged == "skip", cache
