@@ -85,8 +85,9 @@ def _with_a_model(args: Sequence[str]) -> None:
     """Run a command of a model on data; torch and Lightning take seconds, which the other commands do without."""
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-    from experiments.local_learning_cli import COMMANDS, FAULTS, OF_A_RUN, LocalLearningCLI
+    from experiments.local_learning_cli import COMMANDS, OF_A_RUN, LocalLearningCLI
     from experiments.parser import did_you_mean
+    from experiments.refusals import FAULTS
 
     keep_freed_memory()
     _silence_advice()

@@ -4,7 +4,6 @@ import contextlib
 import inspect
 import pkgutil
 import sys
-import traceback
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -17,7 +16,6 @@ from jsonargparse import Namespace
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from typing_extensions import override
 
@@ -25,7 +23,6 @@ import datamodules
 import losses
 import models
 from datamodules.base import ImageDataModule
-from datamodules.files import DataError
 from experiments import callbacks, distributed
 from experiments.callbacks.best_checkpoint import BestCheckpoint
 from experiments.callbacks.communication_log import CommunicationLog
@@ -41,6 +38,7 @@ from experiments.callbacks.tensorboard import TensorBoardPage
 from experiments.distributed.strategy import CompressedDDP
 from experiments.measure.cost import macs_of
 from experiments.parser import Parser
+from experiments.refusals import FAULTS, build, in_one_line, plain_seed, raised_in, refusals_told, require_plain
 from experiments.run.checkpoint import load_checkpoint, require_same_network
 from experiments.run.errors import RunError
 from experiments.run.files import PREDICTIONS, SUMMARY
@@ -54,14 +52,8 @@ from experiments.trainer import Trainer
 from losses.errors import UsageError
 from models.method import Method, require_supported_processes
 
-FAULTS = (UsageError, DataError, MisconfigurationException)
-"""Faults of use; the last is Lightning's own."""
-
 DESCRIPTION = """Local learning: networks trained block by block.
 Besides the commands below: suite S.yaml runs a list or grid of configs, report RUNS... compares finished runs."""
-
-LARGEST = 2**53
-"""Number: beyond it floats skip whole numbers."""
 
 FROM_THE_DATA = {"num_classes": "num_classes", "image_shape": "image_shape", "mean": "image_mean", "std": "image_std"}
 """What a model takes from the data: attribute → argument."""
@@ -72,11 +64,6 @@ OF_A_RUN = [name for name in _OURS if "checkpoint" in inspect.signature(getattr(
 
 COMMANDS = {**LightningCLI.subcommands(), **{name: {"model", "datamodule"} for name in _OURS}}
 """Command → those arguments of the Trainer's method that are not options."""
-
-REFUSALS = (ValueError, TypeError, RuntimeError, ImportError, OverflowError, MemoryError)
-"""With what torch, Lightning and others refuse a value, a device, a package that is not there, or a size."""
-
-_refused: list[tuple[str, Exception]] = []
 
 
 class LocalLearningCLI(LightningCLI):
@@ -123,10 +110,10 @@ class LocalLearningCLI(LightningCLI):
                 default=None,
                 help="Folder of images without labels, to predict in place of the test split.",
             )
-        parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=_seed)
+        parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=plain_seed)
         for attribute, argument in FROM_THE_DATA.items():
             parser.link_arguments(f"data.{attribute}", f"model.init_args.{argument}", apply_on="instantiate")
-        parser.add_instantiator(_build, object)
+        parser.add_instantiator(build, object)
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -136,7 +123,7 @@ class LocalLearningCLI(LightningCLI):
         except (ValueError, OverflowError, RecursionError) as fault:  # jsonargparse's own are told by the parser
             raise UsageError(f"The options cannot be read: {' '.join(str(fault).split())}.") from fault
         options = self.config[self.config.subcommand]
-        _require_plain(options)
+        require_plain(options)
         given = options.model.get("init_args") or {}
         if taken := [name for name in FROM_THE_DATA.values() if given.get(name) is not None]:
             raise UsageError(f"--model.{taken[0]} is taken from the data: leave it out.")
@@ -166,19 +153,9 @@ class LocalLearningCLI(LightningCLI):
 
     @override
     def instantiate_classes(self) -> None:
-        """Build model, data and Trainer.
-
-        Raises:
-            UsageError: a constructor, ours or Lightning's or torch's, refused a value.
-        """
-        _refused.clear()
-        try:
+        """Build model, data and Trainer; what refuses a value says so in one sentence."""
+        with refusals_told():
             super().instantiate_classes()
-        except Exception as error:  # jsonargparse's, often of another kind than what a constructor raised
-            what, fault = _refused[-1] if _refused else ("What is asked for", error)
-            if isinstance(fault, FAULTS) or not isinstance(fault, REFUSALS):
-                raise fault from None
-            raise UsageError(f"{what} cannot be built: {_in_one_line(fault)}") from fault
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
@@ -260,10 +237,10 @@ class LocalLearningCLI(LightningCLI):
                 self.run.discard_empty()
             raise
         except ValueError as fault:
-            if self.trainer.global_step or not _raised_in(fault).startswith("lightning."):
+            if self.trainer.global_step or not raised_in(fault).startswith("lightning."):
                 raise
             self.run.discard_empty()
-            raise UsageError(_in_one_line(fault)) from fault
+            raise UsageError(in_one_line(fault)) from fault
 
     def _evaluate(self, writes: bool) -> None:
         metrics: dict[str, Any] = self.reached | self.trainer.callback_metrics
@@ -312,69 +289,11 @@ def import_all(package: ModuleType) -> set[str]:
     return {name for file in files for name, _ in inspect.getmembers(file, inspect.isclass)}
 
 
-def _build(class_type: Any, *args: Any, **kwargs: Any) -> Any:
-    """What jsonargparse shall build classes with: of what they raise it keeps the words at most."""
-    try:
-        built = class_type(*args, **kwargs)
-        if isinstance(built, ImageDataModule):
-            built.require_constants()  # before a model is built after them
-        return built
-    except Exception as fault:  # of whatever kind: it is raised again
-        _refused.append((getattr(class_type, "__name__", str(class_type)), fault))
-        raise
-
-
 def _on_screen(progress_bar: bool | None) -> list[L.Callback]:
     """A progress bar; in a pipe or a file, where one that redraws itself is noise, a line per epoch."""
     if progress_bar is False:
         return []
     return [BlockProgressBar(refresh_rate=10)] if sys.stdout.isatty() else [BlockProgressBar(0), EpochLines()]
-
-
-def _seed(seed: int) -> int:
-    if not 0 <= seed < 2**32:
-        raise UsageError(f"--seed_everything: a seed is from 0 to {2**32 - 1}, not {seed}.")
-    return int(seed)
-
-
-def _require_plain(options: Namespace) -> None:
-    """See that numbers are finite, and that texts can stand in a file's name.
-
-    Raises:
-        UsageError: one is not.
-    """
-    for key, value in _leaves(options):
-        if isinstance(value, (int, float)) and not abs(value) <= LARGEST:
-            raise UsageError(f"--{key}: {value} is no number that can be used.")
-        if isinstance(value, str) and ("\0" in value or value != value.encode(errors="ignore").decode()):
-            raise UsageError(f"--{key}: {value!r} is no text in UTF-8.")
-
-
-def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Option → value, all of them."""
-    if isinstance(value, (Namespace, dict)):
-        for name, part in (vars(value) if isinstance(value, Namespace) else value).items():
-            yield from _leaves(part, f"{key}.{name}".removeprefix(".").removesuffix(".init_args"))
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            yield from _leaves(part, key)
-    else:
-        yield key, value
-
-
-def _in_one_line(fault: Exception) -> str:
-    """Its message; of another kind than a ValueError also the kind and the line of code, which is perhaps one's own."""
-    message = " ".join(str(fault).split()).rstrip(".")
-    if isinstance(fault, ValueError):
-        return f"{message}."
-    *_, last = traceback.extract_tb(fault.__traceback__)
-    return f"{type(fault).__name__}: {message} ({Path(last.filename).name}, line {last.lineno})."
-
-
-def _raised_in(fault: Exception) -> str:
-    """The module that raised it."""
-    *_, (frame, _) = traceback.walk_tb(fault.__traceback__)
-    return frame.f_globals["__name__"]
 
 
 def _listed(one_or_several: Any) -> list[Any]:
