@@ -124,8 +124,8 @@ class ImageDataModule(L.LightningDataModule):
         channels = self.image_shape[:1]
         if not np.shape(self.mean) == np.shape(self.std) == channels or not all(0 < s < math.inf for s in self.std):
             raise DataError(
-                f"mean and std are one number per channel, here {channels[0]}, those of std above 0; "
-                f"not {self.mean} and {self.std}."
+                f"mean and std are one number per channel, those of std above 0, not {self.mean} and {self.std}; "
+                f"image_shape, (channels, height, width), is {tuple(self.image_shape)}."
             )
 
     @property

@@ -8,14 +8,15 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 from typing_extensions import override
 
 from datamodules.base import ImageDataModule
-from datamodules.files import DataError
-from datamodules.folders import StreamedImages, in_one_array
+from datamodules.files import DataError, note
+from datamodules.folders import StreamedImages, in_one_array, read_image
 
 
 class UnlabelledImages(ImageDataModule):
     """The image files of a folder and its subfolders, in the form of the images that a network was trained on.
 
-    They are resized (shorter side, then the centre) and normalised as those, whose files are not needed.
+    They are resized (shorter side, then the centre) and normalised as those, whose files are not needed. A damaged one
+    ends the command, or is named and left out if ``like`` skips those.
 
     Args:
         images: the folder.
@@ -33,6 +34,7 @@ class UnlabelledImages(ImageDataModule):
         self.image_shape, self.mean, self.std = like.image_shape, like.mean, like.std
         self._classes, self._transform = classes or like.classes, like.transform(train=False)
         self.num_classes = len(self._classes)
+        self._skip_damaged = getattr(like, "skip_damaged", False)
 
     @property
     @override
@@ -50,11 +52,21 @@ class UnlabelledImages(ImageDataModule):
             raise DataError(
                 f"There is no image in {self.root}. The names of image files end in {', '.join(IMG_EXTENSIONS)}."
             ) from fault
-        self._names = [os.path.relpath(file, self.root) for file, _ in found]
-        files = in_one_array([file for file, _ in found])
+        paths = [file for file, _ in found if not self._skip_damaged or _is_readable(file)]
+        self._names = [os.path.relpath(file, self.root) for file in paths]
+        files = in_one_array(paths)
         return StreamedImages(files, torch.zeros(len(files), dtype=torch.int64), self._transform, self._transform)
 
     @property
     @override
     def predicted(self) -> tuple[str, Sequence[str]]:
         return "file", self._names
+
+
+def _is_readable(file: str) -> bool:
+    try:
+        read_image(file)
+    except DataError as fault:
+        note(f"{fault} It is left out.")
+        return False
+    return True

@@ -37,7 +37,8 @@ def config_file(name: str) -> Path:
     if os.path.isfile(path := config_path(name)):
         return path
     known = [path.relative_to(CONFIGS).with_suffix("").as_posix() for path in sorted(CONFIGS.rglob("*.yaml"))]
-    near = get_close_matches(name.removesuffix(".yaml"), known)
+    asked = name.removesuffix(".yaml")
+    near = [one for one in known if Path(one).name == asked] or get_close_matches(asked, known)
     meant = f" Did you mean {' or '.join(near)}?" if near else ""
     raise RunError(f"There is no config {name!r}: no such file, and none of that name comes along.{meant}")
 

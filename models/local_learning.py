@@ -324,7 +324,7 @@ class LocalLearning(Method):
             UsageError: the Trainer shall clip gradients or accumulate them.
         """
         instead = "are each block's own: leave --trainer.{} out, and set --model.{}."
-        if self.trainer.gradient_clip_val:
+        if self.trainer.gradient_clip_val or self.trainer.gradient_clip_algorithm:
             raise UsageError(f"Clipped gradients {instead.format('gradient_clip_val', 'clip, the largest norm')}")
         if self.trainer.accumulate_grad_batches != 1:
             raise UsageError(f"Accumulated gradients {instead.format('accumulate_grad_batches', 'accumulate')}")

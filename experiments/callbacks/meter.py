@@ -32,6 +32,7 @@ class Meter(L.Callback):
         self._rates: list[float] = []
         self._block_began = 0.0  # of the seconds; for blocks that learn one after the other
         self._saved: SavedTensorMeter | None = None
+        self._full, self._measures = 0, False  # images of a whole batch; whether this step is measured
         self._start: float | None = None
 
     @property
@@ -48,10 +49,15 @@ class Meter(L.Callback):
         self._images, self._start = 0, None
 
     @override
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """In the first step that is measured: begin to count bytes."""
-        if self.peak_activation_bytes is not None or trainer.global_step == 0:
-            return  # the first step of all also makes the optimizers' buffers
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """In the second step of a whole batch, begin to count bytes: the first also makes the optimizers' buffers."""
+        self._full = self._full or len(batch.images)
+        whole = len(batch.images) == self._full  # the last of an epoch may be smaller
+        self._measures = self.peak_activation_bytes is None and trainer.global_step > 0 and whole
+        if not self._measures:
+            return
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(pl_module.device)
             self._allocated = torch.cuda.memory_allocated(pl_module.device)
@@ -63,7 +69,7 @@ class Meter(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count the images; end the count of bytes."""
-        if self.peak_activation_bytes is None and trainer.global_step > 1:
+        if self._measures:
             self._read_memory(pl_module)
         if self._start is None:
             _wait(pl_module)

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from experiments.run.errors import RunError
-from experiments.run.files import CONFIG, SUMMARY
+from experiments.run.files import CONFIG, SUMMARY, UNFINISHED
 from experiments.run.reading import read_config, read_summary
 from experiments.run.settings import settings
 
@@ -17,8 +17,13 @@ def find_runs(paths: Sequence[Path]) -> pd.DataFrame:
     """All finished runs in or below the given folders, a line each: :func:`line_of`, and the run's ``folder``.
 
     Raises:
-        RunError: there is none that can be read; others are left out, and named.
+        RunError: there is no such folder, or none that can be read; others and unfinished ones are left out and named.
     """
+    for path in paths:
+        if not path.exists():
+            raise RunError(f"There is no run {path}.")
+        for mark in sorted(path.rglob(UNFINISHED)):
+            print(f"left out: {mark.parent} is not finished.", file=sys.stderr)
     files = sorted({file for path in paths for file in path.rglob(SUMMARY)})
     if not files:
         raise RunError(f"No finished run in {', '.join(map(str, paths))}: a finished run has a {SUMMARY}.")

@@ -11,6 +11,7 @@ from datamodules.augment import normalise
 from experiments.run.checkpoint import load_checkpoint
 from experiments.run.errors import RunError
 from experiments.run.files import LAST
+from losses.errors import UsageError
 from models.method import Method
 
 
@@ -37,7 +38,15 @@ class TrainedNetwork(nn.Module):
         return self.model.block_features(self.normalised(images))
 
     def normalised(self, images: Tensor) -> Tensor:
-        """What blocks read: float32 ``(B, C, H, W)``, of the same images."""
+        """What blocks read: float32 ``(B, C, H, W)``, of the same images.
+
+        Raises:
+            UsageError: they are none, or of another size than those of the training.
+        """
+        channels, height, width = self.model.image_shape
+        if not isinstance(images, Tensor) or images.shape[1:] != (height, width, channels):
+            given = f"{type(images).__name__} {tuple(getattr(images, 'shape', ()))}"
+            raise UsageError(f"The network takes a tensor of images (B, {height}, {width}, {channels}), not {given}.")
         return normalise(images, self.mean, self.std)
 
 

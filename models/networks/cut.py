@@ -83,7 +83,7 @@ def _named(chain: Chain, num_blocks: int, after: Sequence[str]) -> Sequence[str]
         )
     if len(after) != num_blocks - 1:
         raise NetworkError(
-            f"cut.after names {len(after)} cuts, which make {len(after) + 1} blocks, but num_blocks is {num_blocks}."
+            f"cut.after makes {len(after) + 1} blocks ({len(after)} named + the last), but num_blocks is {num_blocks}."
         )
     return after
 

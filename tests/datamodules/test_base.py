@@ -191,8 +191,11 @@ def test_a_data_set_of_ones_own_must_say_what_its_images_are():
     [
         ({"image_shape": (4, 6)}, r"image_shape is \(channels, height, width\) of the images, not \(4, 6\)"),
         ({"image_shape": 6}, "image_shape is .* not 6"),
-        ({"mean": (0.3,) * 3}, r"one number per channel, here 1, .* not \(0\.3, 0\.3, 0\.3\) and \(0\.2,\)"),
-        ({"std": 0.2}, r"one number per channel, here 1, .* and 0\.2"),
+        (
+            {"mean": (0.3,) * 3},
+            r"one number per channel, .* not \(0\.3, 0\.3, 0\.3\) and \(0\.2,\); image_shape",
+        ),
+        ({"std": 0.2}, r"one number per channel, .* and 0\.2"),
         *(({"std": (wrong,)}, "those of std above 0") for wrong in (0.0, -1.0, float("nan"), float("inf"))),
     ],
 )

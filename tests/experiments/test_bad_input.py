@@ -75,7 +75,7 @@ FIT = ("fit", "--config", str(DIGITS), *SMALL, "--trainer.max_epochs=2")
         (["--model.num_blocks=0"], ["0 blocks", "between 1 and 4"]),
         (["--model.num_blocks=2", "--model.cut.after=[conv7]"], ["conv7", "conv1, conv2, conv3, conv4"]),
         (["--model.num_blocks=2", "--model.cut.after=[conv4]"], ["conv4", "empty block"]),
-        (["--model.cut.after=[conv1]"], ["1 cuts", "num_blocks is 4"]),
+        (["--model.cut.after=[conv1]"], ["makes 2 blocks", "num_blocks is 4"]),
         (["--model.cut.by=published"], ["VGG", "known: none"]),
         (["--model.network.plan=[8,M,8,M,8,M,8,M]"], ["halves the image 4 times"]),
         (["--data.validation=1.5"], ["--data.validation: 1.5 is no number from 0 to 1."]),
@@ -84,6 +84,7 @@ FIT = ("fit", "--config", str(DIGITS), *SMALL, "--trainer.max_epochs=2")
         (["--data=datamodules.CIFAR10", "--data.root=/nowhere"], ["/nowhere/cifar-10-batches-py/data_batch_1"]),
         (["--ckpt_path=last"], ["no checkpoint", "last.ckpt"]),
         (["--trainer.gradient_clip_val=1.0"], ["leave --trainer.gradient_clip_val out, and set --model.clip,"]),
+        (["--trainer.gradient_clip_algorithm=value"], ["leave --trainer.gradient_clip_val out"]),
         (
             ["--trainer.accumulate_grad_batches=4"],
             ["grad_batches out, and set --model.accumulate."],

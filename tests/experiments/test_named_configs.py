@@ -42,6 +42,9 @@ def test_a_suite_and_its_configs_may_be_named(elsewhere, capsys):
     with pytest.raises(SystemExit):
         main(["suite", "suites/demmo"])
     assert "no such file, and none of that name comes along. Did you mean suites/demo" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["suite", "demo"])
+    assert "Did you mean suites/demo?" in capsys.readouterr().err
 
 
 def test_all_of_them_are_installed():

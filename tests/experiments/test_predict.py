@@ -106,6 +106,16 @@ def half_an_image(folder):
     (folder / "cut.png").write_bytes((folder / "red.png").read_bytes()[:60])
 
 
+def test_damaged_photos_are_named_and_left_out_where_training_skips_them(tmp_path, capsys):
+    half_an_image(tmp_path)
+    Image.new("RGB", (9, 9)).save(tmp_path / "whole.png")
+    data = UnlabelledImages(str(tmp_path), like=ImageFolder(damaged="skip"), classes=["ant", "bee"])
+    data.setup("predict")
+    assert data.predicted == ("file", ["red.png", "whole.png"])
+    assert len(next(iter(data.predict_dataloader())).images) == 2
+    assert "cut.png is damaged" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [

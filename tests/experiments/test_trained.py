@@ -77,3 +77,10 @@ def test_what_cannot_be_loaded_is_told(finished, tmp_path, monkeypatch):
     del sys.modules["shy"]
     with pytest.raises(UsageError, match=r"last.ckpt is a checkpoint of Shy: import Shy from shy first\."):
         load(folder)
+
+
+def test_images_of_another_form_are_told(finished):
+    network = load(finished)
+    for images in (torch.zeros(1, 1, 8, 8), torch.zeros(8, 8, 1), torch.zeros(2, 9, 9, 1), [[1.0]]):
+        with pytest.raises(UsageError, match=r"takes a tensor of images \(B, 8, 8, 1\), not"):
+            network(images)

@@ -18,6 +18,7 @@ from experiments.report.pictures import _depth_lines, _draw_cost_line
 from experiments.report.rows import group
 from experiments.report.runs import find_runs, line_of
 from experiments.run.errors import RunError
+from experiments.run.files import UNFINISHED
 
 SUMMARY = {
     "name": "run",
@@ -354,3 +355,13 @@ def test_damaged_runs_are_left_out_and_named(tmp_path, capsys):
     assert list(find_runs([tmp_path])["name"]) == ["whole"]
     said = capsys.readouterr().err.splitlines()
     assert [line.startswith(f"left out: {tmp_path}/") and " is damaged (" in line for line in said] == [True, True]
+
+
+def test_unfinished_runs_are_left_out_and_named(tmp_path, capsys):
+    write(tmp_path, "whole")
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / UNFINISHED).touch()
+    assert list(find_runs([tmp_path])["name"]) == ["whole"]
+    assert capsys.readouterr().err == f"left out: {tmp_path}/half is not finished.\n"
+    with pytest.raises(RunError, match=r"There is no run .*nowhere"):
+        find_runs([tmp_path / "nowhere"])
