@@ -325,3 +325,9 @@ def test_a_trainer_meets_every_image_once_per_epoch_in_new_order(watch):
     assert first != second
     assert sorted(first + val) == sorted(second + val) == list(range(TRAIN))
     assert shown(watcher.validated[1:]) == val
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_first_of_several_processes_says_what_a_person_should_know(ready, rank, capsys, tmp_path):
+    ready(Numbered(), process=(rank, 2)).note(str(tmp_path))
+    assert capsys.readouterr().err == ("" if rank else f"note: {tmp_path}\n")

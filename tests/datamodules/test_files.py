@@ -105,9 +105,10 @@ def test_reads_pickled_batches(path, dump, dtype):
     assert batch["note"] == "n° 1"
 
 
-def test_reads_arrays_that_are_stored_column_by_column_or_with_the_high_byte_first(path):
+@pytest.mark.parametrize("dump", PICKLERS.values(), ids=PICKLERS)
+def test_reads_arrays_that_are_stored_column_by_column_or_with_the_high_byte_first(path, dump):
     data = np.arange(12).reshape(3, 4)
-    path.write_bytes(python2_pickle({"data": np.asfortranarray(data), "labels": data.astype(">i8")}))
+    path.write_bytes(dump({"data": np.asfortranarray(data), "labels": data.astype(">i8")}))
     batch = read_pickle(path, KEYS)
     assert np.array_equal(batch["data"], data)
     assert np.array_equal(batch["labels"], data)

@@ -202,6 +202,15 @@ def test_decoded_images_are_kept_for_the_next_command(folder, tmp_path, monkeypa
     assert [*(tmp_path / "cache").iterdir()] == [file]
 
 
+def test_what_another_process_keeps_or_gives_up_meanwhile_is_seen(tmp_path, monkeypatch):
+    file = tmp_path / "name.images"
+    part = tmp_path / "name.images.part"
+    others = [lambda: file.write_bytes(bytes(12)), part.unlink]  # the last first, while the lock is waited for
+    monkeypatch.setattr(decoded.fcntl, "flock", lambda *_: others.pop()())
+    assert not decoded.kept([torch.ones(1, 2, 2, 3).byte()], (1, 2, 2, 3), file).any()
+    assert not others
+
+
 def test_other_files_or_another_size_are_decoded_anew(folder, tmp_path):
     options = {"root": str(folder), "cache": str(tmp_path / "cache")}
     for size in (32, 16):
@@ -245,14 +254,22 @@ def test_a_broken_image_is_named_and_another_of_its_class_shown_if_asked_for(fol
     paths = [path for path, _ in files(folder / "test")]
     options = {"root": str(folder), "memory_gib": memory_gib, "damaged": "skip", "num_workers": workers}
     whole, _ = everything(ready(ImageFolder(**options), "test").test_dataloader())
-    for number in (4, 5):  # the first bees
+    for number in (4, 5, 11):  # the first bees, the last cat
         paths[number].write_bytes(BROKEN["cut off"])
     images, labels = everything(ready(ImageFolder(**options), "test").test_dataloader())
-    assert torch.equal(images, whole[[0, 1, 2, 3, 6, 6, 6, 7, 8, 9, 10, 11]])
+    assert torch.equal(images, whole[[0, 1, 2, 3, 6, 6, 6, 7, 8, 9, 10, 10]])
     assert labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     said = capfd.readouterr().err
     assert [said.count(f"note: The image file {path} is damaged") for path in paths[3:7]] == [0, 1, 1, 0]
     assert "Another image of its class stands in for it." in said
+
+
+def test_others_stand_in_on_both_sides_of_what_is_held_out(folder, ready):
+    for path, _ in files(folder / "train")[::2]:
+        path.write_bytes(BROKEN["cut off"])
+    module = ready(ImageFolder(root=str(folder), memory_gib=0, damaged="skip", validation=0.5))
+    for loader in (module.train_dataloader(), module.val_dataloader()):
+        assert everything(loader)[1].bincount().tolist() == [6, 6, 6]
 
 
 def test_a_class_without_any_image_that_can_be_read_ends_the_run(folder):

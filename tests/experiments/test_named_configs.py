@@ -8,6 +8,7 @@ from helpers import CONFIGS
 
 from experiments.cli import main
 from experiments.named_configs import config_file, with_config_files
+from experiments.run.errors import RunError
 from experiments.suite import read_suite
 
 NAME = "decoupled_greedy/digits"
@@ -25,6 +26,12 @@ def test_one_that_comes_along_is_found_unless_there_is_one_of_ones_own(ending, e
     (elsewhere / "decoupled_greedy").mkdir()
     (elsewhere / f"{NAME}.yaml").touch()
     assert config_file(NAME + ending).resolve() == elsewhere / f"{NAME}.yaml"
+
+
+@pytest.mark.parametrize("ending", ["", ".yaml"])
+def test_near_names_are_given(ending):
+    with pytest.raises(RunError, match=r"Did you mean .*loco/digits"):
+        config_file(f"digits{ending}")
 
 
 def test_every_config_of_a_command_may_be_named():

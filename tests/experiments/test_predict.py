@@ -1,10 +1,12 @@
 """``predict`` on images without labels, from the run folder alone."""
 
 import csv
+import os
 import re
 import shutil
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from datamodules.files import DataError
 from datamodules.folders import ImageFolder, read_image
 from datamodules.toys import Rings
 from datamodules.unlabelled import UnlabelledImages
+from experiments.callbacks.predictions import PredictionsFile
 from experiments.cli import main
 from models.method import Method
 
@@ -147,3 +150,21 @@ def test_a_network_of_grey_digits_takes_photos(copied, run):
 def test_a_network_of_points_takes_none(run):
     with pytest.raises(DataError, match="A network trained on Rings takes no images"):
         UnlabelledImages(str(run.parent / "photos"), like=Rings())
+
+
+def test_where_training_images_were_cropped_at_random_photos_are_not(run):
+    like = ImageFolder(image_size=8, random_crop=True)
+    images = UnlabelledImages(str(run.parent / "photos"), like=like, classes=["ant"]).load(train=False)
+    expected = like.transform(train=False)(read_image(images.file(0)))
+    assert np.array_equal(images.__getitems__([0]).images[0], expected)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_of_several_processes_the_first_writes_whatever_files_are_called(first, tmp_path):
+    file, callback = tmp_path / "new" / "predictions.csv", PredictionsFile(tmp_path / "new" / "predictions.csv")
+    data = SimpleNamespace(predicted=("file", [os.fsdecode(b"\xff.jpg")]), classes=["ant", "bee"])
+    callback.on_predict_batch_end(None, None, torch.tensor([[0.25, 0.75]]))
+    callback.on_predict_epoch_end(SimpleNamespace(is_global_zero=first, datamodule=data), None)
+    assert file.exists() == first
+    if first:
+        assert file.read_bytes() == b"file,class,probability\r\n\xff.jpg,bee,0.75\r\n"

@@ -79,6 +79,15 @@ def by_torchvision(image, operations, chain, i):
     return image
 
 
+def test_a_worker_crops_and_flips_and_leaves_the_rest_to_the_device():
+    transform = SimCLRTransform(input_size=8, vf_prob=0.5, rr_prob=0).transforms[0]
+    assert [type(step) for step in cuts(transform).transforms] == [
+        v2.RandomResizedCrop,
+        v2.RandomHorizontalFlip,
+        v2.RandomVerticalFlip,
+    ]
+
+
 # What is done to an image
 
 

@@ -12,7 +12,7 @@ from datamodules.folders import ImageNet
 from datamodules.images import MemoryImages
 from datamodules.views.batched import translate
 from datamodules.views.colour import Blur, Gray, Solarize
-from datamodules.views.pairs import DevicePairs
+from datamodules.views.pairs import DevicePairs, PairedImages
 from datamodules.views.transforms import BarlowTwinsViews, SimCLRViews, VICRegViews, Views
 from experiments.measure.workbench import RandomImages
 
@@ -271,6 +271,11 @@ def test_says_before_training_what_views_cannot_be_made_of(ready, options, compl
 
 def test_images_one_by_one_may_have_operations_without_a_batched_form(ready):
     assert len(epoch(module(ready, False, rotating))) == 8
+
+
+def test_views_made_while_loading_are_rounded_to_the_nearest_level():
+    images = PairedImages(MemoryImages(torch.zeros(1, 2, 2, 1).byte(), [0]), [lambda _: torch.full((1, 2, 2), 0.026)])
+    assert images.__getitems__([0]).images.unique().tolist() == [7]  # of 6.63
 
 
 @pytest.mark.parametrize(

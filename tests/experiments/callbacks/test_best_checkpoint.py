@@ -32,3 +32,15 @@ def test_a_run_that_goes_on_elsewhere_begins_with_no_best(tmp_path, of_elsewhere
     other.load_state_dict(of_elsewhere)
     assert not other.best_k_models
     assert other.best_model_score is None
+
+
+def test_a_run_that_has_no_best_yet_begins_with_none(tmp_path):
+    """Of blocks that learn one by one the last has no metric before its turn."""
+    file = tmp_path / "checkpoints" / "best.ckpt"
+    file.parent.mkdir()
+    file.touch()
+    state = BestCheckpoint(tmp_path, "val/top1").state_dict()
+    again = BestCheckpoint(tmp_path, "val/top1")
+    again.load_state_dict(state)
+    assert not again.best_k_models
+    assert not again.best_model_path

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -78,7 +79,32 @@ def test_a_process_that_hangs_in_an_exchange_with_a_lost_one_is_ended(monkeypatc
     assert capsys.readouterr().err.count("Another process of this run ended") == regretted
 
 
-def test_processes_that_do_not_meet_say_where(monkeypatch):
+@pytest.fixture
+def watched(monkeypatch):
+    """What processes wait for, to end when it is lost."""
+    losses = []
+    monkeypatch.setattr(Launcher, "_end_after", lambda self, loss: losses.append(loss))
+    return losses
+
+
+@pytest.mark.parametrize("started", [True, False])
+def test_a_process_that_was_started_ends_with_the_one_that_started_it(started, watched, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv(ddp._STARTER, str(os.getppid() * started))
+    Launcher(LightningEnvironment(), 2, 1).launch(lambda: None)
+    assert watched == [ddp._orphaned] * started
+
+
+def test_a_process_ends_with_those_that_it_has_started(watched, monkeypatch):
+    monkeypatch.setenv(ddp._STARTER, "")  # is set, and taken back after the test
+    monkeypatch.setattr(Launcher, "_call_children_scripts", lambda self: self.procs.extend(started))
+    started = [SimpleNamespace(wait=print), SimpleNamespace(wait=repr)]
+    Launcher(LightningEnvironment(), 3, 1).launch(lambda: None)
+    assert watched == [print, repr]
+
+
+def test_processes_that_do_not_meet_say_where(monkeypatch, capsys):
+    monkeypatch.setattr(ddp, "_UNTIL_TOLD", 0)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -89,6 +115,7 @@ def test_processes_that_do_not_meet_say_where(monkeypatch):
         Trainer(accelerator="cpu", devices=2, strategy=strategy, logger=False)
         with pytest.raises(UsageError, match=rf"2 processes at 127.0.0.1:{port} .*MASTER_PORT"):
             strategy.setup_environment()
+    assert f"Waiting for all 2 processes at 127.0.0.1:{port} (MASTER_ADDR" in capsys.readouterr().out
 
 
 def test_ddp_means_ours():

@@ -14,7 +14,7 @@ from experiments.run.errors import RunError
 from experiments.run.reading import read_config, read_summary
 from losses.errors import UsageError
 from models.method import Method
-from models.saved import read_checkpoint
+from models.saved import is_count, read_checkpoint
 
 STRANGE = (None, [], "text", -5, {"a": {}}, [1, "a"], 10**30)
 QUICK = ("--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1", "--trainer.limit_test_batches=1")
@@ -31,6 +31,10 @@ def test_a_checkpoint_without_a_part_is_refused(part, saved, tmp_path):
     torch.save({name: value for name, value in saved.items() if name != part}, tmp_path / "last.ckpt")
     with pytest.raises(UsageError, match=f"it has no {part}"):
         read_checkpoint(tmp_path / "last.ckpt")
+
+
+def test_a_count_is_a_whole_number_from_0_on():
+    assert [value for value in (0, 7, -1, 2**63, 1.0, True, "1", None) if is_count(value)] == [0, 7]
 
 
 @pytest.mark.parametrize("where", ["state", "param_groups"])
@@ -95,6 +99,19 @@ def test_a_summary_or_configuration_is_read_or_refused(name, read, finished, tmp
     assert 10 < sum(map(bool, said)) < len(texts)
     assert all(not fault or f"{file} is damaged (" in fault for fault in said)
     assert _fault(read, file, b"\xff\xfe")
+
+
+@pytest.mark.parametrize(
+    ("name", "read", "strange"),
+    [
+        ("summary.json", read_summary, {"callbacks": [{"init_args": {}}]}),
+        ("config.yaml", read_config, {"trainer": {"callbacks": [3]}}),
+    ],
+)
+def test_callbacks_without_a_class_are_refused(name, read, strange, finished, tmp_path):
+    tree = yaml.safe_load((finished / name).read_text())
+    said = _fault(read, tmp_path / name, json.dumps(tree | strange).encode())
+    assert f"its {next(iter(strange))} is none: " in said
 
 
 def _fault(read, file, content):

@@ -67,6 +67,14 @@ def test_a_sequential_is_a_chain_of_its_layers_and_computes_the_same(network, na
     assert torch.equal(chain.eval()(images), whole(images))
 
 
+@pytest.mark.parametrize("pooling", [nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d])
+def test_blocks_have_maps_before_whatever_makes_vectors_of_them(pooling):
+    def network(image_shape, num_classes):
+        return nn.Sequential(conv(1, 4), nn.ReLU(), pooling(1), nn.Flatten(), nn.Linear(4, num_classes))
+
+    assert build_chain(network, SHAPE, CLASSES).units(torch.zeros(2, *SHAPE)).shape == (2, 4, 8, 8)
+
+
 def test_the_weights_are_drawn_as_the_function_alone_draws_them():
     torch.manual_seed(0)
     chain = build_chain(layers, SHAPE, CLASSES)
