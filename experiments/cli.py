@@ -98,7 +98,7 @@ def _with_a_model(args: Sequence[str]) -> None:
         raise UsageError(f"there is no command {command!r}.{did_you_mean(command, known)} Known: {', '.join(known)}.")
     try:
         args = [*with_config_files(args)]
-        args = _with_config_of_run(args) if command in OF_A_RUN else args
+        args = _with_config_of_run(args) if command in OF_A_RUN else _with_config_of_checkpoint(args)
         LocalLearningCLI(["--json=true" if arg == "--json" else arg for arg in args])
     except SIGTERMException as stop:
         raise SystemExit(128 + signal.SIGTERM) from stop
@@ -149,6 +149,17 @@ def _with_config_of_run(args: Sequence[str]) -> Sequence[str]:
         if path.is_file() and "model" in (read_yaml(path) or ()):
             raise RunError(f"{path} trains a model; how to {args[0]} a run is said as in probe/digits.")
     return [args[0], "--config", str(RunFolder.around(known.checkpoint).path / CONFIG), *args[1:]]
+
+
+def _with_config_of_checkpoint(args: Sequence[str]) -> Sequence[str]:
+    """``predict --ckpt_path RUN``, or ``fit``: without any other, the run's own config is meant."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for option in ("--ckpt_path", "--config", "--model", "--data"):
+        parser.add_argument(option)
+    known, _ = parser.parse_known_args(args)
+    if known.ckpt_path in (None, "last", "best") or known.config or known.model or known.data:
+        return args
+    return [args[0], "--config", str(RunFolder.around(Path(known.ckpt_path)).path / CONFIG), *args[1:]]
 
 
 def _silence_advice() -> None:

@@ -47,7 +47,8 @@ class PredictionsFile(L.Callback):
             with self._path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
                 writer = csv.writer(file)
                 writer.writerow([heading, "class", "probability"])
-                writer.writerows(zip(images, (data.classes[k] for k in label), probability, strict=False))
+                classes, probabilities = (data.classes[k] for k in label), (f"{p:.6g}" for p in probability)
+                writer.writerows(zip(images, classes, probabilities, strict=False))
         except OSError as fault:
             raise RunError(f"{self._path} cannot be written ({fault.strerror}).") from fault
         print(f"\n{len(label)} predictions written to {self._path}")

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import json
 import re
 import shutil
 import warnings
@@ -74,6 +75,11 @@ def test_photos_are_named_as_the_documents_say(run):
         best = model(data.normalised(torch.from_numpy(image)[None])).softmax(1).max(1)
         assert row["class"] == ("ant", "bee", "cat")[best.indices]
         assert float(row["probability"]) == pytest.approx(best.values.item(), rel=1e-4)
+
+
+def test_a_run_is_gone_on_with_by_its_folder_alone(copied):
+    main(["fit", f"--ckpt_path={copied}", "--trainer.max_epochs=3"])
+    assert json.loads((copied / "summary.json").read_text())["epochs"] == 3
 
 
 def without_names(run, folder, *lost):
