@@ -1,8 +1,8 @@
 """``predict`` on images without labels, from the run folder alone."""
 
 import csv
-import os
 import json
+import os
 import re
 import shutil
 import warnings
