@@ -21,7 +21,7 @@ def _numbers(name: str, kind: type, words: str, inside: Callable[[float], bool])
                 return number
         except (ValueError, TypeError, OverflowError):  # no number at all
             pass
-        raise ValueError(f"{value} is no {words}")
+        raise ValueError(f"{getattr(value, 'val', value)} is no {words}")  # of jsonargparse's NestedArg, key and value
 
     numbers = type(name, (kind,), {"__doc__": f"A {words}.", "__module__": __name__})
     register_type(numbers, kind, read, type_check=lambda value, _: False)  # every value is read

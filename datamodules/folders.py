@@ -74,7 +74,7 @@ class StreamedImages(Images):
             return read_image(self.file(index), enough)
         except DataError as fault:
             if not self._skip_damaged:
-                raise
+                raise DataError(f"{fault} To go on without it, set --data.damaged skip.") from fault
             note(f"{fault} Another image of its class stands in for it.")
             return self._stand_in(index, fault)
 

@@ -87,7 +87,7 @@ def _with_a_model(args: Sequence[str]) -> None:
 
     from experiments.local_learning_cli import COMMANDS, OF_A_RUN, LocalLearningCLI
     from experiments.parser import did_you_mean
-    from experiments.refusals import FAULTS
+    from experiments.refusals import FAULTS, require_two_images
 
     keep_freed_memory()
     _silence_advice()
@@ -104,6 +104,9 @@ def _with_a_model(args: Sequence[str]) -> None:
         raise SystemExit(128 + signal.SIGTERM) from stop
     except FAULTS as fault:
         raise UsageError(str(fault)) from fault
+    except ValueError as fault:
+        require_two_images(fault)
+        raise
 
 
 def _tell_unless_handed_on(ended: threading.ExceptHookArgs) -> None:

@@ -38,7 +38,7 @@ from experiments.callbacks.tensorboard import TensorBoardPage
 from experiments.distributed.strategy import CompressedDDP
 from experiments.measure.cost import macs_of
 from experiments.parser import Parser
-from experiments.refusals import FAULTS, build, in_one_line, plain_seed, raised_in, refusals_told, require_plain
+from experiments.refusals import build, in_one_line, plain_seed, raised_in, refusals_told, require_plain
 from experiments.run.checkpoint import load_checkpoint, require_same_network
 from experiments.run.errors import RunError
 from experiments.run.files import PREDICTIONS, SUMMARY
@@ -232,15 +232,13 @@ class LocalLearningCLI(LightningCLI):
         """Lightning's ``fit``; a new run that was refused before its first step leaves no folder behind."""
         try:
             self.trainer.fit(**arguments)
-        except (*FAULTS, OSError):  # a file that a data module of one's own misses
-            if self.trainer.global_step == 0:
-                self.run.discard_empty()
-            raise
-        except ValueError as fault:
-            if self.trainer.global_step or not raised_in(fault).startswith("lightning."):
+        except Exception as fault:  # of whatever kind: it is raised again
+            if self.trainer.global_step:
                 raise
             self.run.discard_empty()
-            raise UsageError(in_one_line(fault)) from fault
+            if isinstance(fault, ValueError) and raised_in(fault).startswith("lightning."):
+                raise UsageError(in_one_line(fault)) from fault
+            raise
 
     def _evaluate(self, writes: bool) -> None:
         metrics: dict[str, Any] = self.reached | self.trainer.callback_metrics

@@ -55,8 +55,14 @@ class Parser(LightningArgumentParser):
         names = re.findall(r"\w+", re.sub(r"\S*/\S*", "", said))  # of no path
         wrong = [name for name in names if name in typed and not hasattr(builtins, name)]
         plain = place and f"{list(place)[-1]}.help" not in self.known  # an option that takes no class: a value is wrong
-        meant = (did_you_mean(name, () if plain else self.known) for name in wrong)
+        meant = (did_you_mean(name, () if plain else self._candidates(name)) for name in wrong)
         return f"{said}.{next(filter(None, meant), '')}"
+
+    def _candidates(self, name: str) -> Iterable[str]:
+        """What may be meant by it: no class, if it stands where an option's name does."""
+        options = [arg.partition("=")[0] for arg in self.args if arg.startswith("--")]
+        as_option = any(name in option.lstrip("-").split(".") for option in options)
+        return (known for known in self.known if not (as_option and known[:1].isupper()))
 
 
 def did_you_mean(wrong: str, known: Iterable[str]) -> str:

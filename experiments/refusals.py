@@ -99,6 +99,19 @@ def in_one_line(fault: Exception) -> str:
     return f"{type(fault).__name__}: {message} ({Path(last.filename).name}, line {last.lineno})."
 
 
+def require_two_images(fault: ValueError) -> None:
+    """See that it was not a batch of one image that failed.
+
+    Raises:
+        UsageError: it was: BatchNorm has no statistics of one.
+    """
+    if "Expected more than 1 value per channel" in str(fault):
+        raise UsageError(
+            "BatchNorm has no statistics of one image: give a --data.batch_size above 1 that does not leave a single "
+            "training image for the last batch of an epoch."
+        ) from fault
+
+
 def raised_in(fault: Exception) -> str:
     """The module that raised it."""
     *_, (frame, _) = traceback.walk_tb(fault.__traceback__)

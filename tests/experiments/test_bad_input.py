@@ -84,6 +84,7 @@ FIT = ("fit", "--config", str(DIGITS), *SMALL, "--trainer.max_epochs=2")
         (["--data=datamodules.CIFAR10", "--data.root=/nowhere"], ["/nowhere/cifar-10-batches-py/data_batch_1"]),
         (["--ckpt_path=last"], ["no checkpoint", "last.ckpt"]),
         (["--trainer.gradient_clip_val=1.0"], ["leave --trainer.gradient_clip_val out, and set --model.clip,"]),
+        (["--epochs=3"], ["--epochs=3. Did you mean trainer.m"]),
         (["--trainer.gradient_clip_algorithm=value"], ["leave --trainer.gradient_clip_val out"]),
         (
             ["--trainer.accumulate_grad_batches=4"],
@@ -403,3 +404,11 @@ def test_a_single_process_writes_its_run_whatever_the_environment_says(variable,
     run = fit(tmp_path, "--trainer.max_epochs=1")
     assert {"metrics.csv", "summary.json", "config.yaml"} < {path.name for path in run.iterdir()}
     assert list(run.glob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize("command", ["fit", "cost"])
+def test_batch_norm_of_a_single_image_is_told(command, tmp_path, capsys):
+    config = CONFIGS / "decoupled_greedy" / "digits_mlp.yaml"
+    message = fault(capsys, command, f"--config={config}", f"--runs={tmp_path}", "--data.batch_size=1")
+    assert "BatchNorm has no statistics of one image: give a --data.batch_size above 1" in message
+    assert not list(tmp_path.iterdir())
