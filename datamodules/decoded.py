@@ -31,7 +31,8 @@ def shown(batches: DataLoader[Batch], images: int, where: str, quiet: bool) -> I
     In a terminal the line is drawn anew, in a pipe another one comes every half a minute.
     """
     pace = {"delay": _PATIENCE, "mininterval": _INTERVAL[sys.stderr.isatty()]}
-    with tqdm(desc=f"reading {where}", total=images, unit=" images", leave=False, disable=quiet, **pace) as line:
+    short = os.path.join(*Path(where).parts[-2:])  # a line too long for the terminal would be cut off at its figures
+    with tqdm(desc=f"reading {short}", total=images, unit=" images", leave=False, disable=quiet, **pace) as line:
         for batch in batches:
             yield batch.images
             line.update(len(batch.images))
