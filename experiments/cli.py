@@ -98,7 +98,10 @@ def _with_a_model(args: Sequence[str]) -> None:
         raise UsageError(f"there is no command {command!r}.{did_you_mean(command, known)} Known: {', '.join(known)}.")
     try:
         args = [*with_config_files(args)]
-        args = _with_config_of_run(args) if command in OF_A_RUN else _with_config_of_checkpoint(args)
+        if command in OF_A_RUN:
+            args = _with_config_of_run(args)
+        elif command in COMMANDS:
+            args = _with_config_of_checkpoint(args)
         LocalLearningCLI(["--json=true" if arg == "--json" else arg for arg in args])
     except SIGTERMException as stop:
         raise SystemExit(128 + signal.SIGTERM) from stop
@@ -155,11 +158,18 @@ def _with_config_of_run(args: Sequence[str]) -> Sequence[str]:
 
 
 def _with_config_of_checkpoint(args: Sequence[str]) -> Sequence[str]:
-    """``predict --ckpt_path RUN``, or ``fit``: without any other, the run's own config is meant."""
+    """``predict --ckpt_path RUN``, or ``fit``: without any other, the run's own config is meant.
+
+    Raises:
+        RunError: nothing at all is given.
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for option in ("--ckpt_path", "--config", "--model", "--data"):
+    for option in ("--ckpt_path", "--model", "--data"):
         parser.add_argument(option)
+    parser.add_argument("-c", "--config")
     known, _ = parser.parse_known_args(args)
+    if len(args) == 1:
+        raise RunError(f"{args[0]} needs an experiment: give --config, such as decoupled_greedy/digits.")
     if known.ckpt_path in (None, "last", "best") or known.config or known.model or known.data:
         return args
     return [args[0], "--config", str(RunFolder.around(Path(known.ckpt_path)).path / CONFIG), *args[1:]]

@@ -47,7 +47,7 @@ def with_config_files(args: Sequence[str]) -> Iterator[str]:
     """A command line with the file in place of every config's name."""
     for before, arg in pairwise(["", *args]):
         option, equals, name = arg.partition("=")
-        if before == _OPTION:
+        if before in (_OPTION, "-c"):
             yield str(config_file(arg))
         elif option == _OPTION and equals:
             yield f"{_OPTION}={config_file(name)}"

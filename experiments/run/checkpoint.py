@@ -63,7 +63,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         RunError: it is missing, damaged or no checkpoint; an intact earlier one is offered.
     """
     if not path.is_file():
-        raise RunError(f"There is no checkpoint {path}. A run writes its first one at the end of its first epoch.")
+        raise RunError(
+            f"There is no checkpoint {path}. A run writes its first one at the end of its first epoch; "
+            "that of another run is meant by --ckpt_path runs/RUN."
+        )
     try:
         return read_checkpoint(path)
     except UsageError as fault:

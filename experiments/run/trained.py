@@ -62,6 +62,8 @@ def load(run: str | Path) -> TrainedNetwork:
         UsageError: its method is not imported.
     """
     path = Path(run)
+    if not path.exists():
+        raise RunError(f"There is no run {path}.")
     file = path / LAST if path.is_dir() else path
     checkpoint = load_checkpoint(file)
     if missing := {Method.CHECKPOINT_HYPER_PARAMS_KEY, "image_mean", "image_std"} - checkpoint.keys():

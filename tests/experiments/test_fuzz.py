@@ -196,7 +196,7 @@ def test_whatever_is_asked_trains_or_is_told_in_a_sentence(tmp_path_factory, mon
 
     @seed(SEED)
     @settings(max_examples=CASES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-    @given(st.randoms())
+    @given(st.randoms(use_true_random=True))
     def tried(draw: random.Random) -> None:
         config = folder / "config.yaml"
         arguments = case(config, draw)

@@ -63,7 +63,7 @@ def test_a_network_without_labels_has_features(tmp_path, digits):
 
 
 def test_what_cannot_be_loaded_is_told(finished, tmp_path, monkeypatch):
-    with pytest.raises(RunError, match=r"no checkpoint .*nowhere"):
+    with pytest.raises(RunError, match=r"There is no run .*nowhere"):
         load(tmp_path / "nowhere")
     content = saved(last(finished))
     del content["image_mean"]

@@ -65,9 +65,9 @@ def test_a_run_that_failed_at_once_leaves_nothing(tmp_path, capsys, monkeypatch)
     runs = tmp_path / "runs"
     fails = ("--trainer.max_epochs=1", "--model.epochs_per_block=2")  # refused when the run folder is there already
     assert "take 8 epochs" in fault(capsys, *FIT, f"--runs={runs}", *fails)
-    (tmp_path / "own_data.py").write_text(MISSING)
+    (tmp_path / "own_missing_data.py").write_text(MISSING)
     monkeypatch.syspath_prepend(tmp_path)
-    assert "/nowhere/images cannot be used" in fault(capsys, *FIT, f"--runs={runs}", "--data=own_data.Missing")
+    assert "/nowhere/images cannot be used" in fault(capsys, *FIT, f"--runs={runs}", "--data=own_missing_data.Missing")
     assert not runs.exists()
 
 
