@@ -38,7 +38,7 @@ from experiments.callbacks.tensorboard import TensorBoardPage
 from experiments.distributed.strategy import CompressedDDP
 from experiments.measure.cost import macs_of
 from experiments.parser import Parser
-from experiments.refusals import build, in_one_line, plain_seed, raised_in, refusals_told, require_plain
+from experiments.refusals import FAULTS, build, in_one_line, plain_seed, raised_in, refusals_told, require_plain
 from experiments.run.checkpoint import load_checkpoint, require_same_network
 from experiments.run.errors import RunError
 from experiments.run.files import PREDICTIONS, SUMMARY
@@ -232,7 +232,7 @@ class LocalLearningCLI(LightningCLI):
         """Lightning's ``fit``; a new run that was refused before its first step leaves no folder behind."""
         try:
             self.trainer.fit(**arguments)
-        except Exception as fault:  # of whatever kind: it is raised again
+        except (*FAULTS, OSError, ValueError) as fault:  # what values, data or disks are at fault for
             if self.trainer.global_step:
                 raise
             self.run.discard_empty()
