@@ -67,6 +67,7 @@ def kept(batches: Iterable[Tensor], shape: Sequence[int], file: Path) -> Tensor:
                 fcntl.flock(target, fcntl.LOCK_EX)  # a killed process holds none, and what it left is overwritten
                 if os.fstat(target.fileno()).st_nlink and not is_whole():  # nobody gave it up, or wrote it, meanwhile
                     _write(batches, target, part, file)
+                    break
     except OSError as fault:
         raise DataError(
             f"Decoded images cannot be kept in {file.parent} ({fault.strerror}). Choose another --data.cache."

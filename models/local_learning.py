@@ -336,8 +336,8 @@ class LocalLearning(Method):
 
         Raises:
             UsageError: several processes for several blocks, another number of epochs than all blocks take one by
-                one, schedules that count steps of blocks with different numbers of epochs, compilation for a CPU, or an
-            optimizer or schedule that cannot take a step.
+                one, schedules that count steps of blocks with different numbers of epochs, compilation for a CPU, or
+                an optimizer or schedule that cannot take a step.
         """
         require_supported_processes(self, self.trainer)
         if stage == "fit":

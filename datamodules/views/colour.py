@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import ceil, sqrt
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -149,6 +149,8 @@ class Sometimes:
     def apply(self, x: Tensor, drawn: Any, strength: float) -> Tensor:
         """Changed images instead of those that drew it."""
         chosen = (drawn.chance < self.probability * strength).nonzero()[:, 0]
+        if len(chosen) == len(x):
+            return self.changed(x, drawn)
         if len(chosen):
             x[chosen] = self.changed(x[chosen], drawn_by(chosen, drawn))
         return x
@@ -169,7 +171,7 @@ class Gray(Sometimes):
 
     @override
     def changed(self, x: Tensor, drawn: ChanceDraw) -> Tensor:
-        return gray_of(x).expand_as(x)
+        return gray_of(x).repeat(1, x.shape[1], 1, 1)
 
 
 @dataclass(frozen=True)
@@ -208,12 +210,15 @@ class Blur(Sometimes):
 
     @override
     def changed(self, x: Tensor, drawn: BlurDraw) -> Tensor:
-        height, width = x.shape[2:]
-        rows = x.flatten(1, 2)
-        across = [rows[:, :, seen] @ weights.mT for seen, weights in self._pieces(drawn.sigma, width)]
-        x = torch.cat(across, 2).unflatten(1, x.shape[1:3])
-        down = [weights.unsqueeze(1) @ x[:, :, seen] for seen, weights in self._pieces(drawn.sigma, height)]
-        return torch.cat(down, 2)
+        batch, channels, height, width = x.shape
+        across = self._blurred(x.reshape(batch, channels * height, width), drawn.sigma)  # (B, W, C · H)
+        down = self._blurred(across.view(batch, width * channels, height), drawn.sigma)  # (B, H, W · C)
+        return down.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+    def _blurred(self, rows: Tensor, sigma: Tensor) -> Tensor:
+        """Rows ``(B, N, length)``, blurred and lying: ``(B, length, N)``."""
+        pieces = self._pieces(sigma, rows.shape[2])
+        return torch.cat([weights @ rows[:, :, seen].mT for seen, weights in pieces], 1)
 
     def _pieces(self, sigma: Tensor, side: int) -> Iterator[tuple[slice, Tensor]]:
         """A row of blurred pixels piece by piece: the pixels it is made of, and their weights ``(B, piece, seen)``.
@@ -221,7 +226,7 @@ class Blur(Sometimes):
         Most pixels of a long row have no part in a piece. Away from the ends all pieces have the same weights: those of
         a row that is just long enough.
         """
-        margin = 3 * (int(max(self.sigmas)) + 1)  # three boxes reach no farther
+        margin = 3 * ceil(max(self.sigmas))  # three boxes reach no farther
         short = min(side, _PIECE + 2 * margin)
         kernel = self._kernel(sigma, short)
         for start in range(0, side, _PIECE):

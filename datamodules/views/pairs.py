@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -57,8 +56,8 @@ class PairedImages(Dataset[Batch]):
 
     Args:
         images: the split.
-        transforms: make the two of a PIL image; PIL images, or float32 ``(C, H, W)`` in 0 … 1, which is rounded to
-            256 levels.
+        transforms: make the two of a PIL image: uint8 ``(C, H, W)``, or float32 in 0 … 1, which is rounded to 256
+            levels.
     """
 
     def __init__(self, images: Images, transforms: Sequence[Callable[[Image.Image], Any]]) -> None:
@@ -68,17 +67,15 @@ class PairedImages(Dataset[Batch]):
         return len(self._images)
 
     def __getitems__(self, indices: Indices) -> Batch:
-        """Images uint8 ``(B, 2, H, W, C)``."""
+        """Images uint8 ``(B, 2, H, W, C)``, in memory channel by channel as torchvision makes them."""
         pairs = torch.stack([self._pair(int(index)) for index in indices])
-        return Batch(pairs, self._images.labels[indices])
+        return Batch(pairs.permute(0, 1, 3, 4, 2), self._images.labels[indices])
 
     def _pair(self, index: int) -> Tensor:
         picture = self._images.picture(index)
         return torch.stack([_levels(transform(picture)) for transform in self._transforms])
 
 
-def _levels(view: Image.Image | Tensor) -> Tensor:
-    """uint8 ``(H, W, C)``."""
-    if isinstance(view, Tensor):
-        return view.permute(1, 2, 0).mul(255).round_().to(torch.uint8)
-    return torch.from_numpy(np.array(view).reshape(view.height, view.width, -1))
+def _levels(view: Tensor) -> Tensor:
+    """uint8 ``(C, H, W)``."""
+    return view.mul(255).round_().to(torch.uint8) if view.is_floating_point() else view

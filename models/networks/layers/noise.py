@@ -55,7 +55,7 @@ class _AddNoise(torch.autograd.Function):
     """The sum; its gradient also goes through s."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dimensions: tuple[int, ...], sigma: NonNegativeFloat, seed: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, dimensions: tuple[int, ...], sigma: float, seed: int) -> Tensor:
         ctx.save_for_backward(x)
         ctx.dimensions, ctx.sigma, ctx.seed = dimensions, sigma, seed
         # Tiny maps: no Bessel correction.

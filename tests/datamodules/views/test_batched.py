@@ -82,10 +82,21 @@ def by_torchvision(image, operations, chain, i):
 def test_a_worker_crops_and_flips_and_leaves_the_rest_to_the_device():
     transform = SimCLRTransform(input_size=8, vf_prob=0.5, rr_prob=0).transforms[0]
     assert [type(step) for step in cuts(transform).transforms] == [
+        v2.PILToTensor,
         v2.RandomResizedCrop,
         v2.RandomHorizontalFlip,
         v2.RandomVerticalFlip,
     ]
+
+
+def test_a_worker_crops_as_pillow_does_to_one_level():
+    image, transform = picture(smooth(1, 40)[0]), SimCLRTransform(input_size=16, rr_prob=0).transforms[0]
+    by_pillow = v2.Compose(cuts(transform).transforms[1:])
+    for seed in range(20):
+        torch.manual_seed(seed)
+        wanted = levels(by_pillow(image))
+        torch.manual_seed(seed)
+        assert (cuts(transform)(image) - wanted).abs().max() <= 1
 
 
 # What is done to an image
@@ -245,7 +256,7 @@ def test_views_of_an_image_are_distributed_as_lightlys(recipe, cropped_by):
     view, images = BatchedView(translate(transform)), image.expand(6000, -1, -1, -1)
     if cropped_by == "a worker":
         view, cut = BatchedView(translate(transform)[1:]), cuts(transform)
-        images = torch.stack([torch.from_numpy(np.array(cut(picture(image[0])))) for _ in range(2000)])
+        images = torch.stack([cut(picture(image[0])) for _ in range(2000)]).permute(0, 2, 3, 1)
     ours = view.render(images, view.draw(images))
     for values, wanted in zip(metrics_of(ours), metrics_of(theirs), strict=True):
         assert ks_2samp(values.numpy(), wanted.numpy()).pvalue > 1e-3
