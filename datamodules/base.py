@@ -301,7 +301,7 @@ class ImageDataModule(L.LightningDataModule):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return self.epochs.state_dict() | {"classes": list(self.classes)}
+        return self.epochs.state_dict()
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -144,9 +144,8 @@ class LocalLearningCLI(LightningCLI):
 
     def _unlabelled(self, images: str, like: Namespace) -> Namespace:
         """The data that are the images of a folder; the checkpoint knows the classes, an older one their number."""
-        kept = self.checkpoint.get(like.class_path.rpartition(".")[2], {}).get("classes")
         numbers = [str(label) for label in range(self.checkpoint.get("arguments", {}).get("num_classes", 0))]
-        arguments = Namespace(images=images, like=like, classes=kept or numbers)
+        arguments = Namespace(images=images, like=like, classes=self.checkpoint.get("classes", numbers))
         return Namespace(class_path="datamodules.unlabelled.UnlabelledImages", init_args=arguments)
 
     # -- building -------------------------------------------------------------------------------

@@ -134,6 +134,8 @@ class Method(L.LightningModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]  # a connector of Lightning's sets it
         if hasattr(data, "mean"):
             checkpoint |= {"image_mean": [*map(float, data.mean)], "image_std": [*map(float, data.std)]}
+        if hasattr(data, "classes"):
+            checkpoint["classes"] = [*map(str, data.classes)]
 
     def keep_arguments(self, arguments: Mapping[str, Any]) -> None:
         """Have checkpoints hold what this model was built from.

@@ -82,6 +82,7 @@ POSSIBLE: Parts = {
     "image_shape": lambda shape: isinstance(shape, list | tuple) and len(shape) == 3 and all(map(is_count, shape)),
     "image_mean": _are_numbers,
     "image_std": _are_numbers,
+    "classes": lambda names: isinstance(names, list) and all(isinstance(name, str) for name in names),
     "arguments": _are_arguments,
     "callbacks": all_of(lambda _: True),
 }

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from typing_extensions import override
@@ -24,13 +25,17 @@ class Restoring(_CheckpointConnector):
 
     @override
     def restore_training_state(self) -> None:
-        """Restore loops, optimizers and schedules.
+        """Restore loops, optimizers and schedules; what an optimizer remembers of a weight has its shape, or less.
 
         Raises:
             RunError: the checkpoint lacks something, or something in it is strange.
         """
         with self._faults_told():
             super().restore_training_state()
+            for optimizer in self.trainer.optimizers:
+                for weight, remembered in optimizer.state.items():
+                    for value in filter(torch.is_tensor, remembered.values()):
+                        value.expand_as(weight)
 
     @contextlib.contextmanager
     def _faults_told(self) -> Iterator[None]:

@@ -22,11 +22,12 @@ class TrainedNetwork(nn.Module):
         model: the method, which holds ``blocks`` and ``heads``.
         mean: of each channel, for images in 0 … 1.
         std: standard deviation of each channel.
+        classes: their names, in the order of the logits; none in checkpoints of earlier versions.
     """
 
-    def __init__(self, model: Method, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, model: Method, mean: Sequence[float], std: Sequence[float], classes: Sequence[str] = ()) -> None:
         super().__init__()
-        self.model, self.mean, self.std = model, mean, std
+        self.model, self.mean, self.std, self.classes = model, mean, std, classes
 
     @override
     def forward(self, images: Tensor) -> Tensor:
@@ -72,4 +73,5 @@ def load(run: str | Path) -> TrainedNetwork:
         )
     dir(models)  # imports all methods that come along
     model = Method.load_from_checkpoint(file, map_location="cpu")
-    return TrainedNetwork(model, checkpoint["image_mean"], checkpoint["image_std"]).eval()
+    normalisation = checkpoint["image_mean"], checkpoint["image_std"]
+    return TrainedNetwork(model, *normalisation, checkpoint.get("classes", ())).eval()

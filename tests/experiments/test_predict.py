@@ -87,7 +87,7 @@ def without_names(run, folder, *lost):
     copy = shutil.copytree(run, folder / "RUN")
     last = copy / "checkpoints" / "last.ckpt"
     content = torch.load(last, weights_only=True)
-    del content["ImageFolder"]["classes"]
+    del content["classes"]
     for part in lost:
         del content[part]
     torch.save(content, last)

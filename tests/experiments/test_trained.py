@@ -4,9 +4,11 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import CONFIGS, fit
+from PIL import Image
 from test_load_from_checkpoint import QUICK, SHY, last, saved
 
 from datamodules.digits import Digits
@@ -29,6 +31,7 @@ def test_a_trained_network_is_used_as_the_page_says(copied, monkeypatch):
     monkeypatch.chdir(copied.parent)
     (copied.parent / "runs").mkdir()
     copied.rename("runs/RUN")
+    Image.fromarray(np.arange(200, dtype=np.uint8).reshape(10, 20)).save("photo.png")
     names = {}
     for block in re.findall(r"^```python\n(.+?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE):
         exec(block, names)
@@ -39,6 +42,8 @@ def test_a_trained_network_is_used_as_the_page_says(copied, monkeypatch):
     assert list(names["features"]) == [f"block{k}/gap" for k in range(1, 5)]
     torch.testing.assert_close(names["maps"].mean(dim=(2, 3)), names["features"]["block4/gap"])
     assert names["model"].clip == 1.0
+    assert network.classes == [str(digit) for digit in range(10)]
+    assert names["best"] in range(10)
     before = load("runs/RUN")
     assert not torch.equal(before(images), network(images))  # fine-tuned
     assert torch.equal(before(images), names["logits"])  # of the method alone
