@@ -143,18 +143,15 @@ def _with_config_of_run(args: Sequence[str]) -> Sequence[str]:
     Raises:
         RunError: no run is given, or there is none, or a configuration of a training is given for the protocol.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--checkpoint", type=Path)
-    parser.add_argument("--config", type=Path, action="append", default=[])
-    known, others = parser.parse_known_args(args)
+    known, others = _asked(args, "--checkpoint")
     if known.checkpoint is None:
         if any(arg in ("-h", "--help") or arg.endswith(".help") for arg in others):
             return args
         raise RunError(f"{args[0]} needs a finished run: give --checkpoint RUN, its folder.")
-    for path in known.config:
+    for path in map(Path, filter(None, known.config)):
         if path.is_file() and "model" in (read_yaml(path) or ()):
             raise RunError(f"{path} trains a model; how to {args[0]} a run is said as in probe/digits.")
-    return [args[0], "--config", str(RunFolder.around(known.checkpoint).path / CONFIG), *args[1:]]
+    return [args[0], "--config", str(RunFolder.around(Path(known.checkpoint)).path / CONFIG), *args[1:]]
 
 
 def _with_config_of_checkpoint(args: Sequence[str]) -> Sequence[str]:
@@ -163,16 +160,24 @@ def _with_config_of_checkpoint(args: Sequence[str]) -> Sequence[str]:
     Raises:
         RunError: nothing at all is given.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for option in ("--ckpt_path", "--model", "--data"):
-        parser.add_argument(option)
-    parser.add_argument("-c", "--config")
-    known, _ = parser.parse_known_args(args)
+    known, _ = _asked(args, "--ckpt_path", "--model", "--data")
     if len(args) == 1:
         raise RunError(f"{args[0]} needs an experiment: give --config, such as decoupled_greedy/digits.")
     if known.ckpt_path in (None, "last", "best") or known.config or known.model or known.data:
         return args
     return [args[0], "--config", str(RunFolder.around(Path(known.ckpt_path)).path / CONFIG), *args[1:]]
+
+
+def _asked(args: Sequence[str], *options: str) -> tuple[argparse.Namespace, list[str]]:
+    """What a command line gives these options, of ``--config`` all, and the rest of it.
+
+    What is wrong with it is not told here: an option without a value has None.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for option in options:
+        parser.add_argument(option, nargs="?")
+    parser.add_argument("-c", "--config", nargs="?", action="append", default=[])
+    return parser.parse_known_args(args)
 
 
 def _silence_advice() -> None:

@@ -38,7 +38,7 @@ class Parser(LightningArgumentParser):
             super().error(message, ex)
         print(f"error: {self._fault(message, ex)}", file=sys.stderr)
         command = [*self.prog.replace(" [options]", "").split(), *self.args[:1]]
-        options = f"{' '.join(part for part in command if not part.startswith('--'))} --help"
+        options = f"{' '.join(part for part in command if not part.startswith('-'))} --help"
         of_a_class = "--model.help NAME, --data.help NAME, of a part of it: --model.help NAME --model.head.help NAME"
         print(f"All options: {options}; those of a class: {of_a_class}", file=sys.stderr)
         self.exit(2)

@@ -1,6 +1,7 @@
 """Every mistake ends in one sentence that says what was wrong and what to do, with exit code 2."""
 
 import io
+import re
 import sys
 from itertools import pairwise
 
@@ -407,6 +408,13 @@ def test_a_single_process_writes_its_run_whatever_the_environment_says(variable,
 @pytest.mark.parametrize("command", ["fit", "predict", "cost"])
 def test_a_command_without_an_experiment_is_told(command, capsys):
     assert "needs an experiment: give --config, such as" in fault(capsys, command)
+
+
+@pytest.mark.parametrize("option", ["--data", "--model", "-c", "--ckpt_path"])
+def test_an_option_without_its_value_is_told(option, capsys):
+    assert re.fullmatch(
+        rf"error: argument {option}(/--config)?: expected one argument\.", fault(capsys, "predict", option)
+    )
 
 
 @pytest.mark.parametrize("command", ["fit", "cost"])
