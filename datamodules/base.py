@@ -1,6 +1,7 @@
 """The face that every data set shows: loaders, held-out validation, augmentation on the device."""
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from inspect import getattr_static
@@ -25,7 +26,7 @@ from datamodules.views.pairs import DevicePairs, PairedImages
 from datamodules.views.transforms import Views
 from ranges import NonNegativeInt, PositiveInt, Share
 
-MOST_WORKERS = 1024
+MOST_WORKERS = max(16, 8 * (os.cpu_count() or 1))
 """Processes that load batches: more are a slip of the finger, and would take the machine down."""
 
 
@@ -96,7 +97,9 @@ class ImageDataModule(L.LightningDataModule):
         if (smallest := min([batch_size, *batch_sizes.values()])) < 1:
             raise DataError(f"A batch has at least 1 image, not {smallest}: change batch_size or batch_sizes.")
         if num_workers > MOST_WORKERS:
-            raise DataError(f"num_workers starts that many processes: at most {MOST_WORKERS}, not {num_workers}.")
+            raise DataError(
+                f"num_workers starts that many processes: at most {MOST_WORKERS} on this machine, not {num_workers}."
+            )
         if wrong := [epoch for epoch in batch_sizes if not str(epoch).isdecimal()]:  # jsonargparse reads no keys
             raise DataError(f"batch_sizes counts epochs from 0; there is no epoch {wrong[0]}.")
         if views and smallest < 2:

@@ -42,7 +42,7 @@ FIT = ("fit", "--config", str(DIGITS), *SMALL, "--trainer.max_epochs=2")
         (["--model.head.convs=1.5"], ["--model.head.convs: 1.5 is no whole number from 0 on."]),
         (["--data.batch_sizes={1.5: 3}"], ["there is no epoch 1.5"]),
         (["--data.batch_sizes={1: 0}"], ["--data.batch_sizes: ", "no whole number above 0"]),
-        (["--data.num_workers=10000"], ["at most 1024"]),
+        (["--data.num_workers=10000"], ["starts that many processes: at most "]),
         (["--data.augment.pad=8"], ["8×8 pixels", "augment.pad"]),
         (["--model.optimizer.lr=.nan"], ["--model.optimizer.lr: nan"]),
         (["--model.optimizer.lr=-1"], ["Invalid learning rate: -1.0"]),

@@ -16,6 +16,9 @@ from typing_extensions import override
 
 from losses.errors import NetworkError
 
+_DEEPEST = 100
+"""Factors of a weight; the study goes up to 16."""
+
 
 class Factor(nn.Module):
     """Multiplies a weight from the left by a square matrix over its output channels, of each group its own.
@@ -53,11 +56,11 @@ def overparameterize(module: nn.Module, depth: int) -> None:
         depth: d; 1 changes nothing.
 
     Raises:
-        NetworkError: depth below 1.
+        NetworkError: depth below 1, or too large to be meant.
     """
-    if depth < 1:
+    if not 1 <= depth <= _DEEPEST:
         raise NetworkError(
-            f"A weight is a product of at least 1 factor: choose a depth of 1 (plain) or more, not {depth}."
+            f"A weight is a product of 1 factor (plain) to {_DEEPEST}: choose a depth in between, not {depth}."
         )
     for layer in _layers(module):
         for _ in range(depth - 1):

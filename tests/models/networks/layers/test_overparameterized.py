@@ -91,9 +91,10 @@ def test_a_depth_of_one_changes_nothing():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_depth_below_one_is_refused():
-    with pytest.raises(NetworkError, match=r"at least 1 factor.*not 0"):
-        overparameterize(nn.Linear(3, 4), 0)
+@pytest.mark.parametrize("depth", [0, 101, 10**12])
+def test_depths_that_nobody_means_are_refused(depth):
+    with pytest.raises(NetworkError, match=rf"1 factor \(plain\) to 100: .*, not {depth}\."):
+        overparameterize(nn.Linear(3, 4), depth)
 
 
 def test_no_activation_more_is_kept():
