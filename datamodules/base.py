@@ -268,9 +268,10 @@ class ImageDataModule(L.LightningDataModule):
         return whole(self._splits["test"], self.batch_size, self.num_workers)
 
     @property
-    def predicted(self) -> tuple[str, Sequence[Any]]:
-        """What tells the predicted images apart: a heading, and an entry for each."""
-        return "index", range(len(self._splits["test"]))
+    def predicted(self) -> dict[str, Sequence[Any]]:
+        """What is known of the predicted images: heading → an entry for each, their class as ``label``."""
+        images = self._splits["test"]
+        return {"index": range(len(images)), "label": [self.classes[label] for label in images.labels.tolist()]}
 
     # -- where a run stands ---------------------------------------------------------------------------
 

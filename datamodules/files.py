@@ -46,7 +46,9 @@ def require(path: Path, md5: str | None = None, fetchable: bool = True, otherwis
     """
     if not path.is_file():
         fetch = ", or let the data set be fetched with --data.download true" if fetchable else ""
-        raise DataError(f"The data file {path} is missing. Put it there, or point --data.root elsewhere{fetch}.")
+        raise DataError(
+            f"The data file {path.absolute()} is missing. Put it there, or point --data.root elsewhere{fetch}."
+        )
     if md5 is not None and not check_integrity(str(path), md5):
         raise DataError(
             f"The data file {path} is damaged: its MD5 sum is not the published {md5}. "
@@ -62,7 +64,9 @@ def require_folder(path: Path, what: str) -> Path:
         DataError: it is not.
     """
     if not path.is_dir():
-        raise DataError(f"The folder {path} ({what}) is missing. Put the data there, or point --data.root elsewhere.")
+        raise DataError(
+            f"The folder {path.absolute()} ({what}) is missing. Put the data there, or point --data.root elsewhere."
+        )
     return path
 
 

@@ -247,9 +247,16 @@ class ImageFolder(ImageDataModule):
         files, found_labels = zip(*samples, strict=True)
         decoding = self.transform(train), self.transform(False)
         images = StreamedImages(in_one_array(files), torch.tensor(found_labels), *decoding, self.skip_damaged)
+        if not train:
+            self._test_files = [os.path.relpath(file, folder) for file in files]
         gib = len(images) * np.prod(self.image_shape) / 2**30
         drawn_anew = train and self.random_crop
         return images if drawn_anew or gib > self.memory_gib else self._in_memory(images, str(folder))
+
+    @property
+    @override
+    def predicted(self) -> dict[str, Sequence[Any]]:
+        return {"file": self._test_files, "label": super().predicted["label"]}
 
     def _in_memory(self, images: StreamedImages, folder: str) -> MemoryImages:
         """Decode every image once and hold them all, or map them from a file that holds them."""

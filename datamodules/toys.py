@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 from typing_extensions import override
 
 from datamodules.base import ImageDataModule
@@ -58,11 +57,6 @@ class Toys(ImageDataModule):
         """Draw the training or test split."""
         points, labels = self.draw(self.points[train], np.random.default_rng([self.seed, 0 if train else 1]))
         return MemoryImages(torch.from_numpy(points).float()[:, None, None, :], torch.from_numpy(labels).long())
-
-    @override
-    def normalised(self, images: Tensor) -> Tensor:
-        """``(B, 1, 1, d)`` as they are, float32 ``(B, d, 1, 1)``."""
-        return images.float().permute(0, 3, 1, 2)
 
 
 class Checkerboard(Toys):

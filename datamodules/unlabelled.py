@@ -59,8 +59,8 @@ class UnlabelledImages(ImageDataModule):
 
     @property
     @override
-    def predicted(self) -> tuple[str, Sequence[str]]:
-        return "file", self._names
+    def predicted(self) -> dict[str, Sequence[str]]:
+        return {"file": self._names}
 
 
 def _is_readable(file: str) -> bool:

@@ -105,6 +105,10 @@ def _with_a_model(args: Sequence[str]) -> None:
         LocalLearningCLI(["--json=true" if arg == "--json" else arg for arg in args])
     except SIGTERMException as stop:
         raise SystemExit(128 + signal.SIGTERM) from stop
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # after which Lightning exits with 1, as after a fault
+            raise stop.__context__ from stop
+        raise
     except FAULTS as fault:
         raise UsageError(str(fault)) from fault
     except ValueError as fault:

@@ -130,6 +130,7 @@ class LocalLearningCLI(LightningCLI):
         self.run = RunFolder.of(options.as_dict())
         self.run.hand_down()
         self.checkpoint: dict[str, Any] = {}
+        self._predictions = PREDICTIONS
         if (asked := options.get("ckpt_path")) is not None:
             options.ckpt_path = str(self.run.checkpoint(asked))
             self.checkpoint = load_checkpoint(Path(options.ckpt_path))
@@ -138,6 +139,7 @@ class LocalLearningCLI(LightningCLI):
                 f"{self.config.subcommand} needs trained weights: give --ckpt_path RUN/checkpoints/last.ckpt."
             )
         if self.config.subcommand == "predict" and options.images:
+            self._predictions = f"predictions-{Path(options.images).resolve().name}.csv"
             options.data = self._unlabelled(options.images, options.data)
         self.epochs_done = self.checkpoint.get("epoch", -1) + 1
         self.reached = self.checkpoint.get("metrics", {})
@@ -164,7 +166,7 @@ class LocalLearningCLI(LightningCLI):
         watching = [
             *_on_screen(options.enable_progress_bar),
             *(self._in_training(options) if training else ()),
-            *([PredictionsFile(self.run.path / PREDICTIONS)] if self.subcommand == "predict" else ()),
+            *([PredictionsFile(self.run.path / self._predictions)] if self.subcommand == "predict" else ()),
         ]
         self.trainer_defaults["callbacks"] = watching
         loggers = [one for one in _listed(options.logger) if isinstance(one, Logger)]

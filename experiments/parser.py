@@ -3,7 +3,7 @@
 import builtins
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any, ClassVar, NoReturn
 
@@ -13,7 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from typing_extensions import override
 
 from experiments.run.limited_yaml import limited
-from losses.errors import UsageError
+from losses.errors import UsageError, causes, where_to_look
 
 
 class Parser(LightningArgumentParser):
@@ -44,19 +44,20 @@ class Parser(LightningArgumentParser):
         self.exit(2)
 
     def _fault(self, message: str, error: BaseException | None) -> str:
-        if ours := [cause for cause in _causes(error) if isinstance(cause, UsageError)]:
+        if ours := [cause for cause in causes(error) if isinstance(cause, UsageError)]:
             return str(ours[-1])
         within = [why for words, why in self.refusals.items() if words in message]  # not all is in the chain of causes
-        causes = [str(cause) for fault in (error, *within) for cause in _causes(fault)]
-        place = dict.fromkeys(key for cause in causes for key in re.findall(r'"([\w.]+)"', cause.partition("\n")[0]))
-        said = f"--{'.'.join(place)}: {causes[-1]}" if place else message
+        faults = [cause for fault in (error, *within) for cause in causes(fault)]
+        lines = [str(fault).partition("\n")[0] for fault in faults]
+        place = dict.fromkeys(key for line in lines for key in re.findall(r'"([\w.]+)"', line))
+        said = f"--{'.'.join(place)}: {faults[-1]}" if place else message
         said = " ".join(said.split()).rstrip(".")
         typed = re.findall(r"\w+", " ".join([*self.args[1:], *re.findall(r"'([\w.]+)'", said)]))  # here, or in a file
         names = re.findall(r"\w+", re.sub(r"\S*/\S*", "", said))  # of no path
         wrong = [name for name in names if name in typed and not hasattr(builtins, name)]
         plain = place and f"{list(place)[-1]}.help" not in self.known  # an option that takes no class: a value is wrong
         meant = (did_you_mean(name, () if plain else self._candidates(name)) for name in wrong)
-        return f"{said}.{next(filter(None, meant), '')}"
+        return f"{said}.{next(filter(None, meant), '') or ''.join(map(where_to_look, faults[-1:]))}"
 
     def _candidates(self, name: str) -> Iterable[str]:
         """What may be meant by it: no class, if it stands where an option's name does."""
@@ -70,12 +71,6 @@ def did_you_mean(wrong: str, known: Iterable[str]) -> str:
     names = {name.rpartition(".")[2]: name for name in known}
     close = get_close_matches(wrong, names, n=1, cutoff=0.75)
     return f" Did you mean {names[close[0]]}?" if close and wrong not in names else ""
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 _load = get_loader("yaml")

@@ -57,7 +57,9 @@ def read_suite(path: Path) -> list[Run]:
         raise RunError(f"{path} is not a suite: {f'it holds {unknown[0]!r}' if unknown else 'it has no runs'}.")
     names = [run.name for run in runs]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise RunError(f"{path} has two runs named {', '.join(sorted(twice))}. Give them names.")
+        raise RunError(
+            f"{path} has two runs named {', '.join(sorted(twice))}: give one a name of its own, as name: NAME."
+        )
     return runs
 
 

@@ -243,7 +243,8 @@ class LocalLearning(Method):
         self._steps_now = batch_idx + 1 == first + self._batches_of_step
         if isinstance(ddp := self.trainer.model, DistributedDataParallel):
             ddp.require_backward_grad_sync = self._steps_now  # the processes' gradients are averaged once per step
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # a connector of Lightning's sets it
+        # Once in an epoch at least, however short it is.
+        every = min(self.trainer.log_every_n_steps, int(self.trainer.num_training_batches))  # type: ignore[attr-defined]
         due = every > 0 and (self.global_step + 1) % every < self._batches_of_step
         self.logs_this_step = due and self._steps_now
         for part in (self.blocks, self.heads):

@@ -1,6 +1,7 @@
 """What the command line asks of a way to train, whether it goes through the common loop or stands beside it."""
 
 import sys
+from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
@@ -12,7 +13,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from losses import ensemble, probabilities
-from losses.errors import UsageError
+from losses.errors import UsageError, causes, where_to_look
 from models.metrics import EvaluationMetrics
 from models.networks.chain import NetworkCallable
 from models.plan import Schedule
@@ -161,7 +162,8 @@ class Method(L.LightningModule):
             arguments: of the constructor, where they shall be others than the saved ones.
 
         Raises:
-            UsageError: the checkpoint is damaged, of another class, or of one that is not imported, or a folder.
+            UsageError: the checkpoint is damaged, of another class, or of one that is not imported, or a folder; or
+                the network cannot be built, as where it is in a file that is not found.
         """
         if Path(checkpoint_path).is_dir():
             file = Path(checkpoint_path, "checkpoints", "last.ckpt")
@@ -177,7 +179,11 @@ class Method(L.LightningModule):
                 f"{checkpoint_path} is a checkpoint of {name}, not of {cls.__name__}: import {name} from {module}, and "
                 f"call {name}.load_from_checkpoint."
             )
-        return super(Method, built).load_from_checkpoint(checkpoint_path, *options, **arguments)
+        try:
+            return super(Method, built).load_from_checkpoint(checkpoint_path, *options, **arguments)
+        except ArgumentError as fault:  # jsonargparse's: something among the arguments is not what it was
+            *_, first = causes(fault)
+            raise UsageError(f"{checkpoint_path} cannot be built: {first}.{where_to_look(first)}") from fault
 
 
 class Classifier(Method):

@@ -14,7 +14,7 @@ from experiments.run.errors import RunError
 
 
 class PredictionsFile(L.Callback):
-    """Writes a line per image: its place in the test split or its file, the name of its class, the probability.
+    """Writes a line per image: what is known of it, the name of the class that is predicted, the probability.
 
     Own code, as Lightning's writers of predictions want to be told the batches' indices by its own samplers.
 
@@ -41,14 +41,14 @@ class PredictionsFile(L.Callback):
             return
         data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]  # set outside of its class
         probability, label = (torch.cat(parts).tolist() for parts in zip(*self._best, strict=True))
-        heading, images = data.predicted
+        known = data.predicted
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
                 writer = csv.writer(file)
-                writer.writerow([heading, "class", "probability"])
+                writer.writerow([*known, "class", "probability"])
                 classes, probabilities = (data.classes[k] for k in label), (f"{p:.6g}" for p in probability)
-                writer.writerows(zip(images, classes, probabilities, strict=False))
+                writer.writerows(zip(*known.values(), classes, probabilities, strict=False))
         except OSError as fault:
             raise RunError(f"{self._path} cannot be written ({fault.strerror}).") from fault
         print(f"\n{len(label)} predictions written to {self._path}")

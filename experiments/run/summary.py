@@ -110,13 +110,17 @@ def _effort(summary: Mapping[str, Any]) -> str:
     """What the training took."""
     speed, memory = summary["images_per_second"], summary["peak_activation_bytes"]
     parts = [
-        f"{summary['epochs']} epoch{'s' if summary['epochs'] != 1 else ''}",
-        f"{summary['global_step']} steps",
+        _counted(summary["epochs"], "epoch"),
+        _counted(summary["global_step"], "step"),
         f"{summary['seconds']:.1f} s",
     ]
     parts += [f"{speed:,.0f} images/s in training alone"] if speed else []
     parts += [f"{memory / 2**20:.1f} MiB of activations at most"] if memory else []
     return ", ".join(parts)
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _spared(metrics: Mapping[str, float]) -> Iterator[str]:

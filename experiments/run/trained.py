@@ -31,7 +31,16 @@ class TrainedNetwork(nn.Module):
 
     @override
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``(B, classes)`` of uint8 images ``(B, H, W, C)``; gradients go through all blocks."""
+        """Logits ``(B, classes)`` of images ``(B, H, W, C)``; gradients go through all blocks.
+
+        Args:
+            images: levels (uint8), or float in 0 … 1.
+
+        Raises:
+            UsageError: they are no such images, or the network was trained without labels.
+        """
+        if not self.model.predicts_classes:
+            raise UsageError(f"{type(self.model).__name__} predicts no classes: ask for its features(images).")
         return self.model(self.normalised(images))
 
     def features(self, images: Tensor) -> dict[str, Tensor]:

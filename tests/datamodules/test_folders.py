@@ -4,6 +4,7 @@ import re
 import shutil
 import traceback
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -154,6 +155,14 @@ def test_images_are_resized_by_their_shorter_side(folder, ready):
         expected = np.asarray(file.resize((20, 16), Image.Resampling.BILINEAR))[:, 2:18]
     assert module.image_shape == (3, 16, 16)
     assert np.array_equal(image, expected)
+
+
+def test_predicted_images_are_known_by_their_files(folder, ready):
+    module = ready(ImageFolder(root=str(folder), image_size=8), "test")
+    known = module.predicted
+    assert known["label"] == [Path(file).parts[0] for file in known["file"]]
+    assert len(known["file"]) == len(module.predict_dataloader().dataset)
+    assert all((folder / "test" / file).is_file() for file in known["file"])
 
 
 def test_small_sets_are_held_in_memory_and_large_ones_streamed(folder):

@@ -85,6 +85,13 @@ def test_a_checkpoint_from_before_takes_the_arguments_by_name(finished, tmp_path
     assert_equal_weights(model, DecoupledGreedy.load_from_checkpoint(last(finished)))
 
 
+NETWORK = """from torch import nn
+
+
+def make(image_shape, num_classes) -> nn.Sequential:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, num_classes))
+"""
+
 SHY = """from models.methods.decoupled_greedy import DecoupledGreedy
 
 
@@ -101,6 +108,18 @@ def test_a_method_in_a_file_of_its_own_is_built_again(tmp_path, monkeypatch):
     folder = fit(tmp_path / "runs", *QUICK, "--model=shy.Shy", "--model.shyness=0.25")
     model = sys.modules["shy"].Shy.load_from_checkpoint(last(folder))
     assert (model.shyness, model.network_name) == (0.25, "VGG")
+
+
+def test_whose_network_is_not_found_is_told_where_it_is_looked_for(tmp_path, monkeypatch):
+    (tmp_path / "mynet.py").write_text(NETWORK)
+    with monkeypatch.context() as there:
+        there.syspath_prepend(tmp_path)
+        folder = fit(tmp_path / "runs", *QUICK, "--model.network=mynet.make", "--model.num_blocks=1")
+        del sys.modules["mynet"]
+    with pytest.raises(
+        UsageError, match=r"No module named 'mynet'\. Start from the folder that your own files are in\.$"
+    ):
+        DecoupledGreedy.load_from_checkpoint(last(folder))
 
 
 def test_what_is_typed_wins_over_what_the_checkpoint_holds(copied, tmp_path):

@@ -55,8 +55,8 @@ def options(run, *more):
     return ["predict", f"--config={run / 'config.yaml'}", f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}", *more]
 
 
-def predictions(run):
-    with (run / "predictions.csv").open(newline="", encoding="utf-8") as file:
+def predictions(run, name="predictions-photos.csv"):
+    with (run / name).open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -120,7 +120,7 @@ def test_damaged_photos_are_named_and_left_out_where_training_skips_them(tmp_pat
     Image.new("RGB", (9, 9)).save(tmp_path / "whole.png")
     data = UnlabelledImages(str(tmp_path), like=ImageFolder(damaged="skip"), classes=["ant", "bee"])
     data.setup("predict")
-    assert data.predicted == ("file", ["red.png", "whole.png"])
+    assert data.predicted == {"file": ["red.png", "whole.png"]}
     assert len(next(iter(data.predict_dataloader())).images) == 2
     assert "cut.png is damaged" in capsys.readouterr().err
 
@@ -168,7 +168,7 @@ def test_where_training_images_were_cropped_at_random_photos_are_not(run):
 @pytest.mark.parametrize("first", [True, False])
 def test_of_several_processes_the_first_writes_whatever_files_are_called(first, tmp_path):
     file, callback = tmp_path / "new" / "predictions.csv", PredictionsFile(tmp_path / "new" / "predictions.csv")
-    data = SimpleNamespace(predicted=("file", [os.fsdecode(b"\xff.jpg")]), classes=["ant", "bee"])
+    data = SimpleNamespace(predicted={"file": [os.fsdecode(b"\xff.jpg")]}, classes=["ant", "bee"])
     callback.on_predict_batch_end(None, None, torch.tensor([[0.25, 0.75]]))
     callback.on_predict_epoch_end(SimpleNamespace(is_global_zero=first, datamodule=data), None)
     assert file.exists() == first

@@ -181,6 +181,7 @@ def test_predict_writes_one_line_per_test_image(copied):
     from datamodules.digits import Digits
 
     labels = Digits().load(train=False).labels.tolist()
+    assert [int(row["label"]) for row in predictions] == labels
     accuracy = sum(int(row["class"]) == y for row, y in zip(predictions, labels, strict=True)) / len(labels)
     assert accuracy == pytest.approx(summary(copied)["metrics"]["test/top1"], abs=1e-6)
 
@@ -491,7 +492,7 @@ def test_ctrl_c_leaves_the_last_checkpoint_good_and_says_how_to_go_on(tmp_path, 
     monkeypatch.setattr(LocalLearning, "training_step", interrupted)
     with pytest.raises(SystemExit) as stop:
         fit(tmp_path, "--trainer.max_epochs=4")
-    assert stop.value.code == 1
+    assert stop.value.code == 130
     assert "--name run --ckpt_path last" in capsys.readouterr().out
     assert not (tmp_path / "run" / "summary.json").exists()
     assert checkpoint(tmp_path / "run")["global_step"] == 8

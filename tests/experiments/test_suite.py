@@ -57,7 +57,7 @@ def test_an_option_may_name_what_the_grid_gives(study, tmp_path):
     ("entries", "option", "said"),
     [
         (["config: a.yaml\n    trainer.max_epochs: 2"], (), "not trainer.max_epochs: command-line options go under"),
-        (["config: a/digits.yaml"] * 2, (), "two runs named a-digits. Give them names."),
+        (["config: a/digits.yaml"] * 2, (), "two runs named a-digits: give one a name of its own"),
         (["config: a.yaml"], ("--name=x",), "--name=x belongs to one run"),
         (["config: a.yaml"], ("--ckpt_path=last",), "--ckpt_path=last belongs to one run"),
     ],

@@ -12,6 +12,7 @@ from PIL import Image
 from test_load_from_checkpoint import QUICK, SHY, last, saved
 
 from datamodules.digits import Digits
+from datamodules.toys import Checkerboard
 from experiments.run.errors import RunError
 from experiments.run.trained import load
 from losses.errors import UsageError
@@ -59,9 +60,26 @@ def test_it_predicts_what_the_run_predicts(method, tmp_path, digits):
     assert torch.equal(network(digits.images), network.model(normalised))
 
 
+def test_floats_are_taken_for_shares_of_white(tmp_path, digits):
+    network = load(fit(tmp_path, *QUICK))
+    torch.testing.assert_close(network(digits.images.float() / 255), network(digits.images))
+
+
+def test_points_are_taken_as_they_are(tmp_path):
+    folder = fit(tmp_path, "--trainer.max_epochs=1", config=CONFIGS / "backprop" / "checkerboard.yaml")
+    data = Checkerboard()
+    data.setup("test")
+    batch = next(iter(data.test_dataloader()))
+    network = load(folder)
+    assert torch.equal(network(batch.images), network.model(batch.images.permute(0, 3, 1, 2)))
+
+
 def test_a_network_without_labels_has_features(tmp_path, digits):
     folder = fit(tmp_path, *QUICK, config=CONFIGS / "blockwise_ssl" / "digits.yaml")
-    features = load(str(last(folder))).features(digits.images[:3])
+    network = load(str(last(folder)))
+    with pytest.raises(UsageError, match=r"BlockwiseSSL predicts no classes: ask for its features\(images\)\."):
+        network(digits.images)
+    features = network.features(digits.images[:3])
     assert {name: len(z) for name, z in features.items()} == {
         f"block{k}/{kind}": 3 for k in (1, 2, 3, 4) for kind in ("gap", "cbe")
     }

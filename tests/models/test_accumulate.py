@@ -134,6 +134,17 @@ def test_what_is_logged_is_of_batches_that_step(tmp_path):
     assert all("train/block1/grad_norm" in logged[step] for step in (6, 10))
 
 
+@pytest.mark.parametrize(("every", "steps"), [(50, [3, 6]), (2, [2, 4, 6]), (0, [])])
+def test_an_epoch_is_logged_once_at_least_however_short_it_is(every, steps, tmp_path):
+    model, logged = made(DecoupledGreedy, num_blocks=2, head=LinearHead), []
+
+    def note(trainer, pl_module, outputs, batch, batch_idx):
+        logged.extend([trainer.global_step] if model._records else [])
+
+    fit(model, batches(3), tmp_path, 2, log_every_n_steps=every, callbacks=[LambdaCallback(on_train_batch_end=note)])
+    assert logged == steps
+
+
 def test_processes_share_gradients_once_per_step(tmp_path):
     model, shared = made(Backprop, accumulate=2), []
     local_loss = model.local_loss
