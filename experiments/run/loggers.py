@@ -34,6 +34,18 @@ class RunTensorBoardLogger(TensorBoardLogger):
         """Flush; Lightning's would also leave an empty hparams.yaml."""
         self.experiment.flush()
 
+    @override
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Flush after a training, whose test follows: in a file of its own it could be read before the training.
+
+        Event files are read in the order of their names, of which those of one second are not in that of their making.
+        """
+        if status == "success":
+            self.save()
+        else:
+            super().finalize(status)
+
 
 def _wait_for_a_later_name(folder: Path) -> None:
     """Event files are read in the order of their names, which begin with the second of their making.

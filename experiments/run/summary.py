@@ -79,7 +79,7 @@ def log_to_hparams(summary: Mapping[str, Any], trainer: L.Trainer) -> None:
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.log_hyperparams(setting, metrics, step=trainer.global_step)  # a resume forgets it, and does it again
-            logger.finalize("success")
+            logger.experiment.close()
 
 
 def show_summary(folder: Path, summary: Mapping[str, Any]) -> None:

@@ -402,7 +402,7 @@ def test_a_single_process_writes_its_run_whatever_the_environment_says(variable,
     monkeypatch.setenv(variable, "1")
     run = fit(tmp_path, "--trainer.max_epochs=1")
     assert {"metrics.csv", "summary.json", "config.yaml"} < {path.name for path in run.iterdir()}
-    assert list(run.glob("events.out.tfevents.*"))
+    assert len(list(run.glob("events.out.tfevents.*"))) == 1
 
 
 @pytest.mark.parametrize("command", ["fit", "predict", "cost"])
