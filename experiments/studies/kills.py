@@ -150,5 +150,7 @@ if __name__ == "__main__":
     parser.add_argument("--folder", type=Path, help="where the runs are written; a temporary folder by default")
     parser.add_argument("--every", type=int, default=1, help="kill at every so many of the operations")
     given, further = parser.parse_known_args()
+    if given.folder:
+        given.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=given.folder) as scratch:
         raise SystemExit(sum(kills(listed[name], Path(scratch), given.every, *further) for name in given.only) > 0)
