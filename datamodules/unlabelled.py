@@ -45,7 +45,7 @@ class UnlabelledImages(ImageDataModule):
     def load(self, train: bool) -> StreamedImages:
         """All image files, folder by folder."""
         if not os.path.isdir(self.root):
-            raise DataError(f"There is no folder {self.root} of images to predict.")
+            raise DataError(f"{self.root} is no folder of images to predict.")
         try:
             found = make_dataset(self.root, {"": 0}, extensions=IMG_EXTENSIONS)  # one class: the folder itself
         except FileNotFoundError as fault:

@@ -20,4 +20,8 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def where_to_look(fault: BaseException) -> str:
     """What helps a person whose own file is not found: ``" …"``; or nothing."""
-    return " Start from the folder that your own files are in." if isinstance(fault, ModuleNotFoundError) else ""
+    return (
+        " Start from the folder that your own files are in, or put it on PYTHONPATH."
+        if isinstance(fault, ModuleNotFoundError)
+        else ""
+    )

@@ -183,7 +183,7 @@ class Method(L.LightningModule):
             return super(Method, built).load_from_checkpoint(checkpoint_path, *options, **arguments)
         except ArgumentError as fault:  # jsonargparse's: something among the arguments is not what it was
             *_, first = causes(fault)
-            raise UsageError(f"{checkpoint_path} cannot be built: {first}.{where_to_look(first)}") from fault
+            raise UsageError(f"{checkpoint_path} cannot be built: {first}.{where_to_look(first)}") from None
 
 
 class Classifier(Method):

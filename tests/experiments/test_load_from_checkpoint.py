@@ -117,7 +117,8 @@ def test_whose_network_is_not_found_is_told_where_it_is_looked_for(tmp_path, mon
         folder = fit(tmp_path / "runs", *QUICK, "--model.network=mynet.make", "--model.num_blocks=1")
         del sys.modules["mynet"]
     with pytest.raises(
-        UsageError, match=r"No module named 'mynet'\. Start from the folder that your own files are in\.$"
+        UsageError,
+        match=r"No module named 'mynet'\. Start from the folder that your own files are in, or put it on PYTHONPATH\.$",
     ):
         DecoupledGreedy.load_from_checkpoint(last(folder))
 
