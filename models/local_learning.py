@@ -310,12 +310,8 @@ class LocalLearning(Method):
 
     @property
     @override
-    def why_one_process(self) -> str | None:
-        """Several blocks, each with a backward pass of its own."""
-        if self.schedule.parts == 1:
-            return None
-        several = f"trains {self.schedule.parts} blocks, each by a backward pass of its own"
-        return f"{several}, and Lightning's DDP would mix their gradients"
+    def why_one_process(self) -> None:
+        return None
 
     @override
     def configure_callbacks(self) -> list[Callback]:
@@ -336,9 +332,9 @@ class LocalLearning(Method):
         """Refuse what would train wrongly, or only more slowly.
 
         Raises:
-            UsageError: several processes for several blocks, another number of epochs than all blocks take one by
-                one, schedules that count steps of blocks with different numbers of epochs, compilation for a CPU, or
-                an optimizer or schedule that cannot take a step.
+            UsageError: processes under a strategy that is none for blocks, another number of epochs than all blocks
+                take one by one, schedules that count steps of blocks with different numbers of epochs, compilation for
+                a CPU, or an optimizer or schedule that cannot take a step.
         """
         require_supported_processes(self, self.trainer)
         if stage == "fit":

@@ -240,23 +240,24 @@ class Classifier(Method):
 
 
 def require_supported_processes(method: Method, trainer: L.Trainer) -> None:
-    """Refuse to train in several processes, or under DDP at all, what DDP would train wrongly.
+    """Refuse to train in several processes what they would train wrongly.
 
     Raises:
-        UsageError: the method needs one process, or the strategy is another than DDP.
+        UsageError: the method needs one process, or the strategy is none for its blocks.
     """
-    ddp = isinstance(trainer.strategy, DDPStrategy)
-    if trainer.num_devices * trainer.num_nodes == 1 and not ddp:
+    strategy, alone = trainer.strategy, trainer.num_devices * trainer.num_nodes == 1
+    if alone and not isinstance(strategy, DDPStrategy):
         return
     if method.why_one_process:
         raise UsageError(
-            f"{type(method).__name__} {method.why_one_process}. Use --trainer.devices 1 and no --trainer.strategy; "
-            "networks of one block, such as Backprop, train in several processes."
+            f"{type(method).__name__} {method.why_one_process}. Use --trainer.devices 1 and no --trainer.strategy."
         )
-    if not ddp:
+    one_block = method.schedule.parts == 1
+    if not (isinstance(strategy, DDPStrategy) if one_block else getattr(strategy, "steps_by_block", False)):
+        others = " or CompressedDDP" if one_block else ", in which every block averages its own gradients"
         raise UsageError(
-            f"{type(trainer.strategy).__name__} is not supported: several processes need --trainer.strategy ddp or "
-            "CompressedDDP."
+            f"{type(strategy).__name__} does not train the blocks of {type(method).__name__}: use "
+            f"--trainer.strategy ddp{others}."
         )
 
 

@@ -1,11 +1,16 @@
 """What tests of training share: a Trainer that writes and shows nothing, its batches, a comparison of weights."""
 
+from functools import partial
 from pathlib import Path
 
 import lightning.pytorch as L
 import torch
+from torch import nn
+from torch.optim import SGD
+from torch.utils.data import DataLoader
 
 from datamodules.augment import Augment
+from datamodules.batch import Batch
 from datamodules.digits import Digits
 from models.networks.memory.saved_tensors import SavedTensorMeter
 
@@ -13,6 +18,7 @@ from models.networks.memory.saved_tensors import SavedTensorMeter
 def train(model, tmp_path, data=None, callbacks=(), resume=None, **trainer_arguments):
     """Train on digits, two epochs of four batches unless told otherwise; the Trainer."""
     arguments = {
+        "devices": 1,
         "max_epochs": 2,
         "limit_train_batches": 4,
         "limit_val_batches": 1,
@@ -21,7 +27,6 @@ def train(model, tmp_path, data=None, callbacks=(), resume=None, **trainer_argum
     }
     trainer = L.Trainer(
         accelerator="cpu",
-        devices=1,
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -93,3 +98,48 @@ def mapped_files_in(folder):
     """How many files without a name this process has mapped that are in a folder (Linux)."""
     maps = Path("/proc/self/maps").read_text().splitlines()
     return len({line.split(maxsplit=5)[-1] for line in maps if f" {folder}/" in line and line.endswith("(deleted)")})
+
+
+# A small network on random images
+
+SHAPE, CLASSES, SIZE = (3, 8, 8), 10, 6
+make_sgd = partial(SGD, lr=0.05, momentum=0.9, weight_decay=1e-3)
+
+
+def smooth(image_shape, num_classes) -> nn.Sequential:
+    """A network in which no image sees another: without BatchNorm."""
+    conv = partial(nn.Conv2d, kernel_size=3, padding=1)
+    layers = [conv(3, 8), nn.ReLU(), conv(8, 8), nn.ReLU(), conv(8, 8), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))
+
+
+def made(method, network=smooth, **options):
+    torch.manual_seed(0)
+    options = {"optimizer": make_sgd, **options}
+    return method(network=network, image_shape=SHAPE, num_classes=CLASSES, **options)
+
+
+def batches(count):
+    generator = torch.Generator().manual_seed(0)
+
+    def batch():
+        images, other = torch.randn(2, SIZE, *SHAPE, generator=generator)
+        labels = torch.randint(CLASSES, (SIZE,), generator=generator)
+        return Batch(images, labels, ((1.0, images, images + 0.3 * other),), torch.arange(SIZE))
+
+    return [batch() for _ in range(count)]
+
+
+def joined(some):
+    return Batch(torch.cat([b.images for b in some]), torch.cat([b.labels for b in some]))
+
+
+class Batches(L.LightningDataModule):
+    """These batches, in this order."""
+
+    def __init__(self, some):
+        super().__init__()
+        self.some = some
+
+    def train_dataloader(self):
+        return DataLoader(self.some, batch_size=None)

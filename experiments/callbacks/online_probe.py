@@ -14,6 +14,7 @@ from torch.optim import SGD
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
+from experiments.distributed.averages import Average
 from experiments.probing.linear_probe import linear_head
 from models.local_learning import LocalLearning, pooled
 from models.method import LabelledImages
@@ -29,7 +30,7 @@ class OnlineProbe(L.Callback):
     one above the other the first B rows), so no image goes through the network for its sake, and
     neither weights nor BatchNorm statistics of the network are touched. Of logged steps
     ``train/block<k>/probe_online/loss`` and ``…/top1`` are logged. A resumed run continues its classifiers.
-    Of several processes each has classifiers of its own, which are judged together.
+    Of several processes all have the same classifiers, which learn from the whole batch.
 
     Args:
         learning_rate: of the classifiers.
@@ -85,6 +86,8 @@ class OnlineProbe(L.Callback):
             loss = F.cross_entropy(logits, batch.labels)
             self._optimizers[name].zero_grad()
             loss.backward()
+            if trainer.world_size > 1:
+                Average(self.heads[name].parameters()).hand_over()
             self._optimizers[name].step()
             if pl_module.logs_this_step:
                 k = pl_module.block_names.index(name)

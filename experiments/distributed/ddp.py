@@ -9,15 +9,24 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
+import lightning.pytorch as L
 import torch.distributed as dist
 from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
+from lightning.pytorch.overrides.distributed import _sync_module_states
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 from typing_extensions import override
 
+from experiments.distributed.averages import Average
+from experiments.distributed.batch_norm import SyncedBatchNorm
 from losses.errors import UsageError
+from models.method import Method
 from ranges import PositiveInt
 
 _UNTIL_TOLD = 30
@@ -33,6 +42,9 @@ _STARTER = "LOCAL_LEARNING_STARTER"
 class DDP(DDPStrategy):
     """Lightning's DDP, whose processes meet, stop and end together; it is what ``--trainer.strategy ddp`` means here.
 
+    A network of one block is wrapped in torch's ``DistributedDataParallel``. Of several blocks each averages its
+    gradients once, right after its own backward pass and while the next block goes forward, and steps then.
+
     Args:
         timeout: seconds after which a process that does not answer, or does not come, counts as lost.
         **options: of torch's ``DistributedDataParallel``.
@@ -41,10 +53,15 @@ class DDP(DDPStrategy):
         UsageError: the processes do not meet, or one is lost.
     """
 
+    steps_by_block: ClassVar[bool] = True
+    """Whether several blocks, each with a backward pass of its own, are trained so."""
+
     _launcher: "Launcher"
+    _under_way: Callable[[], None]  # the step that waits for its gradients
 
     def __init__(self, timeout: PositiveInt = 600, **options: Any) -> None:
         super().__init__(timeout=timedelta(seconds=timeout), **options)
+        self._under_way = _nothing
 
     @override
     def _configure_launcher(self) -> None:
@@ -70,6 +87,59 @@ class DDP(DDPStrategy):
             ) from fault
         finally:
             say.cancel()
+
+    @override
+    def setup(self, trainer: L.Trainer) -> None:
+        """Prepare the model; BatchNorm is synchronised on a CPU too."""
+        self._layer_sync = self._layer_sync and SyncedBatchNorm()
+        super().setup(trainer)
+
+    # -- several blocks -------------------------------------------------------------------------
+
+    @override
+    def configure_ddp(self) -> None:
+        """Wrap a network of one block; of several, all processes begin with the first one's weights."""
+        assert isinstance(self.model, Method)
+        if self.model.schedule.parts == 1:
+            super().configure_ddp()
+        else:
+            _sync_module_states(self.model)
+
+    @override
+    def optimizer_step(self, optimizer: Optimizer, *args: Any, **options: Any) -> Any:
+        """Begin to average the gradients of a block; it steps when that is done."""
+        step = partial(super().optimizer_step, optimizer, *args, **options)
+        if isinstance(self.model, DistributedDataParallel):
+            return step()
+        average = Average([weight for group in optimizer.param_groups for weight in group["params"]])
+
+        def finish() -> None:
+            average.hand_over()
+            step()
+            optimizer.zero_grad()
+
+        self._finish_step()
+        self._under_way = finish
+        return None
+
+    def _finish_step(self) -> None:
+        finish, self._under_way = self._under_way, _nothing
+        finish()
+
+    @override
+    def pre_backward(self, closure_loss: Tensor) -> None:
+        """The block before has averaged its gradients while this one went forward: now it steps."""
+        self._finish_step()
+        super().pre_backward(closure_loss)
+
+    @override
+    def training_step(self, *args: Any, **options: Any) -> Any:
+        """One batch, to the last block's step."""
+        output = super().training_step(*args, **options)
+        self._finish_step()
+        return output
+
+    # -- the end --------------------------------------------------------------------------------
 
     @override
     def on_train_start(self) -> None:
@@ -154,6 +224,10 @@ class Launcher(_SubprocessScriptLauncher):
                 os._exit(2)
 
         threading.Thread(target=watch, daemon=True).start()
+
+
+def _nothing() -> None:
+    """No step waits for its gradients."""
 
 
 def _orphaned() -> bool:

@@ -1,6 +1,6 @@
 """DDP with a communication hook, on any device."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -32,6 +32,8 @@ class CompressedDDP(DDP):
     Raises:
         UsageError: a checkpoint to resume from was written by more or fewer processes.
     """
+
+    steps_by_block: ClassVar[bool] = False
 
     def __init__(self, hook: CommunicationHook, payload: Payload = Gradients(), timeout: PositiveInt = 600) -> None:
         super().__init__(timeout)

@@ -26,6 +26,7 @@ from typing_extensions import override
 
 from losses import SubsampledNTXent, correlation_parts, largest_deviation, pretext_top1
 from losses.errors import UsageError
+from losses.processes import gathered
 from models.local_learning import LocalLearning, TrainingError, pooled
 from models.method import LabelledImages
 from models.networks.chain import NetworkCallable
@@ -166,6 +167,8 @@ class BlockwiseSSL(LocalLearning):
         with full_precision(z_a):  # squares underflow in half precision
             z_a, z_b = (z.to(torch.promote_types(z.dtype, torch.float32)) for z in (z_a, z_b))
             self._watch(k, z_a.detach(), z_b.detach())
+            if not getattr(self.losses[k], "gather_distributed", False):  # lightly's way, each loss has one of its own
+                z_a, z_b = gathered(z_a), gathered(z_b)
             return self.loss_scale * self.loss_weights[k] * self.pair_loss(k, z_a, z_b, a)
 
     def pair_loss(self, k: int, z_a: Tensor, z_b: Tensor, features: Tensor) -> Tensor:
@@ -173,9 +176,9 @@ class BlockwiseSSL(LocalLearning):
 
         Args:
             k: the block.
-            z_a: embeddings ``(B, D)`` of view a, float32 or float64.
+            z_a: embeddings ``(B, D)`` of view a, float32 or float64; of several processes, those of all.
             z_b: embeddings of view b.
-            features: what the block made of view a, ``(B, C, H, W)``.
+            features: what the block made of view a, ``(B, C, H, W)``; this process's.
         """
         loss = self.losses[k]
         if not isinstance(loss, SubsampledNTXent):
@@ -185,7 +188,8 @@ class BlockwiseSSL(LocalLearning):
                 raise UsageError(f"{type(loss).__name__} is no loss of two views' embeddings: {fault}.") from fault
         if self.difficulty.easy_negatives is not None:
             loss.negatives = self.difficulty.negatives(self.difficulties[k], 2 * len(z_a) - 2)
-        return loss(z_a, z_b, pooled(features))  # ranks negatives by what the block makes of the images
+        images = gathered(pooled(features).detach())  # negatives are ranked by what the block makes of the images
+        return loss(z_a, z_b, images)
 
     @override
     def hand_on(self, k: int, features: Mapping[float, Pair]) -> dict[float, Pair]:
@@ -261,14 +265,6 @@ class BlockwiseSSL(LocalLearning):
     def monitor(self) -> str | None:
         """The online probe of the last block; nothing in sequential training, where that comes into being at last."""
         return None if self.schedule.lengths else f"probe_online/{self.block_names[-1]}/gap/top1"
-
-    @property
-    @override
-    def why_one_process(self) -> str | None:
-        """Its loss is no mean over single images."""
-        return super().why_one_process or (
-            "compares the images of a batch with each other, and each process would see its own only"
-        )
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from typing_extensions import override
 
 from losses import top1
 from losses.errors import UsageError
+from losses.processes import gathered
 from models.method import LabelledImages
 from models.methods.decoupled_greedy import DecoupledGreedy
 from models.networks.chain import initialise_convolutions
@@ -101,15 +102,20 @@ class InfoPro(DecoupledGreedy):
         reconstruction, z = self.heads[k](features)
         image = (batch.images * self.image_std + self.image_mean).clamp(0, 1)
         rebuild = F.binary_cross_entropy_with_logits(reconstruction, image)
-        labels = batch.labels
-        tell_apart = self._contrast(z.float(), labels) if self._contrast else self.prediction_loss(z, labels)
+        tell_apart = self._tell_apart(z, batch.labels)
         if self.logs_this_step:
             self.record(k, "reconstruction", rebuild.detach())
             self.record(k, "contrast" if self._contrast else "softmax", tell_apart.detach())
             if not self._contrast:
-                self.record(k, "top1", top1(z, labels))
+                self.record(k, "top1", top1(z, batch.labels))
         first, second = self.weights[k]
         return first * rebuild + second * tell_apart
+
+    def _tell_apart(self, z: Tensor, labels: Tensor) -> Tensor:
+        """The contrast of embeddings, each with those of the whole batch, or the loss of logits."""
+        if self._contrast is None:
+            return self.prediction_loss(z, labels)
+        return self._contrast(gathered(z.float()), gathered(labels))
 
     @override
     def block_prediction(self, k: int, features: Tensor) -> Tensor | None:

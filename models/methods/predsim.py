@@ -19,6 +19,7 @@ from typing_extensions import override
 
 from losses import channel_deviation, similarity_loss, top1
 from losses.errors import UsageError
+from losses.processes import gathered
 from models.classification import LocalClassification
 from models.method import LabelledImages
 from models.networks.chain import NetworkCallable
@@ -98,7 +99,7 @@ class PredSim(LocalClassification):
         outputs = dict(zip(head, head(features), strict=True))
         loss = features.new_zeros(())
         if "similarity" in outputs:
-            similarity = similarity_loss(outputs["similarity"], batch.labels, self.num_classes)
+            similarity = similarity_loss(gathered(outputs["similarity"]), gathered(batch.labels), self.num_classes)
             loss = loss + self.beta * similarity
             self.record(k, "similarity", similarity.detach())
         if "prediction" in outputs:

@@ -3,17 +3,13 @@
 import copy
 from functools import partial
 
-import lightning.pytorch as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import LambdaCallback
-from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import StepLR
-from torch.utils.data import DataLoader
-from training import train
+from training import Batches, batches, joined, made, train
 
-from datamodules.batch import Batch
 from experiments.distributed.ddp import DDP
 from losses.errors import UsageError
 from models.methods.backprop import Backprop
@@ -28,48 +24,7 @@ from models.networks.heads.classifiers import LinearHead
 from models.networks.heads.embeddings import BiasFreeProjector
 from models.networks.vgg import VGG
 
-SHAPE, CLASSES, SIZE = (3, 8, 8), 10, 6
-make_sgd = partial(SGD, lr=0.05, momentum=0.9, weight_decay=1e-3)
 decay = partial(StepLR, step_size=1, gamma=0.7)
-
-
-def smooth(image_shape, num_classes) -> nn.Sequential:
-    """A network in which no image sees another: without BatchNorm."""
-    conv = partial(nn.Conv2d, kernel_size=3, padding=1)
-    layers = [conv(3, 8), nn.ReLU(), conv(8, 8), nn.ReLU(), conv(8, 8), nn.ReLU()]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))
-
-
-def made(method, network=smooth, **options):
-    torch.manual_seed(0)
-    options = {"optimizer": make_sgd, **options}
-    return method(network=network, image_shape=SHAPE, num_classes=CLASSES, **options)
-
-
-def batches(count):
-    generator = torch.Generator().manual_seed(0)
-
-    def batch():
-        images, other = torch.randn(2, SIZE, *SHAPE, generator=generator)
-        labels = torch.randint(CLASSES, (SIZE,), generator=generator)
-        return Batch(images, labels, ((1.0, images, images + 0.3 * other),), torch.arange(SIZE))
-
-    return [batch() for _ in range(count)]
-
-
-def joined(some):
-    return Batch(torch.cat([b.images for b in some]), torch.cat([b.labels for b in some]))
-
-
-class Batches(L.LightningDataModule):
-    """These batches, in this order."""
-
-    def __init__(self, some):
-        super().__init__()
-        self.some = some
-
-    def train_dataloader(self):
-        return DataLoader(self.some, batch_size=None)
 
 
 def fit(model, some, tmp_path, epochs=2, **options):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from losses.errors import NetworkError
+from losses.processes import mean_over_processes, process_count
 from models.networks.heads.pooling import PoolingHead
 from models.networks.layers.pooling import GlobalAveragePool
 from ranges import PositiveFloat, PositiveInt
@@ -68,6 +69,8 @@ class ConvExpansion(PoolingHead):
         """
         kernel, count = self.conv.weight.flatten(1), x.numel() // x.shape[1]  # (E, C)
         mean, second = (moment.to(kernel.dtype) for moment in _Moments.apply(x))  # (C,), (C, C)
+        if isinstance(self.bn, nn.SyncBatchNorm):
+            mean, second, count = mean_over_processes(mean), mean_over_processes(second), count * process_count()
         covariance = second - torch.outer(mean, mean)  # (C, C)
         out_mean, out_variance = kernel @ mean, ((kernel @ covariance) * kernel).sum(dim=1).clamp_min(0)  # (E,), (E,)
         self._track(out_mean.detach(), out_variance.detach() * (count / max(count - 1, 1)))
