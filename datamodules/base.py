@@ -278,7 +278,7 @@ class ImageDataModule(L.LightningDataModule):
     def epochs_of(self, images: Images) -> Epochs:
         """The epochs of a training on these images."""
         limit = self.trainer.limit_train_batches if self.trainer else 1.0
-        return Epochs(len(images), self.batch_size, self.batch_sizes, bool(self.views), self._process, limit)
+        return Epochs(len(images), self.batch_size, self.batch_sizes, bool(self.views), self.replica, limit)
 
     def select(self, selection: Selection | None) -> None:
         """Train on these images only from the epoch that begins next; to be called at the end of an epoch.
@@ -300,8 +300,14 @@ class ImageDataModule(L.LightningDataModule):
 
     @property
     def _process(self) -> tuple[int, int]:
-        """Which process this is, of how many."""
+        """Which process this is, of how many: they share out what is evaluated."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    @property
+    def replica(self) -> tuple[int, int]:
+        """Which process this is of how many that share a batch in training, each with a part of its images."""
+        shared = getattr(self.trainer and self.trainer.strategy, "distributed_sampler_kwargs", None)
+        return (shared["rank"], shared["num_replicas"]) if shared else (0, 1)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -322,7 +328,7 @@ class ImageDataModule(L.LightningDataModule):
         """
         if not (self.trainer and self.trainer.training):
             return self.evaluation_batch(batch)
-        rank, processes = self._process
+        rank, processes = self.replica
         torch.manual_seed(mix(self.seed, self._step * processes + rank))
         self.epochs.step = self._step + 1  # the next epoch is asked for before any hook of ours could tell
         return self.training_batch(batch)

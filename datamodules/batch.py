@@ -1,6 +1,6 @@
 """What a data module hands on."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -29,6 +29,8 @@ class Batch(NamedTuple):
 
     In training ``indices``, int64 ``(B,)``, are the images' places in the training split; ``weights``,
     float32 ``(B,)``, are those of their losses if an epoch has only some of the images (:class:`Selection`).
+    ``arrived`` comes with a batch from which earlier blocks have learned in another process: the number of the block
+    that goes on, counted from 0, and what it reads.
     """
 
     images: Tensor
@@ -36,6 +38,7 @@ class Batch(NamedTuple):
     views: tuple[ViewPair, ...] = ()
     indices: Tensor | None = None
     weights: Tensor | None = None
+    arrived: tuple[int, Any] | None = None
 
 
 class Selection(NamedTuple):

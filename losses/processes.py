@@ -1,14 +1,26 @@
 """Several processes, each with a part of every batch."""
 
+from typing import ClassVar
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.nn.functional import all_reduce
 
 
+class Sharing:
+    """Who shares a batch with this process: all, unless a strategy says otherwise.
+
+    Attributes:
+        group: they, and this process; None for all.
+    """
+
+    group: ClassVar[dist.ProcessGroup | None] = None
+
+
 def process_count() -> int:
     """How many share a batch."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size(Sharing.group) if dist.is_initialized() else 1
 
 
 def gathered(rows: Tensor) -> Tensor:
@@ -24,14 +36,16 @@ def gathered(rows: Tensor) -> Tensor:
     if (count := process_count()) == 1:
         return rows
     parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(count)]
-    dist.all_gather(parts, rows.detach().contiguous())
+    dist.all_gather(parts, rows.detach().contiguous(), Sharing.group)
     if rows.requires_grad:
         rows = rows.view_as(rows)  # a hook on the rows themselves would scale the gradients of other losses, too
         rows.register_hook(lambda gradient: gradient * count)
-    parts[dist.get_rank()] = rows
+    parts[dist.get_rank(Sharing.group)] = rows
     return torch.cat(parts)
 
 
 def mean_over_processes(statistics: Tensor) -> Tensor:
     """The mean of what the processes have, of one shape; its gradients, averaged as those of weights are, are exact."""
-    return all_reduce(statistics) / process_count() if process_count() > 1 else statistics
+    if (count := process_count()) == 1:
+        return statistics
+    return all_reduce(statistics, group=Sharing.group or dist.group.WORLD) / count

@@ -8,7 +8,7 @@ A method is a subclass that says which heads the blocks have and what the loss o
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import Callback
@@ -59,6 +59,8 @@ class LocalLearning(Method):
             piece by piece, instead of kept (:class:`models.networks.Recomputed`).
 
     Attributes:
+        here: parts that learn in this process, in which each step begins with the first of them: all, unless a strategy
+            spreads them.
         logs_this_step: whether this step's metrics go to the loggers; others are not computed.
         learned: number of parts that have learned: all, but while they do so one after the other those that have had
             an epoch. The others are neither evaluated nor probed.
@@ -69,6 +71,8 @@ class LocalLearning(Method):
 
     blocks: nn.ModuleList
     heads: nn.ModuleList
+    losses_read_images: ClassVar[bool] = False
+    """Whether the losses of all blocks read the images themselves."""
 
     def __init__(
         self,
@@ -97,6 +101,7 @@ class LocalLearning(Method):
             recomputed.recompute(self.heads)
         self.num_blocks, self.schedule = len(blocks), Schedule(len(heads), epochs_per_block, frozen_blocks)
         self.learned = self.schedule.parts
+        self.here = range(self.schedule.parts)
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.scheduler_interval, self.clip, self.accumulate = scheduler_interval, clip, accumulate
         self.to(memory_format=torch.channels_last)
@@ -111,10 +116,14 @@ class LocalLearning(Method):
     # -- the algorithm ------------------------------------------------------------------------
 
     @override
-    def training_step(self, batch: LabelledImages, batch_idx: int) -> None:
-        """One batch: every block computes its features and its loss, and is updated at once."""
+    def training_step(self, batch: LabelledImages, batch_idx: int) -> Any:
+        """One batch: every block computes its features and its loss, and is updated at once.
+
+        Returns:
+            What the blocks after those that are here go on from; None if all are here.
+        """
         first, x = self.step_input(batch)
-        for k in range(first, min(self.learners.stop, self.num_blocks)):
+        for k in range(first, min(self.learners.stop, self.num_blocks, self.here.stop)):
             if k in self.learners:
                 features = self.block_output(k, x)
                 loss = self.local_loss(k, features, batch)  # the method
@@ -123,12 +132,16 @@ class LocalLearning(Method):
                 with torch.no_grad():
                     features = self.block_output(k, x)
             x = self.hand_on(k, features)  # nothing else goes on
-        if self.num_blocks in self.learners:  # a final head
+        if self.num_blocks in self.learners and self.num_blocks in self.here:  # a final head
             self.update_block(self.num_blocks, self.local_loss(self.num_blocks, x, batch))
+        return x if self.here.stop < self.learners.stop else None
 
     def step_input(self, batch: LabelledImages) -> tuple[int, Any]:
-        """Block (counted from 0) with which a step begins, and what it reads: the first, the images."""
-        return 0, batch.images
+        """Block (counted from 0) with which a step begins, and what it reads: the first, the images.
+
+        Of a batch from which earlier blocks have learned elsewhere, the next block, and what has arrived for it.
+        """
+        return batch.arrived or (0, batch.images)
 
     def block_output(self, k: int, x: Any) -> Any:
         """Features that block k (counted from 0) makes of what was handed on to it."""
@@ -177,10 +190,14 @@ class LocalLearning(Method):
             optimizer = self.trainer.optimizers[k]
             self.trainer.strategy.optimizer_step(optimizer, lambda: None)  # applies precision and hooks
             optimizer.zero_grad()
-        if k == self.learners[-1]:  # trainer.global_step counts batches, not optimizers' steps
-            progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
-            progress.increment_ready()
-            progress.increment_completed()
+        if k + 1 == min(self.learners.stop, self.here.stop):
+            self.count_step()
+
+    def count_step(self) -> None:
+        """One batch is learned from: trainer.global_step counts batches, not optimizers' steps."""
+        progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+        progress.increment_ready()
+        progress.increment_completed()
 
     @override
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -275,6 +292,8 @@ class LocalLearning(Method):
         self._step_schedulers("epoch")
 
     def _stop_if_not_finite(self) -> None:
+        if not self._losses:  # those that learn are elsewhere
+            return
         finite = torch.stack(list(self._losses.values())).isfinite()
         if not finite.all():  # one wait for the device per step, not one per block
             k = list(self._losses)[int(finite.logical_not().nonzero()[0])]
@@ -301,6 +320,11 @@ class LocalLearning(Method):
     @override
     def learned_blocks(self) -> list[str]:
         return self.block_names[: self.learned]
+
+    @property
+    def why_one_place(self) -> str | None:
+        """Why the blocks cannot learn on devices of their own; None if they can."""
+        return None
 
     def plan(self) -> StepPlan:
         """What one training step does, for those who count what it costs."""

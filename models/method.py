@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
 import lightning.pytorch as L
-import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from typing_extensions import override
@@ -42,6 +41,10 @@ class LabelledImages(Protocol):
     @property
     def weights(self) -> Tensor | None:
         """Weights of the samples' losses ``(B,)``, if they differ."""
+
+    @property
+    def arrived(self) -> tuple[int, Any] | None:
+        """The block that goes on, and what it reads, if those before it have learned from the batch elsewhere."""
 
 
 class Method(L.LightningModule):
@@ -120,14 +123,6 @@ class Method(L.LightningModule):
 
     def take_shape_of(self, checkpoint: Mapping[str, Any]) -> None:
         """Become the model that a checkpoint was saved from, for methods whose parts do not learn all at once."""
-
-    @override
-    def on_validation_start(self) -> None:
-        """Of several processes, judge one model: all get the first one's BatchNorm statistics, which are saved."""
-        for buffer in self.buffers() if dist.is_initialized() else ():
-            dist.broadcast(buffer, src=0)
-
-    on_test_start = on_validation_start
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

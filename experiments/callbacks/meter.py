@@ -8,6 +8,7 @@ import lightning.pytorch as L
 import torch
 from typing_extensions import override
 
+from losses.processes import process_count
 from models.method import Method, log_epoch
 from models.networks.memory.saved_tensors import SavedTensorMeter
 
@@ -53,8 +54,8 @@ class Meter(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """In the second step of a whole batch, begin to count bytes: the first also makes the optimizers' buffers."""
-        self._full = self._full or len(batch.images)
-        whole = len(batch.images) == self._full  # the last of an epoch may be smaller
+        self._full = self._full or len(batch.labels)
+        whole = len(batch.labels) == self._full  # the last of an epoch may be smaller
         self._measures = self.peak_activation_bytes is None and trainer.global_step > 0 and whole
         if not self._measures:
             return
@@ -75,7 +76,7 @@ class Meter(L.Callback):
             _wait(pl_module)
             self._start = self._stop = time.perf_counter()
         else:
-            self._images += len(batch.images)
+            self._images += len(batch.labels)
             if trainer.is_last_batch:
                 _wait(pl_module)
             self._stop = time.perf_counter()
@@ -100,8 +101,8 @@ class Meter(L.Callback):
             metrics[f"train/{name}/seconds"] = self.seconds - self._block_began
             self._block_began = self.seconds
         if self._start is not None and self._images:
-            # All processes together: each has as many images, and none can run ahead of the others.
-            self._rates.append(trainer.world_size * self._images / (self._stop - self._start))
+            # All processes together: those that share a batch have as many images each.
+            self._rates.append(process_count() * self._images / (self._stop - self._start))
             metrics["train/images_per_second"] = self._rates[-1]
         log_epoch(pl_module, metrics)
 

@@ -4,6 +4,7 @@ Own, because lightly's ``OnlineLinearClassifier`` is a module of ``pytorch_light
 ``lightning.pytorch``, and would have to be trained within the method's own step and optimizer.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as L
@@ -16,6 +17,7 @@ from typing_extensions import override
 
 from experiments.distributed.averages import Average
 from experiments.probing.linear_probe import linear_head
+from losses.processes import process_count
 from models.local_learning import LocalLearning, pooled
 from models.method import LabelledImages
 from models.metrics import EvaluationMetrics
@@ -43,6 +45,8 @@ class OnlineProbe(L.Callback):
         self._features: dict[str, Tensor] = {}
         self._hooks: list[RemovableHandle] = []
         self._resumed: dict[str, Any] = {}
+        self._merged: Callable[[dict[str, Any]], dict[str, Any]] = dict  # of what all processes have learned
+        self._own: set[str] = set()  # blocks that learn in this process
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: LocalLearning, stage: str) -> None:
@@ -86,7 +90,7 @@ class OnlineProbe(L.Callback):
             loss = F.cross_entropy(logits, batch.labels)
             self._optimizers[name].zero_grad()
             loss.backward()
-            if trainer.world_size > 1:
+            if process_count() > 1:
                 Average(self.heads[name].parameters()).hand_over()
             self._optimizers[name].step()
             if pl_module.logs_this_step:
@@ -101,6 +105,8 @@ class OnlineProbe(L.Callback):
 
     @override
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: LocalLearning) -> None:
+        of_others = {name: state for name, state in self.state_dict().items() if name not in self._own}
+        self._restore(of_others, pl_module)
         self._evaluation = EvaluationMetrics(pl_module.num_classes, pl_module.device)
 
     @override
@@ -117,10 +123,9 @@ class OnlineProbe(L.Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {
-            name: {"head": head.state_dict(), "optimizer": self._optimizers[name].state_dict()}
-            for name, head in self.heads.items()
-        }
+        own = self.heads.keys() & self._own
+        states = {n: {"head": self.heads[n].state_dict(), "optimizer": self._optimizers[n].state_dict()} for n in own}
+        return dict(sorted(self._merged(states).items()))
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -129,8 +134,14 @@ class OnlineProbe(L.Callback):
     @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: LocalLearning) -> None:
         """Build the classifiers of the checkpoint, if there is one: now the device is known."""
+        self._merged = getattr(trainer.strategy, "merged", self._merged)
+        self._own = {pl_module.part_names[k] for k in pl_module.here}
         resumed, self._resumed = self._resumed, {}
-        for name, state in resumed.items():
-            self._add(name, state["head"]["weight"].shape[1], pl_module)
+        self._restore(resumed, pl_module)
+
+    def _restore(self, states: dict[str, Any], pl_module: LocalLearning) -> None:
+        for name, state in states.items():
+            if name not in self.heads:
+                self._add(name, state["head"]["weight"].shape[1], pl_module)
             self.heads[name].load_state_dict(state["head"])
             self._optimizers[name].load_state_dict(state["optimizer"])

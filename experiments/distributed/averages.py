@@ -6,6 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from losses.processes import Sharing, process_count
+
 
 class Average:
     """Gradients on their way through all processes, in one piece of memory.
@@ -29,11 +31,11 @@ class Average:
         pieces = zip(self._sum.split(sizes), self._weights, strict=True)
         self._means = [piece.as_strided(weight.shape, weight.stride()) for piece, weight in pieces]
         torch._foreach_copy_(self._means, gradients)
-        self._arrival = dist.all_reduce(self._sum, async_op=True)
+        self._arrival = dist.all_reduce(self._sum, group=Sharing.group, async_op=True)
 
     def hand_over(self) -> None:
         """Wait, and give the weights their gradients."""
         self._arrival.wait()
-        self._sum /= dist.get_world_size()
+        self._sum /= process_count()
         for weight, mean in zip(self._weights, self._means, strict=True):
             weight.grad = mean

@@ -26,6 +26,7 @@ from typing_extensions import override
 from experiments.distributed.averages import Average
 from experiments.distributed.batch_norm import SyncedBatchNorm
 from losses.errors import UsageError
+from losses.processes import Sharing, process_count
 from models.method import Method
 from ranges import PositiveInt
 
@@ -91,6 +92,7 @@ class DDP(DDPStrategy):
     @override
     def setup(self, trainer: L.Trainer) -> None:
         """Prepare the model; BatchNorm is synchronised on a CPU too."""
+        Sharing.group = None
         self._layer_sync = self._layer_sync and SyncedBatchNorm()
         super().setup(trainer)
 
@@ -109,7 +111,7 @@ class DDP(DDPStrategy):
     def optimizer_step(self, optimizer: Optimizer, *args: Any, **options: Any) -> Any:
         """Begin to average the gradients of a block; it steps when that is done."""
         step = partial(super().optimizer_step, optimizer, *args, **options)
-        if isinstance(self.model, DistributedDataParallel):
+        if isinstance(self.model, DistributedDataParallel) or process_count() == 1:
             return step()
         average = Average([weight for group in optimizer.param_groups for weight in group["params"]])
 
@@ -138,6 +140,17 @@ class DDP(DDPStrategy):
         output = super().training_step(*args, **options)
         self._finish_step()
         return output
+
+    @override
+    def on_validation_start(self) -> None:
+        """Judge one model: all get the first one's BatchNorm statistics, which are saved."""
+        assert self.lightning_module
+        for buffer in self.lightning_module.buffers():
+            dist.broadcast(buffer, src=0)
+
+    @override
+    def on_test_start(self) -> None:
+        self.on_validation_start()
 
     # -- the end --------------------------------------------------------------------------------
 

@@ -61,6 +61,7 @@ class CompressedDDP(DDP):
 
     @override
     def on_validation_start(self) -> None:
+        super().on_validation_start()
         self.payload.settle()
 
     @override

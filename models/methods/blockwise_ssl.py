@@ -140,7 +140,7 @@ class BlockwiseSSL(LocalLearning):
     # -- the algorithm: what goes through the blocks is, per strength of views, a pair -----------------
 
     @override
-    def step_input(self, batch: LabelledImages) -> tuple[int, dict[float, Pair]]:
+    def step_input(self, batch: LabelledImages) -> tuple[int, Any]:
         """The first block; the pairs of views that some block takes, by their strength."""
         if not batch.views:
             raise UsageError(
@@ -148,10 +148,11 @@ class BlockwiseSSL(LocalLearning):
                 "--data.views.transform datamodules.SimCLRViews."
             )
         pairs = {strength: (a, b) for strength, a, b in batch.views}
-        if any(len(a) < 2 for a, _ in pairs.values()):
+        if len(batch.labels) < 2:
             raise UsageError("Pairs of views of one image have nothing to differ from: batches hold at least 2.")
         self._strengths = self.difficulty.view_strengths(self.num_blocks, list(pairs))
-        return 0, {strength: pairs[strength] for strength in set(self._strengths[: self.learners.stop])}
+        taken = set(self._strengths[: self.learners.stop])
+        return batch.arrived or (0, {strength: pairs[strength] for strength in taken})
 
     @override
     def block_output(self, k: int, x: Mapping[float, Pair]) -> dict[float, Pair]:

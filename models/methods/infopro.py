@@ -9,7 +9,7 @@ what tells the classes apart:
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -93,6 +93,8 @@ class InfoPro(DecoupledGreedy):
         self.weights, self._contrast = block_weights, _contrast() if loss == "contrast" else None
         self.image_mean = nn.Buffer(torch.tensor(image_mean).view(-1, 1, 1), persistent=False)
         self.image_std = nn.Buffer(torch.tensor(image_std).view(-1, 1, 1), persistent=False)
+
+    losses_read_images: ClassVar[bool] = True
 
     @override
     def local_loss(self, k: int, features: Tensor, batch: LabelledImages) -> Tensor:

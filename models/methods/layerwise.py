@@ -128,6 +128,11 @@ class Layerwise(DecoupledGreedy):
             group["weight_decay"] = group.get("weight_decay", 0) * factor
         return optimizers, schedulers
 
+    @property
+    @override
+    def why_one_place(self) -> str | None:
+        return "read stored features" if self._inputs else None
+
     # -- from one block to the next -----------------------------------------------------------------
 
     @override

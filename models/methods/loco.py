@@ -65,6 +65,11 @@ class LoCo(BlockwiseSSL):
             outputs = above
         self.step_block(self.num_blocks - 1)
 
+    @property
+    @override
+    def why_one_place(self) -> str:
+        return "learn in pairs"
+
     @override
     def plan(self) -> StepPlan:
         """Two passes back where two units overlap; the two blocks of each unit are held together."""

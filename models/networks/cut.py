@@ -127,7 +127,7 @@ _MEASURES: Mapping[str, Callable[[list[Cost], Cost], int]] = {
 }
 
 
-def balanced_stops(num_units: int, num_blocks: int, block_cost: Callable[[int, int], int]) -> list[int]:
+def balanced_stops(num_units: int, num_blocks: int, block_cost: Callable[[int, int], float]) -> list[int]:
     """Cut ``range(num_units)`` into consecutive non-empty blocks so that the dearest is cheapest.
 
     Among all cuts with the same dearest block, the one with the least sum of squared costs, so that

@@ -17,8 +17,14 @@ def ready() -> Callable[..., ImageDataModule]:
 
     def set_up(module, stage="fit", step=0, limit=1.0, training=True, process=(0, 1)):
         rank, processes = process
+        shared = {"rank": rank, "num_replicas": processes}
         module.trainer = SimpleNamespace(
-            global_step=step, limit_train_batches=limit, training=training, global_rank=rank, world_size=processes
+            global_step=step,
+            limit_train_batches=limit,
+            training=training,
+            global_rank=rank,
+            world_size=processes,
+            strategy=SimpleNamespace(distributed_sampler_kwargs=shared),
         )
         module.setup(stage)
         return module

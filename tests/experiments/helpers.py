@@ -105,4 +105,9 @@ def summary(folder: Path) -> dict:
 
 def in_two_processes(work: Callable[..., None], *args: object) -> None:
     """Call ``work(rank, *args)`` in two processes at once."""
-    mp.start_processes(work, args, nprocs=2, start_method=FORK)
+    in_processes(2, work, *args)
+
+
+def in_processes(count: int, work: Callable[..., None], *args: object) -> None:
+    """Call ``work(rank, *args)`` in several processes at once."""
+    mp.start_processes(work, args, nprocs=count, start_method=FORK)

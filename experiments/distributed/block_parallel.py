@@ -1,0 +1,282 @@
+"""Blocks on devices of their own: a pipeline without a way back.
+
+    process 0        process 1        process 2
+    images ──► block 1, 2 ──► block 3, 4 ──► block 5
+                 │ losses       │ losses       │ loss
+
+Each process trains a run of consecutive blocks and hands on what the last of them makes of a batch, while it goes on
+with the next batch. Nothing comes back: no gradient, no waiting for one.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies import StrategyRegistry
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor, nn
+from torch.distributed.distributed_c10d import _get_default_store
+from torch.distributed.utils import _sync_module_states
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_map_only
+from typing_extensions import override
+
+from datamodules.base import ImageDataModule
+from datamodules.batch import Batch
+from experiments.distributed.ddp import DDP
+from experiments.distributed.figures import FiguresForFirst, FiguresOfOthers
+from experiments.distributed.link import Arrival, Inbox, Outbox, StoppedError, set_random_state
+from experiments.distributed.shares import cheapest_cut, part_seconds
+from losses.errors import UsageError
+from losses.processes import Sharing
+from models.local_learning import LocalLearning
+from ranges import PositiveInt
+
+_BUCKET = 2**28  # bytes of weights that are sent at a time
+
+
+class BlockParallel(DDP):
+    """Every process trains a run of consecutive blocks: ``--trainer.strategy block_parallel --trainer.devices 2``.
+
+    The first process loads the images. It hands on detached features, labels, and the state of the random numbers: the
+    weights are bit for bit (on a CPU) those of one process. Between epochs all processes get all weights; they share
+    out what is evaluated, and the first one writes an ordinary checkpoint.
+
+    Args:
+        first_blocks: number of the first block of each process, from 1, as ``[1, 3]``; by default the cut whose slowest
+            process is fastest, by times that are measured before training, in all processes at once.
+        wire: what features are sent in; ``bfloat16`` halves the traffic, and rounds.
+        timeout: as :class:`DDP` has it.
+
+    Raises:
+        UsageError: fewer blocks than processes, or a method whose blocks do not learn apart.
+    """
+
+    def __init__(
+        self,
+        first_blocks: list[PositiveInt] | None = None,
+        wire: Literal["as_is", "bfloat16"] = "as_is",
+        timeout: PositiveInt = 600,
+    ) -> None:
+        super().__init__(timeout)
+        self.first_blocks, self.wire = first_blocks, wire
+        self.shares: list[range] = []
+        self._outbox: Outbox | None = None
+        self._inbox: Inbox | None = None
+        self._spread = True  # whether all processes have all weights
+
+    @property
+    @override
+    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        """All processes work on the same batch."""
+        return {"num_replicas": 1, "rank": 0}
+
+    # -- before training ------------------------------------------------------------------------
+
+    @override
+    def configure_ddp(self) -> None:
+        """Choose who trains which blocks."""
+        model, rank, last = self.method, self.global_rank, self.world_size - 1
+        why = f"are {model.num_blocks}" if model.num_blocks < self.world_size else model.why_one_place
+        if why:
+            raise UsageError(
+                f"{self.world_size} processes cannot share the blocks of {type(model).__name__}, which {why}: use "
+                "--trainer.strategy ddp, or fewer --trainer.devices."
+            )
+        Sharing.group = self._alone
+        self._sync(model, 0)
+        self.shares = self._shares(model)
+        model.here = self.shares[rank]
+        self._outbox = Outbox(rank + 1, self.root_device) if rank < last else None
+        self._inbox = Inbox(rank - 1, self.root_device) if rank else None
+        self._log_together(model)
+        # The schedules of blocks that learn elsewhere go on here, too: they are saved by the first process.
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+        # Lightning's way to tell all processes of a signal has them wait for each other before every batch.
+        model.trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = self._stop_if_told  # type: ignore[method-assign]
+
+    @cached_property
+    def _alone(self) -> Any:
+        """The group of this process alone: no other has the same blocks."""
+        return [dist.new_group([rank]) for rank in range(self.world_size)][self.global_rank]
+
+    @property
+    def method(self) -> LocalLearning:
+        """What is trained."""
+        assert isinstance(self.lightning_module, LocalLearning)
+        return self.lightning_module
+
+    def _shares(self, model: LocalLearning) -> list[range]:
+        """The parts of each process."""
+        if self.first_blocks is None:
+            seconds = torch.tensor(part_seconds(model), dtype=torch.float64)
+            dist.all_reduce(seconds)
+            starts = cheapest_cut(seconds.tolist(), self.world_size)
+        else:
+            starts = [number - 1 for number in self.first_blocks]
+        rising = starts[:1] == [0] and sorted(set(starts)) == starts and starts[-1] < model.num_blocks
+        if len(starts) != self.world_size or not rising:
+            raise UsageError(
+                f"first_blocks says with which of {model.num_blocks} blocks each of {self.world_size} processes "
+                f"begins: that many numbers, rising from 1, not {self.first_blocks}."
+            )
+        return [range(a, b) for a, b in zip(starts, [*starts[1:], model.schedule.parts], strict=True)]
+
+    def _log_together(self, model: LocalLearning) -> None:
+        trainer, store = model.trainer, dist.PrefixStore("figures", _get_default_store())
+        if self.global_rank:
+            own = [f"train/{model.part_names[k]}/" for k in model.here]
+            trainer.loggers = [FiguresForFirst(store, self.global_rank, own)]
+        elif trainer.loggers:
+            others = range(1, self.world_size)
+            trainer.loggers = [*trainer.loggers, FiguresOfOthers(store, others, trainer.loggers, model.latest)]
+
+    # -- batches --------------------------------------------------------------------------------
+
+    @override
+    def process_dataloader(self, dataloader: Any) -> Any:
+        """What other processes than the first train on arrives from the one before."""
+        if self._inbox and self.method.trainer.training:
+            return Arrivals(dataloader, self._inbox, self._outbox)
+        return dataloader
+
+    @override
+    def batch_to_device(self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0) -> Any:
+        """What has arrived is on the device, and brings the random numbers to go on with."""
+        if not isinstance(batch, Arrival):
+            return super().batch_to_device(batch, device, dataloader_idx)
+        set_random_state(batch.random_state, self.root_device)
+        trainer = self.method.trainer
+        data = trainer.datamodule  # type: ignore[attr-defined]  # a connector of Lightning's sets it
+        if isinstance(data, ImageDataModule):
+            data.epochs.step = trainer.global_step + 1  # as it does when images come to the device
+        sent: Batch = batch.tree
+        assert sent.arrived
+        first, x = sent.arrived
+        if self.wire == "bfloat16":
+            x = tree_map_only(Tensor, Tensor.float, x)
+        return sent._replace(arrived=(first, x))
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Batches of another epoch may be of another form."""
+        if self._outbox and batch_idx == 0:
+            self._outbox.begin()
+
+    @override
+    def training_step(self, batch: Batch, *args: Any, **options: Any) -> None:
+        """Train the blocks that are here, and send on what they make of the batch."""
+        x = super().training_step(batch, *args, **options)
+        model = self.method
+        self._spread = False
+        if not set(model.here) & set(model.learners):
+            model.count_step()  # those that learn in this epoch are elsewhere
+        if self._outbox:
+            self._outbox.send(self._parcel(batch, x))
+
+    def _parcel(self, batch: Batch, x: Any) -> Batch:
+        """Of a batch what the next blocks and their losses read."""
+        views: Any = tuple((strength, None, None) for strength, *_ in batch.views)
+        images: Any = batch.images if self.method.losses_read_images else None
+        if self.wire == "bfloat16":
+            x = tree_map_only(Tensor, Tensor.bfloat16, x)
+        return batch._replace(images=images, views=views, arrived=(self.method.here.stop, x))
+
+    def _stop_if_told(self) -> None:
+        """After a termination signal, which the first process gets, all stop at the same batch."""
+        if self.method.trainer.received_sigterm:
+            if self._outbox:
+                self._outbox.stop()
+            raise SIGTERMException
+
+    # -- all weights to all processes -----------------------------------------------------------
+
+    def spread(self) -> None:
+        """Give every process the weights of all blocks, if they are not those already."""
+        if self._spread:
+            return
+        if self._outbox:
+            self._outbox.drain()
+        model = self.method
+        for owner, share in enumerate(self.shares):
+            parts = [module for k in share for module in (*model.blocks[k : k + 1], model.heads[k])]
+            self._sync(nn.ModuleList(parts), owner)
+        self._spread = True
+
+    def _sync(self, part: nn.Module, owner: int) -> None:
+        """Give all processes the weights and buffers that one of them has."""
+        assert dist.group.WORLD
+        _sync_module_states(part, dist.group.WORLD, _BUCKET, owner, (), broadcast_buffers=True)
+
+    def merged(self, own: dict[str, Any]) -> dict[str, Any]:
+        """What all processes have of something, each of its own blocks."""
+        all_of_them: list[dict[str, Any]] = [{}] * self.world_size
+        dist.all_gather_object(all_of_them, own)
+        return {name: part for one in all_of_them for name, part in one.items()}
+
+    @override
+    def on_validation_start(self) -> None:
+        """Evaluate what has been learned so far; once training is over, that is everywhere."""
+        if self.shares:
+            self.spread()
+        else:
+            super().on_validation_start()
+
+    @override
+    def on_train_end(self) -> None:
+        self.spread()
+        for logger in self.method.loggers:
+            logger.log_metrics({})  # what others have left by now
+
+    @override
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        if self.shares:
+            self.spread()
+        return super().lightning_module_state_dict()
+
+    @override
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """What the optimizer of a part remembers, which only its own process knows."""
+        if not self.shares:
+            return super().optimizer_state(optimizer)
+        k = self.optimizers.index(optimizer)
+        owner = next(rank for rank, share in enumerate(self.shares) if k in share)
+        state = [super().optimizer_state(optimizer) if owner == self.global_rank else None]
+        dist.broadcast_object_list(state, src=owner)
+        assert state[0]
+        return state[0]
+
+    @override
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Only those of the parts that learn here."""
+        for k in self.method.here:
+            self.optimizers[k].load_state_dict(checkpoint["optimizer_states"][k])
+
+
+class Arrivals:
+    """Takes the place of a loader of images: batches that the process before hands on, as many as it loads.
+
+    Args:
+        loader: of the images, which are not loaded here.
+        inbox: where batches arrive.
+        outbox: who is to be told of an end.
+    """
+
+    def __init__(self, loader: Any, inbox: Inbox, outbox: Outbox | None) -> None:
+        self._loader, self._inbox, self._outbox = loader, inbox, outbox
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Arrival]:
+        try:
+            yield from self._inbox.batches(sum(1 for _ in self._loader.batch_sampler or self._loader))
+        except StoppedError:
+            if self._outbox:
+                self._outbox.stop()
+            raise SIGTERMException from None
+
+
+StrategyRegistry.register("block_parallel", BlockParallel, description="Blocks on devices of their own")

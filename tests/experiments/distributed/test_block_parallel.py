@@ -1,0 +1,139 @@
+"""Blocks on processes of their own train bit for bit as in one process."""
+
+import os
+from functools import partial
+
+import lightly.loss
+import pytest
+import torch
+from helpers import in_processes
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.optim import SGD
+from torch.optim.lr_scheduler import StepLR
+from training import Batches, batches, made, train
+
+from experiments.distributed.block_parallel import BlockParallel
+from experiments.distributed.shares import cheapest_cut
+from losses.errors import UsageError
+from models.methods.blockwise_ssl import BlockwiseSSL
+from models.methods.decoupled_greedy import DecoupledGreedy
+from models.methods.infopro import InfoPro
+from models.methods.layerwise import Layerwise
+from models.methods.loco import LoCo
+from models.methods.neuron_groups import NeuronGroups
+from models.methods.predsim import PredSim
+from models.networks.heads.classifiers import LinearHead
+from models.networks.heads.embeddings import BiasFreeProjector
+from models.networks.vgg import VGG
+
+STEPS = 5
+vgg = partial(VGG, plan=(8, 8, "M", 16, 16))
+decoupled = partial(made, DecoupledGreedy, vgg, num_blocks=4, head=LinearHead)
+without_labels = {
+    "optimizer": partial(SGD, lr=1e-3, momentum=0.9),
+    "expand_dim": 16,
+    "projector": partial(BiasFreeProjector, widths=(12, 12, 10)),
+}
+METHODS = {
+    "decoupled": decoupled,
+    "a final head, clipped": partial(decoupled, final_head=LinearHead, clip=0.1, accumulate=2),
+    "a schedule of epochs": partial(decoupled, scheduler=partial(StepLR, step_size=1, gamma=0.5)),
+    "one by one": partial(made, Layerwise, vgg, epochs_per_block=1, head=LinearHead),
+    "frozen": partial(decoupled, frozen_blocks=3),
+    "groups": partial(made, NeuronGroups, vgg, num_blocks=3, num_groups=2, head=LinearHead),
+    "similarity": partial(made, PredSim, vgg, num_blocks=3, beta=0.5),
+    "reconstruction": partial(made, InfoPro, vgg, num_blocks=4, image_mean=[0.5] * 3, image_std=[0.2] * 3),
+    "Barlow Twins": partial(made, BlockwiseSSL, vgg, num_blocks=3, **without_labels),
+    "VICReg": partial(made, BlockwiseSSL, vgg, num_blocks=3, loss=lightly.loss.VICRegLoss, **without_labels),
+}
+
+
+def data():
+    """Five batches, the last of them smaller."""
+    *whole, last = batches(STEPS)
+    ((strength, a, b),) = last.views
+    return [*whole, last._replace(images=last.images[:4], labels=last.labels[:4], views=((strength, a[:4], b[:4]),))]
+
+
+def fit(make, folder, name, **options):
+    model = make()
+    last = ModelCheckpoint(folder, name, save_on_train_epoch_end=True)
+    options = {"limit_train_batches": 1.0, "enable_checkpointing": True, "use_distributed_sampler": False} | options
+    train(model, folder, Batches(data()), max_epochs=model.schedule.epochs or 2, callbacks=[last], **options)
+    return torch.load(folder / f"{name}.ckpt", weights_only=False)
+
+
+def work(rank, folder, port, processes):
+    torch.set_num_threads(1)
+    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    for name, make in METHODS.items():
+        strategy = BlockParallel(first_blocks=[1, 2, 3][:processes])
+        fit(make, folder, name, devices=processes, strategy=strategy)
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def several(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("several")
+    in_processes(request.param, work, folder, find_free_network_port(), request.param)
+    return folder
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_blocks_apart_learn_bit_for_bit_as_in_one_process(name, several, tmp_path):
+    theirs = torch.load(several / f"{name}.ckpt", weights_only=False)
+    ours = fit(METHODS[name], tmp_path, name)
+    assert ours["global_step"] == theirs["global_step"]
+    assert ours["lr_schedulers"] == theirs["lr_schedulers"]
+    for key in ("state_dict", "optimizer_states"):
+        assert_same(ours[key], theirs[key], key)
+
+
+def assert_same(one, other, where):
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    elif isinstance(one, dict):
+        assert list(one) == list(other), where
+        for key in one:
+            assert_same(one[key], other[key], f"{where}.{key}")
+    elif isinstance(one, list):
+        for number, pair in enumerate(zip(one, other, strict=True)):
+            assert_same(*pair, f"{where}.{number}")
+    else:
+        assert one == other, where
+
+
+def send_halves(rank, folder, port):
+    torch.set_num_threads(1)
+    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    strategy = BlockParallel(first_blocks=[1, 3], wire="bfloat16")
+    fit(METHODS["decoupled"], folder, "halves", devices=2, strategy=strategy)
+
+
+def test_in_half_precision_later_blocks_learn_nearly_the_same(tmp_path):
+    in_processes(2, send_halves, tmp_path, find_free_network_port())
+    theirs = torch.load(tmp_path / "halves.ckpt", weights_only=False)["state_dict"]
+    ours = fit(METHODS["decoupled"], tmp_path, "ours")["state_dict"]
+    for name, value in ours.items():
+        before = name.split(".")[1] in "01"
+        assert torch.equal(value, theirs[name]) == (before or "num_batches" in name), name
+        torch.testing.assert_close(value, theirs[name], rtol=0.2, atol=0.02)
+
+
+@pytest.mark.parametrize(("method", "why"), [(LoCo, "learn in pairs"), (DecoupledGreedy, "are 1:")])
+def test_what_cannot_be_shared_is_refused(method, why, monkeypatch):
+    strategy = BlockParallel()
+    monkeypatch.setattr(BlockParallel, "world_size", 2)
+    monkeypatch.setattr(BlockParallel, "global_rank", 0)
+    options = {} if method is LoCo else {"num_blocks": 1, "head": LinearHead}
+    strategy._lightning_module = made(method, vgg, **options)
+    with pytest.raises(UsageError, match=f"2 processes cannot share the blocks of {method.__name__}, which {why}"):
+        strategy.configure_ddp()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "processes", "starts"),
+    [([3, 1, 1, 1], 2, [0, 1]), ([1, 1, 1, 3], 2, [0, 3]), ([1, 2, 3, 4, 5], 3, [0, 3, 4]), ([1, 1], 2, [0, 1])],
+)
+def test_the_slowest_process_is_as_fast_as_can_be(seconds, processes, starts):
+    assert cheapest_cut(seconds, processes) == starts
