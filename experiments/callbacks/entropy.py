@@ -52,7 +52,8 @@ class Entropy(L.Callback):
 
     @override
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        metrics = {}
+        metrics, merged = {}, getattr(trainer.strategy, "merged", dict)  # of what all processes have learned
+        self._gradients = merged(self._gradients)
         for name, weight in weights_of(pl_module).items():
             metrics[name] = _of_weights(weight) | {"update_h8": h8(weight - self._before[name])}
             if name in self._gradients:  # a frozen block has none

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any, Literal
 
+import lightning.pytorch as L
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import StrategyRegistry
@@ -66,6 +67,7 @@ class BlockParallel(DDP):
         self.shares: list[range] = []
         self._outbox: Outbox | None = None
         self._inbox: Inbox | None = None
+        self._figures: FiguresOfOthers | None = None
         self._spread = True  # whether all processes have all weights
 
     @property
@@ -75,6 +77,12 @@ class BlockParallel(DDP):
         return {"num_replicas": 1, "rank": 0}
 
     # -- before training ------------------------------------------------------------------------
+
+    @override
+    def setup(self, trainer: L.Trainer) -> None:
+        """Prepare the model; BatchNorm sees the whole batch as it is."""
+        self._layer_sync = None
+        super().setup(trainer)
 
     @override
     def configure_ddp(self) -> None:
@@ -132,7 +140,8 @@ class BlockParallel(DDP):
             trainer.loggers = [FiguresForFirst(store, self.global_rank, own)]
         elif trainer.loggers:
             others = range(1, self.world_size)
-            trainer.loggers = [*trainer.loggers, FiguresOfOthers(store, others, trainer.loggers, model.latest)]
+            self._figures = FiguresOfOthers(store, others, trainer.loggers, model)
+            trainer.loggers = [*trainer.loggers, self._figures]
 
     # -- batches --------------------------------------------------------------------------------
 
@@ -160,6 +169,7 @@ class BlockParallel(DDP):
             x = tree_map_only(Tensor, Tensor.float, x)
         return sent._replace(arrived=(first, x))
 
+    @override
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Batches of another epoch may be of another form."""
         if self._outbox and batch_idx == 0:
@@ -175,6 +185,8 @@ class BlockParallel(DDP):
             model.count_step()  # those that learn in this epoch are elsewhere
         if self._outbox:
             self._outbox.send(self._parcel(batch, x))
+        if model.trainer.is_last_batch:
+            self.spread()  # whoever looks at weights between epochs sees those of all
 
     def _parcel(self, batch: Batch, x: Any) -> Batch:
         """Of a batch what the next blocks and their losses read."""
@@ -227,8 +239,8 @@ class BlockParallel(DDP):
     @override
     def on_train_end(self) -> None:
         self.spread()
-        for logger in self.method.loggers:
-            logger.log_metrics({})  # what others have left by now
+        if self._figures:
+            self._figures.collect()  # what others have left by now is all
 
     @override
     def lightning_module_state_dict(self) -> dict[str, Any]:

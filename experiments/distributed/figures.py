@@ -8,6 +8,8 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor
 from typing_extensions import override
 
+from models.method import Method
+
 
 class FiguresForFirst(Logger):
     """Leaves figures where the first process finds them: in the store that the processes met at.
@@ -44,16 +46,14 @@ class FiguresOfOthers(Logger):
         store: the store.
         others: ranks.
         loggers: where to.
-        latest: where the newest are kept.
+        model: knows the newest, for the progress bar.
     """
 
     name, version = "", ""
 
-    def __init__(
-        self, store: dist.Store, others: Sequence[int], loggers: Sequence[Logger], latest: dict[str, float]
-    ) -> None:
+    def __init__(self, store: dist.Store, others: Sequence[int], loggers: Sequence[Logger], model: Method) -> None:
         super().__init__()
-        self._store, self._loggers, self._latest = store, loggers, latest
+        self._store, self._loggers, self._model = store, loggers, model
         self._next = dict.fromkeys(others, 0)
 
     @override
@@ -62,12 +62,16 @@ class FiguresOfOthers(Logger):
 
     @override
     def log_metrics(self, metrics: Mapping[str, float | Tensor], step: int | None = None) -> None:
+        """Look what is there."""
+        self.collect()
+
+    def collect(self) -> None:
         """Log all rows that are there."""
         for rank in self._next:
             while self._store.check([key := f"{rank}/{self._next[rank]}"]):
                 of_step, row = json.loads(self._store.get(key))
                 self._store.delete_key(key)
                 self._next[rank] += 1
-                self._latest.update(row)
+                self._model.latest.update(row)
                 for logger in self._loggers:
                     logger.log_metrics(row, step=of_step)

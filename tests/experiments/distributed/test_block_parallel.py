@@ -1,5 +1,6 @@
 """Blocks on processes of their own train bit for bit as in one process."""
 
+import csv
 import os
 from functools import partial
 
@@ -13,6 +14,7 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import StepLR
 from training import Batches, batches, made, train
 
+from experiments.cli import main
 from experiments.distributed.block_parallel import BlockParallel
 from experiments.distributed.shares import cheapest_cut
 from losses.errors import UsageError
@@ -101,6 +103,46 @@ def assert_same(one, other, where):
             assert_same(*pair, f"{where}.{number}")
     else:
         assert one == other, where
+
+
+WATCHED = ("--trainer.callbacks+=OnlineProbe", "--trainer.callbacks+=OutputSignal", "--trainer.callbacks+=Entropy")
+COMMANDS = {
+    "decoupled_greedy/digits": ("--model.scheduler.T_max=2", *WATCHED),
+    "blockwise_ssl/digits": (),
+}
+
+
+def command(name, folder, *options):
+    quick = ("--trainer.max_epochs=2", "--trainer.limit_train_batches=3", "--trainer.log_every_n_steps=1")
+    run = name.replace("/", "_")
+    return ["fit", f"--config={name}", f"--runs={folder}", f"--name={run}", *quick, *COMMANDS[name], *options]
+
+
+def whole_runs(rank, folder, port):
+    torch.set_num_threads(1)
+    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    for name in COMMANDS:
+        several = ("--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=block_parallel")
+        main(command(name, folder, *several))
+
+
+def figures(folder, name):
+    """Step and metric → value, but for times; every row of metrics.csv has a step."""
+    with (folder / name.replace("/", "_") / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    found = {(int(row["step"]), key): float(value) for row in rows for key, value in row.items() if value}
+    return {key: value for key, value in found.items() if key[1] not in ("step", "epoch", "train/images_per_second")}
+
+
+def test_a_run_of_two_processes_writes_the_figures_of_one(tmp_path):
+    (tmp_path / "two").mkdir()
+    in_processes(2, whole_runs, tmp_path / "two", find_free_network_port())
+    for name in COMMANDS:
+        main(command(name, tmp_path / "one"))
+        ours, theirs = figures(tmp_path / "one", name), figures(tmp_path / "two", name)
+        assert any(key.startswith("train/block4/") for _, key in ours)
+        assert any(key.startswith("probe_online/block4") for _, key in ours)
+        assert theirs == pytest.approx(ours, rel=1e-5, abs=1e-7, nan_ok=True)
 
 
 def send_halves(rank, folder, port):
