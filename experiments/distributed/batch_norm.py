@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from losses.errors import UsageError
-from losses.processes import mean_over_processes, process_count
+from losses.processes import Sharing, mean_over_processes, process_count
 from models.networks.memory.recomputed import Recomputed
 
 
@@ -59,5 +59,5 @@ class SyncedBatchNorm(TorchSyncBatchNorm):
         model = super().apply(model)
         for part in model.modules():
             if type(part) is nn.SyncBatchNorm:
-                part.__class__ = SyncBatchNorm
+                part.__class__, part.process_group = SyncBatchNorm, Sharing.group
         return model

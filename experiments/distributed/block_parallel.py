@@ -5,7 +5,8 @@
                  │ losses       │ losses       │ loss
 
 Each process trains a run of consecutive blocks and hands on what the last of them makes of a batch, while it goes on
-with the next batch. Nothing comes back: no gradient, no waiting for one.
+with the next batch. Nothing comes back: no gradient, no waiting for one. Such a line may stand several times side by
+side, each with a part of every batch: then each block's gradients are averaged over the lines.
 """
 
 import warnings
@@ -19,6 +20,7 @@ import torch.distributed as dist
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import _get_default_store
 from torch.distributed.utils import _sync_module_states
 from torch.optim import Optimizer
@@ -32,7 +34,6 @@ from experiments.distributed.figures import FiguresForFirst, FiguresOfOthers
 from experiments.distributed.link import Arrival, Inbox, Outbox, StoppedError, set_random_state
 from experiments.distributed.shares import cheapest_cut, part_seconds
 from losses.errors import UsageError
-from losses.processes import Sharing
 from models.local_learning import LocalLearning
 from ranges import PositiveInt
 
@@ -47,23 +48,26 @@ class BlockParallel(DDP):
     out what is evaluated, and the first one writes an ordinary checkpoint.
 
     Args:
-        first_blocks: number of the first block of each process, from 1, as ``[1, 3]``; by default the cut whose slowest
-            process is fastest, by times that are measured before training, in all processes at once.
+        first_blocks: number of the first block of each process of a line, from 1, as ``[1, 3]``; by default the cut
+            whose slowest process is fastest, by times that are measured before training, in all processes at once.
+        replicas: lines of processes, each of which has all blocks, and a batch of its own in every step.
         wire: what features are sent in; ``bfloat16`` halves the traffic, and rounds.
         timeout: as :class:`DDP` has it.
 
     Raises:
-        UsageError: fewer blocks than processes, or a method whose blocks do not learn apart.
+        UsageError: fewer blocks than processes in a line, replicas that do not divide the processes, or a method whose
+            blocks do not learn apart.
     """
 
     def __init__(
         self,
         first_blocks: list[PositiveInt] | None = None,
+        replicas: PositiveInt = 1,
         wire: Literal["as_is", "bfloat16"] = "as_is",
         timeout: PositiveInt = 600,
     ) -> None:
         super().__init__(timeout)
-        self.first_blocks, self.wire = first_blocks, wire
+        self.first_blocks, self.replicas, self.wire = first_blocks, replicas, wire
         self.shares: list[range] = []
         self._outbox: Outbox | None = None
         self._inbox: Inbox | None = None
@@ -73,43 +77,77 @@ class BlockParallel(DDP):
     @property
     @override
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
-        """All processes work on the same batch."""
-        return {"num_replicas": 1, "rank": 0}
+        """All processes of a line work on the same batch."""
+        return {"num_replicas": self.replicas, "rank": self.global_rank // self.stages}
+
+    @property
+    @override
+    def sharing(self) -> Any:
+        """Those that train the same blocks."""
+        return self._mesh.get_group("data")
+
+    @property
+    def stages(self) -> int:
+        """Processes in a line."""
+        return self.world_size // self.replicas
+
+    @property
+    def stage(self) -> int:
+        """Place of this process in its line, from 0. The first line has the first ranks."""
+        return self.global_rank % self.stages
+
+    @cached_property
+    def _mesh(self) -> DeviceMesh:
+        return init_device_mesh(self.root_device.type, (self.replicas, self.stages), mesh_dim_names=("data", "block"))
+
+    @cached_property
+    def _loading(self) -> Any:
+        """The group of those that load images: the first of every line."""
+        return dist.new_group([line * self.stages for line in range(self.replicas)])
 
     # -- before training ------------------------------------------------------------------------
 
     @override
     def setup(self, trainer: L.Trainer) -> None:
-        """Prepare the model; BatchNorm sees the whole batch as it is."""
-        self._layer_sync = None
+        """Meet, and prepare the model.
+
+        Raises:
+            UsageError: so many processes do not stand in so many lines.
+        """
+        if self.world_size % self.replicas:
+            raise UsageError(
+                f"{self.world_size} processes do not make {self.replicas} replicas of as many each: choose a divisor."
+            )
+        if self.replicas == 1:
+            self._layer_sync = None  # BatchNorm sees the whole batch as it is
         super().setup(trainer)
 
     @override
     def configure_ddp(self) -> None:
         """Choose who trains which blocks."""
-        model, rank, last = self.method, self.global_rank, self.world_size - 1
-        why = f"are {model.num_blocks}" if model.num_blocks < self.world_size else model.why_one_place
+        model, rank = self.method, self.global_rank
+        why = f"are {model.num_blocks}" if model.num_blocks < self.stages else model.why_one_place
         if why:
             raise UsageError(
-                f"{self.world_size} processes cannot share the blocks of {type(model).__name__}, which {why}: use "
+                f"{self.stages} processes cannot share the blocks of {type(model).__name__}, which {why}: use "
                 "--trainer.strategy ddp, or fewer --trainer.devices."
             )
-        Sharing.group = self._alone
+        if any(getattr(part, "gather_distributed", False) for part in model.modules()):
+            raise UsageError(
+                "gather_distributed gathers from all processes, and so from other blocks: leave it out. Embeddings of "
+                "all replicas are gathered without it."
+            )
+        self._loading  # noqa: B018  # a group is made by all processes at once
         self._sync(model, 0)
         self.shares = self._shares(model)
-        model.here = self.shares[rank]
-        self._outbox = Outbox(rank + 1, self.root_device) if rank < last else None
-        self._inbox = Inbox(rank - 1, self.root_device) if rank else None
+        model.here = self.shares[self.stage]
+        self._outbox = Outbox(rank + 1, self.root_device) if self.stage < self.stages - 1 else None
+        self._inbox = Inbox(rank - 1, self.root_device) if self.stage else None
         self._log_together(model)
         # The schedules of blocks that learn elsewhere go on here, too: they are saved by the first process.
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
         # Lightning's way to tell all processes of a signal has them wait for each other before every batch.
         model.trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = self._stop_if_told  # type: ignore[method-assign]
-
-    @cached_property
-    def _alone(self) -> Any:
-        """The group of this process alone: no other has the same blocks."""
-        return [dist.new_group([rank]) for rank in range(self.world_size)][self.global_rank]
 
     @property
     def method(self) -> LocalLearning:
@@ -118,28 +156,30 @@ class BlockParallel(DDP):
         return self.lightning_module
 
     def _shares(self, model: LocalLearning) -> list[range]:
-        """The parts of each process."""
+        """The parts of each process of a line."""
         if self.first_blocks is None:
             seconds = torch.tensor(part_seconds(model), dtype=torch.float64)
             dist.all_reduce(seconds)
-            starts = cheapest_cut(seconds.tolist(), self.world_size)
+            starts = cheapest_cut(seconds.tolist(), self.stages)
         else:
             starts = [number - 1 for number in self.first_blocks]
         rising = starts[:1] == [0] and sorted(set(starts)) == starts and starts[-1] < model.num_blocks
-        if len(starts) != self.world_size or not rising:
+        if len(starts) != self.stages or not rising:
             raise UsageError(
-                f"first_blocks says with which of {model.num_blocks} blocks each of {self.world_size} processes "
+                f"first_blocks says with which of {model.num_blocks} blocks each of {self.stages} processes "
                 f"begins: that many numbers, rising from 1, not {self.first_blocks}."
             )
         return [range(a, b) for a, b in zip(starts, [*starts[1:], model.schedule.parts], strict=True)]
 
     def _log_together(self, model: LocalLearning) -> None:
         trainer, store = model.trainer, dist.PrefixStore("figures", _get_default_store())
-        if self.global_rank:
+        if self.global_rank >= self.stages:
+            trainer.loggers = []  # what is logged are figures of the first line
+        elif self.stage:
             own = [f"train/{model.part_names[k]}/" for k in model.here]
             trainer.loggers = [FiguresForFirst(store, self.global_rank, own)]
         elif trainer.loggers:
-            others = range(1, self.world_size)
+            others = range(1, self.stages)
             self._figures = FiguresOfOthers(store, others, trainer.loggers, model)
             trainer.loggers = [*trainer.loggers, self._figures]
 
@@ -198,7 +238,12 @@ class BlockParallel(DDP):
 
     def _stop_if_told(self) -> None:
         """After a termination signal, which the first process gets, all stop at the same batch."""
-        if self.method.trainer.received_sigterm:
+        told = self.method.trainer.received_sigterm
+        if self.replicas > 1 and not self.stage:
+            of_first = torch.tensor([told], device=self.root_device)
+            dist.broadcast(of_first, 0, self._loading)
+            told = bool(of_first)
+        if told:
             if self._outbox:
                 self._outbox.stop()
             raise SIGTERMException
@@ -214,7 +259,7 @@ class BlockParallel(DDP):
         model = self.method
         for owner, share in enumerate(self.shares):
             parts = [module for k in share for module in (*model.blocks[k : k + 1], model.heads[k])]
-            self._sync(nn.ModuleList(parts), owner)
+            self._sync(nn.ModuleList(parts), owner)  # the first line's, though only BatchNorm's statistics differ
         self._spread = True
 
     def _sync(self, part: nn.Module, owner: int) -> None:

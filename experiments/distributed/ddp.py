@@ -92,9 +92,14 @@ class DDP(DDPStrategy):
     @override
     def setup(self, trainer: L.Trainer) -> None:
         """Prepare the model; BatchNorm is synchronised on a CPU too."""
-        Sharing.group = None
+        Sharing.group = self.sharing
         self._layer_sync = self._layer_sync and SyncedBatchNorm()
         super().setup(trainer)
+
+    @property
+    def sharing(self) -> dist.ProcessGroup | None:
+        """The group of those who share a batch with this process; None for all."""
+        return None
 
     # -- several blocks -------------------------------------------------------------------------
 

@@ -35,7 +35,7 @@ class Arrival(NamedTuple):
 
 @dataclass(frozen=True)
 class Form:
-    """How the tensors of a whole batch lie in memory. All have a row per image, in front in memory too.
+    """How the tensors of a whole batch lie in memory: densely. All have a row per image.
 
     Attributes:
         spec: the tree that they are leaves of.
@@ -50,7 +50,8 @@ class Form:
     @classmethod
     def of(cls, leaves: list[Any], spec: TreeSpec) -> Self:
         """The form of a batch."""
-        tensors = [(tuple(leaf.shape), leaf.stride(), leaf.dtype) for leaf in leaves if isinstance(leaf, Tensor)]
+        dense = [torch.empty_like(leaf, device="meta") for leaf in leaves if isinstance(leaf, Tensor)]
+        tensors = [(tuple(one.shape), one.stride(), one.dtype) for one in dense]
         return cls(spec, [... if isinstance(leaf, Tensor) else leaf for leaf in leaves], tensors)
 
     def room(self, device: torch.device) -> list[Tensor]:
@@ -190,7 +191,7 @@ def _flat(tensor: Tensor) -> Tensor:
 
 
 def _whole(tensor: Tensor, whole: Tensor) -> Tensor:
-    """The tensor in the form of a whole batch's: what is missing in a smaller one is filled up with anything."""
+    """The tensor as a whole batch's lies in memory: what is missing in a smaller one is filled up with anything."""
     if tensor.shape == whole.shape and tensor.stride() == whole.stride():
         return tensor
     filled = torch.empty_strided(whole.shape, whole.stride(), dtype=tensor.dtype, device=tensor.device)

@@ -173,6 +173,19 @@ def test_what_cannot_be_shared_is_refused(method, why, monkeypatch):
         strategy.configure_ddp()
 
 
+def test_lines_that_cannot_be_are_refused(monkeypatch):
+    monkeypatch.setattr(BlockParallel, "world_size", 3)
+    with pytest.raises(UsageError, match="3 processes do not make 2 replicas"):
+        BlockParallel(replicas=2).setup(None)
+    monkeypatch.setattr(BlockParallel, "world_size", 2)
+    monkeypatch.setattr(BlockParallel, "global_rank", 0)
+    strategy = BlockParallel()
+    loss = partial(lightly.loss.NTXentLoss, gather_distributed=True)
+    strategy._lightning_module = made(BlockwiseSSL, vgg, num_blocks=3, loss=loss, **without_labels)
+    with pytest.raises(UsageError, match="gather_distributed gathers from all processes"):
+        strategy.configure_ddp()
+
+
 @pytest.mark.parametrize(
     ("seconds", "processes", "starts"),
     [([3, 1, 1, 1], 2, [0, 1]), ([1, 1, 1, 3], 2, [0, 3]), ([1, 2, 3, 4, 5], 3, [0, 3, 4]), ([1, 1], 2, [0, 1])],

@@ -1,4 +1,4 @@
-"""Several processes train several blocks: each with its part of every batch, to the weights of one process with all."""
+"""Replicas, and lines of processes with blocks apart: with parts of every batch, to the weights of one process."""
 
 import os
 from functools import partial
@@ -7,7 +7,7 @@ import lightly.loss
 import pytest
 import torch
 import torch.distributed as dist
-from helpers import in_two_processes
+from helpers import in_processes
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from torch import nn
 from torch.optim import SGD
@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import StepLR
 from training import Batches, batches, made, train
 
 from datamodules.batch import Batch
+from experiments.distributed.block_parallel import BlockParallel
 from experiments.distributed.ddp import DDP
 from losses import SubsampledNTXent
 from losses.processes import gathered
@@ -78,6 +79,8 @@ METHODS = {
     "LoCo": without_labels(LoCo, lightly.loss.NTXentLoss),
 }
 
+TOGETHER = "LoCo", "SimCLR, gathered by lightly"
+
 
 def part(batch, rank):
     """Every other image."""
@@ -93,8 +96,8 @@ def fit(make, folder, data, **options):
     return model
 
 
-def work(rank, folder, port):
-    """One of the two processes: its weights after training by each method, and the bytes that it sent."""
+def work(rank, folder, port, processes):
+    """One of the processes: its weights after training by each method, and the bytes that it sent to be averaged."""
     torch.set_num_threads(1)
     os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     reduce, sent = dist.all_reduce, []
@@ -104,37 +107,45 @@ def work(rank, folder, port):
         return reduce(tensor, *args, async_op=async_op, **options)
 
     dist.all_reduce = counted
-    data = [part(batch, rank) for batch in batches(STEPS)]
-    for name, make in METHODS.items():
+    data = [part(batch, rank * 2 // processes) for batch in batches(STEPS)]
+    for name in trained_by(processes):
         sent.clear()
-        model = fit(make, folder, data, devices=2, strategy=DDP(), use_distributed_sampler=False, sync_batchnorm=True)
+        strategy = DDP() if processes == 2 else BlockParallel([1, 2], replicas=2)
+        options = {"devices": processes, "strategy": strategy, "use_distributed_sampler": False, "sync_batchnorm": True}
+        model = fit(METHODS[name], folder, data, **options)
         torch.save((model.state_dict(), list(sent)), folder / f"{name}{rank}")
 
 
+def trained_by(processes):
+    """Replicas train all; of lines of two blocks learn apart."""
+    return [name for name in METHODS if processes == 2 or name not in TOGETHER]
+
+
 @pytest.fixture(scope="module")
-def both(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("both")
-    in_two_processes(work, folder, find_free_network_port())
-    return folder
+def trained(tmp_path_factory):
+    folders = {processes: tmp_path_factory.mktemp(f"by{processes}") for processes in (2, 4)}
+    for processes, folder in folders.items():
+        in_processes(processes, work, folder, find_free_network_port(), processes)
+    return folders
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_two_processes_train_as_one_does_with_the_whole_batch(name, both, tmp_path):
-    ours, theirs = ((torch.load(both / f"{name}{rank}")[0]) for rank in range(2))
+@pytest.mark.parametrize(("processes", "name"), [(count, name) for count in (2, 4) for name in trained_by(count)])
+def test_several_processes_train_as_one_does_with_the_whole_batch(processes, name, trained, tmp_path):
+    ours, *others = (torch.load(trained[processes] / f"{name}{rank}")[0] for rank in range(processes))
     alone = fit(METHODS[name], tmp_path, batches(STEPS))
     before = METHODS[name]()
     for key, value in alone.state_dict().items():
-        assert torch.equal(ours[key], theirs[key]), key
+        assert all(torch.equal(ours[key], theirs[key]) for theirs in others), key
         torch.testing.assert_close(ours[key], value, rtol=1e-4, atol=1e-5, msg=lambda said, key=key: f"{key}: {said}")
     moved = [name for name, value in before.named_parameters() if name in ours and not torch.equal(value, ours[name])]
     assert len(moved) > len(ours) / 2
 
 
-def test_every_gradient_is_sent_once_a_step(both):
-    _, sent = torch.load(both / "decoupled, clipped0")
+def test_every_gradient_is_sent_once_a_step(trained):
+    sent = {by: torch.load(trained[by[0]] / f"decoupled, clipped{by[1]}")[1] for by in ((2, 0), (4, 0), (4, 1))}
     sizes = [sum(p.nbytes for p in METHODS["decoupled, clipped"]().block_parameters(k)) for k in range(4)]
-    assert sent == STEPS * sizes
-    _, sent = torch.load(both / "accumulated0")
+    assert sent == {(2, 0): STEPS * sizes, (4, 0): STEPS * sizes[:1], (4, 1): STEPS * sizes[1:]}
+    _, sent = torch.load(trained[2] / "accumulated0")
     assert len(sent) == STEPS // 2 * 2
 
 
