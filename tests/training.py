@@ -57,6 +57,21 @@ def assert_equal_weights(one, other):
         assert torch.equal(ours[name], theirs[name]), name
 
 
+def assert_same(one, other, where):
+    """See that what two checkpoints hold in some place is the same, bit for bit."""
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    elif isinstance(one, dict):
+        assert list(one) == list(other), where
+        for key in one:
+            assert_same(one[key], other[key], f"{where}.{key}")
+    elif isinstance(one, list):
+        for number, pair in enumerate(zip(one, other, strict=True)):
+            assert_same(*pair, f"{where}.{number}")
+    else:
+        assert one == other, where
+
+
 def evaluated(model, batch):
     """What validation logs of one batch, without ``val/``."""
     model.on_validation_epoch_start()

@@ -101,10 +101,15 @@ class Layerwise(DecoupledGreedy):
     # -- the learning block -------------------------------------------------------------------------
 
     @override
-    def step_input(self, batch: LabelledImages) -> tuple[int, Tensor]:
-        """The first block whose input is not stored, and that input."""
+    def step_input(self, batch: LabelledImages) -> tuple[int, Tensor | None]:
+        """The first block whose input is not stored, and that input.
+
+        None where the block that learns is elsewhere: it reads what is stored there.
+        """
         if self._inputs is None:
             return super().step_input(batch)
+        if self.learners.start not in self.here:
+            return self.learners.stop, None
         epoch, _ = self.schedule.turn(self.current_epoch)
         return self._inputs.blocks, self._inputs.read(epoch, batch.images, batch.indices)
 
@@ -128,11 +133,6 @@ class Layerwise(DecoupledGreedy):
             group["weight_decay"] = group.get("weight_decay", 0) * factor
         return optimizers, schedulers
 
-    @property
-    @override
-    def why_one_place(self) -> str | None:
-        return "read stored features" if self._inputs else None
-
     # -- from one block to the next -----------------------------------------------------------------
 
     @override
@@ -143,11 +143,13 @@ class Layerwise(DecoupledGreedy):
 
     @override
     def on_train_batch_start(self, batch: LabelledImages, batch_idx: int) -> None:
-        """When a block begins: store what the frozen blocks hand on."""
+        """When a block begins: store what the frozen blocks hand on, in the process where it learns."""
         super().on_train_batch_start(batch, batch_idx)
         learner = self.learners.start
         self._finish_before(learner)  # if a checkpoint was written within the end of an epoch
-        if self._inputs and self._inputs.blocks < learner:
+        if self._inputs and learner not in self.here:
+            self._inputs.close()
+        elif self._inputs and self._inputs.blocks < learner:
             data = self.trainer.datamodule  # type: ignore[attr-defined]  # a connector of Lightning's sets it
             if data is None:
                 raise UsageError("A feature store needs the images in order: give the Trainer a data module.")

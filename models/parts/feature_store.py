@@ -143,7 +143,7 @@ class StoredInputs:
         """What is stored of images, or, if nothing is, the images; ``epoch`` (of the block) says which version."""
         if self._features is None or indices is None:
             return images
-        return self._features.read(epoch % self.passes, indices.cpu()).to(images.device)
+        return self._features.read(epoch % self.passes, indices.cpu()).to(indices.device)
 
     @torch.no_grad()
     def advance(self, blocks: Sequence[nn.Module], data: TrainingData, device: torch.device) -> None:

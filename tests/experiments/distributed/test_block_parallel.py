@@ -12,7 +12,7 @@ from lightning.fabric.plugins.environments.lightning import find_free_network_po
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.optim import SGD
 from torch.optim.lr_scheduler import StepLR
-from training import Batches, batches, made, train
+from training import Batches, assert_same, batches, made, train
 
 from experiments.cli import main
 from experiments.distributed.block_parallel import BlockParallel
@@ -89,20 +89,6 @@ def test_blocks_apart_learn_bit_for_bit_as_in_one_process(name, several, tmp_pat
     assert ours["lr_schedulers"] == theirs["lr_schedulers"]
     for key in ("state_dict", "optimizer_states"):
         assert_same(ours[key], theirs[key], key)
-
-
-def assert_same(one, other, where):
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), where
-    elif isinstance(one, dict):
-        assert list(one) == list(other), where
-        for key in one:
-            assert_same(one[key], other[key], f"{where}.{key}")
-    elif isinstance(one, list):
-        for number, pair in enumerate(zip(one, other, strict=True)):
-            assert_same(*pair, f"{where}.{number}")
-    else:
-        assert one == other, where
 
 
 WATCHED = ("--trainer.callbacks+=OnlineProbe", "--trainer.callbacks+=OutputSignal", "--trainer.callbacks+=Entropy")
