@@ -17,6 +17,8 @@ class SyncBatchNorm(nn.SyncBatchNorm):
     @override
     def forward(self, input: Tensor) -> Tensor:
         """Normalise ``(B, C, …)`` by mean and variance over all processes, in training."""
+        if input.is_meta:  # one process counts what the layer costs
+            return super(nn.SyncBatchNorm, self).forward(input)
         if not (self.training and dist.is_initialized()) or input.device.type != "cpu":
             return super().forward(input)
         shape = [1, -1] + [1] * (input.dim() - 2)

@@ -3,10 +3,11 @@
     python -m experiments.studies.input --gpu 2500
     python -m experiments.studies.input --gpu 2500 --images FOLDER
 
-Image files, at --size pixels: decoded; with a random crop, as for training with labels; as pairs of views (Barlow
-Twins' of ImageNet), made by lightly one image after the other and sent as float32, and cropped by the worker, sent as
-uint8 and coloured on the device, here the CPU. Seconds are those of one thread's CPU, in turns, medians. Without
---images the files are random: 500×375 pixels, soft shapes and noise, JPEG of quality 90, 85 kB each.
+Image files, at --size pixels: decoded, also by torchvision's decoder; with a random crop, as for training with labels;
+as pairs of views (Barlow Twins' of ImageNet), made by lightly one image after the other and sent as float32, and
+cropped by the worker, sent as uint8 and coloured on the device, here the CPU. Seconds are those of one thread's CPU, in
+turns, medians. Without --images the files are random: 500×375 pixels, soft shapes and noise, JPEG of quality 90, 85 kB
+each.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import torch
 from lightly.transforms.multi_view_transform import MultiViewTransform
 from PIL import Image
 from torch import Tensor
+from torchvision.io import decode_image
 from torchvision.transforms import v2
 
 from datamodules.folders import ImageNet, StreamedImages
@@ -72,6 +74,7 @@ def rows(folder: Path, size: int, gpu: float, repetitions: int) -> Iterator[list
     pixels = 3 * size * size
     contenders: dict[str, tuple[Callable[[], object], int]] = {
         "decode": (lambda: [images.picture(index) for index in range(len(images))], 0),
+        "decode, by torchvision": (lambda: [decode_image(images.file(i), "RGB") for i in range(len(images))], 0),
         "decode, random crop": (partial(cropped, images, v2.RandomResizedCrop(size)), pixels),
         "pair, by lightly": (partial(by_lightly, images, views.pair_transform(size), data), 2 * 4 * pixels),
         "pair, cropped": (lambda: paired.__getitems__(range(len(images))), 2 * pixels),

@@ -5,7 +5,8 @@ import torch
 
 from datamodules.epochs import Epochs
 from datamodules.files import DataError
-from datamodules.loaders import EpochBatches, SeededBatches, shares
+from datamodules.images import MemoryImages
+from datamodules.loaders import EpochBatches, SeededBatches, in_order, shares
 
 
 def epochs_at(images=103, batch_size=10, epoch=0, done=0, **options):
@@ -85,3 +86,11 @@ def test_fewer_images_than_processes_are_refused():
 
 def test_one_process_evaluates_in_full_batches_and_a_smaller_last_one():
     assert as_lists(shares(10, 4, (0, 1))) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+
+
+def test_for_a_gpu_workers_stay_and_have_batches_ready_in_pinned_memory(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    made = in_order(MemoryImages(torch.zeros(8, 4, 4, 3), torch.zeros(8)), batch_size=2, num_workers=3)
+    assert made.pin_memory
+    assert made.persistent_workers
+    assert made.prefetch_factor == 2

@@ -15,10 +15,12 @@ from jsonargparse import Namespace
 
 from experiments.cli import main
 from experiments.local_learning_cli import LocalLearningCLI
+from experiments.named_configs import with_config_files
 
 CONFIGS = Path(__file__).parents[2] / "experiments" / "configs"
-EXPERIMENTS = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name not in ("suites", "probe"))
+EXPERIMENTS = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name not in ("suites", "probe", "devices"))
 PROBES = sorted((CONFIGS / "probe").glob("*.yaml"))
+DEVICES = sorted((CONFIGS / "devices").glob("*.yaml"))
 SUITES = sorted((CONFIGS / "suites").glob("*.yaml"))
 DIGITS = CONFIGS / "decoupled_greedy" / "digits.yaml"
 SMALL = (
@@ -74,7 +76,7 @@ class Builder(LocalLearningCLI):
 
     def parse(self, config: Path, *options: str) -> Namespace:
         """All options of a command; this takes half of the time of building."""
-        return self._parser("fit").parse_args([f"--config={config}", *options])
+        return self._parser("fit").parse_args([f"--config={config}", *with_config_files(options)])
 
     def build(self, config: Path, *options: str) -> None:
         """Build what a command asks for."""

@@ -54,7 +54,9 @@ def settings(builder: Builder) -> dict[str, Any]:
     by_epoch = model.scheduler_interval == "epoch"
     return {
         "epochs": trainer.max_epochs,
-        "batch": data.batch_size * trainer.num_devices,
+        "batch": data.batch_size * trainer.world_size,
+        "processes": trainer.world_size,
+        "BatchNorm over processes": bool(getattr(trainer.strategy, "_layer_sync", None)),
         "precision": str(trainer.precision),
         "optimizer": _same([_groups(optimizer) for optimizer in optimizers]),
         "rate in epoch": _same([_rates(one, trainer.max_epochs) for one in schedulers]) if by_epoch else None,

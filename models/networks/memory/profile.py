@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import register_module_forward_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -114,7 +115,7 @@ def _run(module: nn.Module, x: Tensor, convention: Convention) -> tuple[Any, Cos
 
 def _elementwise_operations(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> int:
     """What the published convention counts of a layer beside convolutions and matrix products."""
-    if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+    if isinstance(layer, _BatchNorm):
         return 2 * output.numel()
     if isinstance(layer, nn.ReLU | nn.LeakyReLU):
         return output.numel()

@@ -28,7 +28,7 @@ def test_says_how_many_workers_a_gpu_needs(capsys, monkeypatch):
     command = re.search(r"^python -m experiments.studies.input (--gpu \d+)", DATA.read_text(), re.MULTILINE)[1]
     gpu = int(command.split()[1])
     found = table(capsys, monkeypatch, "--count=3", *command.split())
-    assert [*found][2:4] == ["pair, by lightly", "pair, cropped"]
+    assert [*found][3:5] == ["pair, by lightly", "pair, cropped"]
     for name in ("decode, random crop", "pair, by lightly", "pair, cropped"):
         rate, workers, _ = found[name]
         assert int(workers) == pytest.approx(gpu / float(rate.replace(",", "")), rel=0.02, abs=1)
