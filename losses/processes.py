@@ -35,13 +35,30 @@ def gathered(rows: Tensor) -> Tensor:
     """
     if (count := process_count()) == 1:
         return rows
-    parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(count)]
-    dist.all_gather(parts, rows.detach().contiguous(), Sharing.group)
     if rows.requires_grad:
         rows = rows.view_as(rows)  # a hook on the rows themselves would scale the gradients of other losses, too
         rows.register_hook(lambda gradient: gradient * count)
-    parts[dist.get_rank(Sharing.group)] = rows
-    return torch.cat(parts)
+    return side_by_side(rows, 0, Sharing.group)
+
+
+def side_by_side(own: Tensor, dim: int, group: dist.ProcessGroup | None) -> Tensor:
+    """What all processes of a group have, one after the other along a dimension; gradients go to what this one has.
+
+    Args:
+        own: this process's tensor; all have one of this shape.
+        dim: where to join them.
+        group: the processes; None for all.
+    """
+    parts = [torch.empty_like(own, requires_grad=False) for _ in range(dist.get_world_size(group))]
+    mine = torch.empty_like(parts[0]).copy_(own.detach())
+    dist.all_gather([*map(flat, parts)], flat(mine), group)
+    parts[dist.get_rank(group)] = own
+    return torch.cat(parts, dim)
+
+
+def flat(tensor: Tensor) -> Tensor:
+    """The memory of a dense tensor, in one row: gloo sends nothing in channels-last order."""
+    return tensor.as_strided((tensor.numel(),), (1,))
 
 
 def mean_over_processes(statistics: Tensor) -> Tensor:

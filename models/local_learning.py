@@ -205,10 +205,15 @@ class LocalLearning(Method):
         if self.clip is None and not self.logs_this_step:
             return
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in parameters])
+        k = self.trainer.optimizers.index(optimizer)
+        norm = self.total_norm(k, [p.grad for p in parameters])
         if self.clip is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
-        self.record(self.trainer.optimizers.index(optimizer), "grad_norm", norm)
+        self.record(k, "grad_norm", norm)
+
+    def total_norm(self, k: int, gradients: Sequence[Tensor]) -> Tensor:
+        """Norm of gradients of block k together; a strategy that spreads them says so."""
+        return nn.utils.get_total_norm(gradients)
 
     # -- optimizers and schedules: one of each per block ----------------------------------------
 

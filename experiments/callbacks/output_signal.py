@@ -50,7 +50,7 @@ class OutputSignal(L.Callback):
         for k in pl_module.learners if pl_module.logs_this_step else ():
             weight = next(p for p in pl_module.block_parameters(k) if p.dim() > 1)
             if weight.grad is not None:
-                pl_module.record(k, "output_signal/first_weight_gradient", weight.grad.norm())
+                pl_module.record(k, "output_signal/first_weight_gradient", pl_module.total_norm(k, [weight.grad]))
 
     @override
     def on_train_batch_end(

@@ -31,6 +31,7 @@ from datamodules.base import ImageDataModule
 from datamodules.batch import Batch
 from experiments.distributed.ddp import DDP
 from experiments.distributed.figures import FiguresForFirst, FiguresOfOthers
+from experiments.distributed.groups_apart import GroupsApart
 from experiments.distributed.link import Arrival, Inbox, Outbox, StoppedError, set_random_state
 from experiments.distributed.shares import cheapest_cut, part_seconds
 from losses.errors import UsageError
@@ -51,6 +52,7 @@ class BlockParallel(DDP):
         first_blocks: number of the first block of each process of a line, from 1, as ``[1, 3]``; by default the cut
             whose slowest process is fastest, by times that are measured before training, in all processes at once.
         replicas: lines of processes, each of which has all blocks, and a batch of its own in every step.
+        groups_apart: processes that share out the neuron groups of the same blocks.
         wire: what features are sent in; ``bfloat16`` halves the traffic, and rounds.
         timeout: as :class:`DDP` has it.
 
@@ -63,22 +65,24 @@ class BlockParallel(DDP):
         self,
         first_blocks: list[PositiveInt] | None = None,
         replicas: PositiveInt = 1,
+        groups_apart: PositiveInt = 1,
         wire: Literal["as_is", "bfloat16"] = "as_is",
         timeout: PositiveInt = 600,
     ) -> None:
         super().__init__(timeout)
-        self.first_blocks, self.replicas, self.wire = first_blocks, replicas, wire
+        self.first_blocks, self.replicas, self.groups_apart, self.wire = first_blocks, replicas, groups_apart, wire
         self.shares: list[range] = []
         self._outbox: Outbox | None = None
         self._inbox: Inbox | None = None
         self._figures: FiguresOfOthers | None = None
+        self._groups: GroupsApart | None = None
         self._spread = True  # whether all processes have all weights
 
     @property
     @override
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
         """All processes of a line work on the same batch."""
-        return {"num_replicas": self.replicas, "rank": self.global_rank // self.stages}
+        return {"num_replicas": self.replicas, "rank": self.global_rank // (self.stages * self.groups_apart)}
 
     @property
     @override
@@ -88,22 +92,24 @@ class BlockParallel(DDP):
 
     @property
     def stages(self) -> int:
-        """Processes in a line."""
-        return self.world_size // self.replicas
+        """Runs of blocks: processes in a line, of which as many stand abreast as groups are apart."""
+        return self.world_size // (self.replicas * self.groups_apart)
 
     @property
     def stage(self) -> int:
-        """Place of this process in its line, from 0. The first line has the first ranks."""
-        return self.global_rank % self.stages
+        """Place of this process in its line, from 0."""
+        return self.global_rank // self.groups_apart % self.stages
 
     @cached_property
     def _mesh(self) -> DeviceMesh:
-        return init_device_mesh(self.root_device.type, (self.replicas, self.stages), mesh_dim_names=("data", "block"))
+        """Ranks (replica, stage, share of the groups), in this order."""
+        shape, names = (self.replicas, self.stages, self.groups_apart), ("data", "block", "group")
+        return init_device_mesh(self.root_device.type, shape, mesh_dim_names=names)
 
     @cached_property
     def _loading(self) -> Any:
-        """The group of those that load images: the first of every line."""
-        return dist.new_group([line * self.stages for line in range(self.replicas)])
+        """Those that load images: the first of every line."""
+        return dist.new_group(self._mesh.mesh[:, 0].flatten().tolist())
 
     # -- before training ------------------------------------------------------------------------
 
@@ -114,9 +120,10 @@ class BlockParallel(DDP):
         Raises:
             UsageError: so many processes do not stand in so many lines.
         """
-        if self.world_size % self.replicas:
+        if self.world_size % (self.replicas * self.groups_apart):
             raise UsageError(
-                f"{self.world_size} processes do not make {self.replicas} replicas of as many each: choose a divisor."
+                f"{self.world_size} processes do not make {self.replicas} replicas, with groups in {self.groups_apart} "
+                "processes each: their product divides the number of processes."
             )
         if self.replicas == 1:
             self._layer_sync = None  # BatchNorm sees the whole batch as it is
@@ -125,7 +132,7 @@ class BlockParallel(DDP):
     @override
     def configure_ddp(self) -> None:
         """Choose who trains which blocks."""
-        model, rank = self.method, self.global_rank
+        model, rank, abreast = self.method, self.global_rank, self.groups_apart
         why = f"are {model.num_blocks}" if model.num_blocks < self.stages else model.why_one_place
         if why:
             raise UsageError(
@@ -139,15 +146,25 @@ class BlockParallel(DDP):
             )
         self._loading  # noqa: B018  # a group is made by all processes at once
         self._sync(model, 0)
+        everywhere = self._groups_of(model, range(model.schedule.parts))
+        if everywhere:
+            everywhere.require_groups()
+            everywhere.narrow()
         self.shares = self._shares(model)
+        if everywhere:
+            everywhere.widen(learned=False)
         model.here = self.shares[self.stage]
-        self._outbox = Outbox(rank + 1, self.root_device) if self.stage < self.stages - 1 else None
-        self._inbox = Inbox(rank - 1, self.root_device) if self.stage else None
+        self._groups = self._groups_of(model, model.here)
+        self._outbox = Outbox(rank + abreast, self.root_device) if self.stage < self.stages - 1 else None
+        self._inbox = Inbox(rank - abreast, self.root_device) if self.stage else None
         self._log_together(model)
         # The schedules of blocks that learn elsewhere go on here, too: they are saved by the first process.
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
         # Lightning's way to tell all processes of a signal has them wait for each other before every batch.
         model.trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = self._stop_if_told  # type: ignore[method-assign]
+
+    def _groups_of(self, model: LocalLearning, parts: range) -> GroupsApart | None:
+        return GroupsApart(model, self._mesh.get_group("group"), parts) if self.groups_apart > 1 else None
 
     @property
     def method(self) -> LocalLearning:
@@ -173,13 +190,13 @@ class BlockParallel(DDP):
 
     def _log_together(self, model: LocalLearning) -> None:
         trainer, store = model.trainer, dist.PrefixStore("figures", _get_default_store())
-        if self.global_rank >= self.stages:
+        first, *others = (int(rank) for rank in self._mesh.mesh[0, :, 0])
+        if self.global_rank not in (first, *others):
             trainer.loggers = []  # what is logged are figures of the first line
         elif self.stage:
             own = [f"train/{model.part_names[k]}/" for k in model.here]
             trainer.loggers = [FiguresForFirst(store, self.global_rank, own)]
         elif trainer.loggers:
-            others = range(1, self.stages)
             self._figures = FiguresOfOthers(store, others, trainer.loggers, model)
             trainer.loggers = [*trainer.loggers, self._figures]
 
@@ -212,6 +229,7 @@ class BlockParallel(DDP):
     @override
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Batches of another epoch may be of another form."""
+        self._part()
         if self._outbox and batch_idx == 0:
             self._outbox.begin()
 
@@ -220,7 +238,6 @@ class BlockParallel(DDP):
         """Train the blocks that are here, and send on what they make of the batch."""
         x = super().training_step(batch, *args, **options)
         model = self.method
-        self._spread = False
         if not set(model.here) & set(model.learners):
             model.count_step()  # those that learn in this epoch are elsewhere
         if self._outbox:
@@ -239,7 +256,7 @@ class BlockParallel(DDP):
     def _stop_if_told(self) -> None:
         """After a termination signal, which the first process gets, all stop at the same batch."""
         told = self.method.trainer.received_sigterm
-        if self.replicas > 1 and not self.stage:
+        if not self.stage and len(self._mesh.mesh[:, 0].flatten()) > 1:
             of_first = torch.tensor([told], device=self.root_device)
             dist.broadcast(of_first, 0, self._loading)
             told = bool(of_first)
@@ -247,6 +264,12 @@ class BlockParallel(DDP):
             if self._outbox:
                 self._outbox.stop()
             raise SIGTERMException
+
+    def _part(self) -> None:
+        """From here on weights differ between processes."""
+        self._spread = False
+        if self._groups:
+            self._groups.narrow()
 
     # -- all weights to all processes -----------------------------------------------------------
 
@@ -256,8 +279,10 @@ class BlockParallel(DDP):
             return
         if self._outbox:
             self._outbox.drain()
+        if self._groups:
+            self._groups.widen()
         model = self.method
-        for owner, share in enumerate(self.shares):
+        for owner, share in zip(self._mesh.mesh[0, :, 0].tolist(), self.shares, strict=True):
             parts = [module for k in share for module in (*model.blocks[k : k + 1], model.heads[k])]
             self._sync(nn.ModuleList(parts), owner)  # the first line's, though only BatchNorm's statistics differ
         self._spread = True
@@ -299,17 +324,21 @@ class BlockParallel(DDP):
         if not self.shares:
             return super().optimizer_state(optimizer)
         k = self.optimizers.index(optimizer)
-        owner = next(rank for rank, share in enumerate(self.shares) if k in share)
-        state = [super().optimizer_state(optimizer) if owner == self.global_rank else None]
-        dist.broadcast_object_list(state, src=owner)
-        assert state[0]
+        own = super().optimizer_state(optimizer)
+        if self._groups and k in self.method.here:
+            own = self._groups.whole_state(k, own)
+        state = [own]
+        stage = next(stage for stage, share in enumerate(self.shares) if k in share)
+        dist.broadcast_object_list(state, int(self._mesh.mesh[0, stage, 0]))
         return state[0]
 
     @override
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Only those of the parts that learn here."""
+        self._part()
         for k in self.method.here:
-            self.optimizers[k].load_state_dict(checkpoint["optimizer_states"][k])
+            state = checkpoint["optimizer_states"][k]
+            self.optimizers[k].load_state_dict(self._groups.own_state(k, state) if self._groups else state)
 
 
 class Arrivals:

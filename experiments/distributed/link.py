@@ -10,6 +10,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from losses.processes import flat
+
 _AHEAD = 2
 """Batches that are on their way at most: sent and not arrived, or with room for them and not asked for."""
 
@@ -104,7 +106,7 @@ class Outbox:
     def _post(self, rows: int, tensors: list[Tensor]) -> None:
         while len(self._on_the_way) >= _AHEAD:
             self._wait_for_the_oldest()
-        tensors = [_head(rows, self._device), *map(_flat, tensors)]
+        tensors = [_head(rows, self._device), *map(flat, tensors)]
         works = [dist.isend(tensor, self._to, tag=_TAG) for tensor in tensors]
         self._on_the_way.append((works, tensors))  # the memory stays as it is until then
 
@@ -154,7 +156,7 @@ class Inbox:
 
     def _post(self, form: Form) -> tuple[list[dist.Work | None], Tensor, list[Tensor]]:
         head, tensors = _head(0, self._device), form.room(self._device)
-        works = [dist.irecv(tensor, self._source, tag=_TAG) for tensor in [head, *map(_flat, tensors)]]
+        works = [dist.irecv(tensor, self._source, tag=_TAG) for tensor in [head, *map(flat, tensors)]]
         return works, head, tensors
 
 
@@ -183,11 +185,6 @@ def set_random_state(state: Tensor, device: torch.device) -> None:
     torch.set_rng_state(state[:own].to(torch.uint8))
     if device.type == "cuda":
         torch.cuda.set_rng_state(state[own:].to(torch.uint8), device)
-
-
-def _flat(tensor: Tensor) -> Tensor:
-    """Its memory, in one row: gloo sends nothing in channels-last order."""
-    return tensor.as_strided((tensor.numel(),), (1,))
 
 
 def _whole(tensor: Tensor, whole: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from typing_extensions import override
 
@@ -32,7 +33,8 @@ class Restoring(_CheckpointConnector):
         """
         with self._faults_told():
             super().restore_training_state()
-            for optimizer in self.trainer.optimizers:
+            restored = self._loaded_checkpoint and self.trainer.state.fn == TrainerFn.FITTING
+            for optimizer in self.trainer.optimizers if restored else ():
                 for weight, remembered in optimizer.state.items():
                     for value in filter(torch.is_tensor, remembered.values()):
                         value.expand_as(weight)

@@ -44,6 +44,9 @@ class SharingConv2d(nn.Module):
         out_channels: G·c_out.
         kernel_size, stride, padding, dilation, bias: as in ``nn.Conv2d``; the weights are not initialised.
         groups: G.
+
+    Attributes:
+        own: the groups whose weights these are: all, unless others are in other processes.
     """
 
     def __init__(
@@ -61,7 +64,7 @@ class SharingConv2d(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, *kernel_size))
         bound = self.weight[0].numel() ** -0.5  # nn.Conv2d's
         self.bias = nn.Parameter(torch.empty(out_channels).uniform_(-bound, bound)) if bias else None
-        self.setting, self.groups = (stride, padding, dilation), groups
+        self.setting, self.groups, self.own = (stride, padding, dilation), groups, range(groups)
 
     @classmethod
     def of(cls, conv: nn.Conv2d, groups: int) -> Self:
@@ -73,17 +76,26 @@ class SharingConv2d(nn.Module):
     @override
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, H, W)`` → ``(B, G·c_out, H', W')``."""
-        y = _SharingConvolution.apply(x, self.weight, *self.setting, self.groups)
+        share = x.shape[1] // self.groups
+        channels = slice(self.own.start * share, self.own.stop * share)
+        y = _SharingConvolution.apply(x, self.weight, *self.setting, len(self.own), channels)
         return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, 1, 1)
 
 
 class _SharingConvolution(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair, groups: int
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        stride: Pair,
+        padding: Pair,
+        dilation: Pair,
+        groups: int,
+        channels: slice,
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.setting, ctx.groups = (stride, padding, dilation), groups
+        ctx.setting, ctx.groups, ctx.channels = (stride, padding, dilation), groups, channels
         return F.conv2d(x, weight, None, stride, padding, dilation)
 
     @staticmethod
@@ -91,15 +103,21 @@ class _SharingConvolution(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
 
-        def convolution_backward(weight: Tensor, groups: int, wanted: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+        def convolution_backward(
+            x: Tensor, weight: Tensor, groups: int, wanted: list[bool]
+        ) -> tuple[Tensor, Tensor, Tensor]:
             # Under autocast the gradient has a lower precision than what was saved.
             operands = gradient, x.to(gradient.dtype), weight.to(gradient.dtype)
             return torch.ops.aten.convolution_backward(*operands, None, *ctx.setting, False, [0, 0], groups, wanted)
 
-        own, merged = _own_slices(weight, ctx.groups)
-        grad_x = convolution_backward(own, merged, [True, False, False])[0] if ctx.needs_input_grad[0] else None
-        grad_weight = convolution_backward(weight, 1, [False, True, False])[1]
-        return grad_x, grad_weight, None, None, None, None
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            own, merged = _own_slices(weight[:, ctx.channels], ctx.groups)
+            grad_own = convolution_backward(x[:, ctx.channels], own, merged, [True, False, False])[0]
+            others = (0, 0, 0, 0, ctx.channels.start, x.shape[1] - ctx.channels.stop)
+            grad_x = F.pad(grad_own, others) if any(others) else grad_own
+        grad_weight = convolution_backward(x, weight, 1, [False, True, False])[1]
+        return grad_x, grad_weight, None, None, None, None, None
 
 
 def _own_slices(weight: Tensor, groups: int) -> tuple[Tensor, int]:
@@ -148,11 +166,18 @@ class SharingLinear(GroupLinear):
     """G linear layers of all features, each of which sends gradient back into its own slice only.
 
     ``(B, C)`` → ``(B, G·out)``; arguments as :class:`GroupLinear`.
+
+    Attributes:
+        own: the groups whose weights these are: all, unless others are in other processes.
     """
+
+    def __init__(self, groups: int, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__(groups, in_features, out_features, bias)
+        self.groups, self.own = groups, range(groups)
 
     @override
     def forward(self, x: Tensor) -> Tensor:
-        slices = torch.arange(x.shape[1], device=x.device) * len(self.weight) // x.shape[1]  # (C,): group of a channel
-        own = slices == torch.arange(len(self.weight), device=x.device).unsqueeze(1)  # (G, C)
+        slices = torch.arange(x.shape[1], device=x.device) * self.groups // x.shape[1]  # (C,): group of a channel
+        own = slices == torch.tensor([*self.own], device=x.device).unsqueeze(1)  # (G, C)
         x = x.unsqueeze(1)  # (B, 1, C)
         return self._product(torch.where(own, x, x.detach()))  # from (B, G, C)
