@@ -141,8 +141,13 @@ WITHOUT_A_MODEL: Mapping[str, Callable[[Sequence[str]], None]] = {
 }
 
 
+_ONE_PROCESS = ("--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto")
+
+
 def _with_config_of_run(args: Sequence[str]) -> Sequence[str]:
     """``probe --checkpoint RUN …``, and ``observe``: the run's own config comes first, all else overrides it.
+
+    In one process, in however many the run was trained, unless others are asked for.
 
     Raises:
         RunError: no run is given, or there is none, or a configuration of a training is given for the protocol.
@@ -155,7 +160,8 @@ def _with_config_of_run(args: Sequence[str]) -> Sequence[str]:
     for path in map(Path, filter(None, known.config)):
         if path.is_file() and "model" in (read_yaml(path) or ()):
             raise RunError(f"{path} trains a model; how to {args[0]} a run is said as in probe/digits.")
-    return [args[0], "--config", str(RunFolder.around(Path(known.checkpoint)).path / CONFIG), *args[1:]]
+    config = RunFolder.around(Path(known.checkpoint)).path / CONFIG
+    return [args[0], f"--config={config}", *_ONE_PROCESS, *args[1:]]
 
 
 def _with_config_of_checkpoint(args: Sequence[str]) -> Sequence[str]:

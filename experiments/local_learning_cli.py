@@ -202,7 +202,7 @@ class LocalLearningCLI(LightningCLI):
     @override
     def after_instantiate_classes(self) -> None:
         """See that the model trains in as many processes, and that the checkpoint fits, before Lightning starts."""
-        if self.subcommand in LightningCLI.subcommands():  # ours run in one process, whatever the run they look at
+        if self.subcommand in LightningCLI.subcommands():  # ours train nothing in several processes
             require_supported_processes(self.model, self.trainer)
         if self.checkpoint:
             path = Path(self._get(self.config, "ckpt_path"))

@@ -1,5 +1,6 @@
 """What the command line can do with a model besides training: each command's options are a method's arguments."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from experiments.measure.cost import show_cost
 from experiments.probing.hidden_layers import Every
 from experiments.probing.observe import observe_run
 from experiments.probing.probe import probe_run
+from experiments.probing.processes import in_all
 from experiments.probing.protocol import Protocol
 from losses.errors import UsageError
 from models.local_learning import LocalLearning
@@ -150,7 +152,8 @@ class Trainer(L.Trainer):
             corrupted_images=corrupted_images,
         )
         controls = random, reestimate_batch_norm, supervised_epochs
-        probe_run(model, datamodule, self, Path(checkpoint), protocol, blocks, *controls)
+        run = partial(probe_run, model, datamodule, self, Path(checkpoint), protocol, blocks, *controls)
+        in_all(self, datamodule, run)
 
     def observe(
         self,
@@ -187,7 +190,8 @@ class Trainer(L.Trainer):
             raise UsageError(f"observe reads the units of a network, and {type(model).__name__} has none: use probe.")
         protocol = Protocol(epochs, learning_rates, batch_size, seed=datamodule.seed)
         other = Path(reference) if reference else None
-        observe_run(model, datamodule, self, Path(checkpoint), other, every, images, protocol, recover_epochs)
+        run = partial(observe_run, model, datamodule, self, Path(checkpoint), other, every, images, protocol)
+        in_all(self, datamodule, partial(run, recover_epochs))
 
 
 def with_backward_passes(model: Method) -> LocalLearning:

@@ -15,11 +15,10 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import Dataset
 
-from datamodules.base import ImageDataModule
 from datamodules.batch import Batch
 from datamodules.images import Images, Indices
-from datamodules.loaders import loader, mix
-from experiments.probing.features import Compute, read
+from datamodules.loaders import mix
+from experiments.probing.features import Compute, Splits
 from experiments.probing.linear_probe import LinearProbe
 from experiments.run.errors import RunError
 
@@ -94,20 +93,20 @@ def _margins(side: int) -> tuple[int, int]:
 
 
 def corrupted_accuracy(
-    linear: LinearProbe, images: Images, data: ImageDataModule, device: torch.device, compute: Compute
+    linear: LinearProbe, images: Images, splits: Splits, device: torch.device, compute: Compute
 ) -> dict[str, float]:
     """Accuracy, 0 … 1, of classifiers that learned from the features of clean images, on corrupted ones.
 
     Returns:
         ``<kind>/corrupted/<corruption>/top1`` → mean over the severities; ``<kind>/corrupted/top1`` → mean of these.
     """
-    names, batches = corruption_names(), torch.arange(len(images)).split(data.batch_size)
+    names = corruption_names()
     found: dict[str, float] = {}
     for name in names:
         shares: dict[str, list[float]] = {kind: [] for kind in linear.rates}
         for severity in _SEVERITIES:
-            corrupted = loader(CorruptedImages(images, name, severity, data.seed), batches, data.num_workers)
-            for kind, [share] in linear.accuracy(read(corrupted, len(images), data, device, compute)).items():
+            corrupted = CorruptedImages(images, name, severity, splits.data.seed)
+            for kind, [share] in linear.accuracy(splits.read([corrupted], device, compute)).items():
                 shares[kind].append(share)
         found |= {f"{kind}/corrupted/{name}/top1": fmean(values) for kind, values in shares.items()}
     means = {kind: fmean(found[f"{kind}/corrupted/{name}/top1"] for name in names) for kind in linear.rates}

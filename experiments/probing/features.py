@@ -3,18 +3,20 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import chain
+from functools import partial
+from itertools import chain, starmap
 from typing import Protocol, cast
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from datamodules.base import ImageDataModule
 from datamodules.batch import Batch
 from datamodules.images import Images
-from datamodules.loaders import in_order, loader
+from datamodules.loaders import DrawingImages, loader
+from experiments.probing.processes import shared
 from models.method import Method
 
 
@@ -58,6 +60,9 @@ class Examples(Protocol):
 Compute = Callable[[Tensor], dict[str, Tensor]]
 """Images ``(B, C, H, W)`` → kind of features → values ``(B, …)``."""
 
+Part = tuple[dict[str, Tensor], Tensor]
+"""Of a batch: kind of features → values ``(B, …)``; labels ``(B,)``."""
+
 
 @dataclass(frozen=True)
 class AugmentedFeatures:
@@ -76,12 +81,18 @@ class AugmentedFeatures:
     compute: Compute
 
     def epoch(self, batch_size: int, generator: torch.Generator) -> Iterator[Features]:
-        """All images once, in a random order; torch is seeded by the generator: loading and augmentation draw."""
+        """All images once, in a random order; loading and augmentation of a batch draw from two seeds of its own."""
         order = torch.randperm(len(self.images), generator=generator).split(batch_size)
-        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-        for batch in loader(self.images, order, self.data.num_workers, generator):
+        seeds = torch.randint(2**62, (len(order), 2), generator=generator).tolist()
+        yield from starmap(Features, shared([*zip(order, seeds, strict=True)], self._made))
+
+    def _made(self, seeded: Sequence[tuple[Tensor, list[int]]]) -> Iterator[Part]:
+        asked = [(indices, of_loading) for indices, (of_loading, _) in seeded]
+        batches = loader(DrawingImages(self.images), asked, self.data.num_workers)
+        for (_, (_, seed)), batch in zip(seeded, batches, strict=True):
+            torch.manual_seed(seed)
             ready = self.data.training_batch(move_data_to_device(batch, self.device))
-            yield Features(self.compute(ready.images), ready.labels)
+            yield self.compute(ready.images), ready.labels
 
 
 @dataclass(frozen=True)
@@ -129,14 +140,20 @@ class Splits:
         train, val, test = (draw(split, count, self.data.seed) for split in (self.train, self.val, self.test))
         return replace(self, train=train, val=val, test=test)
 
-    def read(self, splits: Sequence[Images], device: torch.device, compute: Compute) -> Features:
-        """What ``compute`` makes of the images of some of the splits; those follow each other in the result.
+    def read(self, splits: Sequence[Dataset[Batch]], device: torch.device, compute: Compute) -> Features:
+        """What ``compute`` makes of the images of some splits, un-augmented; those follow each other in the result.
 
         It stays in memory: 4 bytes × images × Σ d, for ImageNet and all four blocks of a ResNet-50
-        (d = 256 + 512 + 1024 + 2048) 20 GB.
+        (d = 256 + 512 + 1024 + 2048) 20 GB; of several processes in that of each.
         """
-        loaders = [in_order(split, self.data.batch_size, self.data.num_workers) for split in splits]
-        return read(chain(*loaders), sum(map(len, splits)), self.data, device, compute)
+        sizes = [len(split) for split in splits]  # type: ignore[arg-type]
+        orders = [torch.arange(size).split(self.data.batch_size) for size in sizes]
+
+        def made(split: Dataset[Batch], order: Sequence[Tensor]) -> Iterator[Part]:
+            return _made(loader(split, order, self.data.num_workers), self.data, device, compute)
+
+        parts = (shared(order, partial(made, split)) for split, order in zip(splits, orders, strict=True))
+        return _kept(chain.from_iterable(parts), sum(sizes))
 
 
 def images_of(loader: DataLoader) -> Images:
@@ -150,19 +167,29 @@ def draw(split: Images, count: int, seed: int) -> Images:
     return split.subset(drawn.sort().values)
 
 
-@torch.no_grad()
 def read(
     batches: Iterable[Batch], count: int, data: ImageDataModule, device: torch.device, compute: Compute
 ) -> Features:
     """What ``compute`` makes of ``count`` images, un-augmented, which come in batches from a loader; kept in memory."""
-    kinds: dict[str, Tensor] = {}
-    labels, done = torch.empty(count, dtype=torch.int64), 0
+    return _kept(_made(batches, data, device, compute), count)
+
+
+def _made(batches: Iterable[Batch], data: ImageDataModule, device: torch.device, compute: Compute) -> Iterator[Part]:
     for batch in batches:
-        rows = slice(done, done := done + len(batch.labels))
-        labels[rows] = batch.labels
         # Not by the data module's own hook: that augments while a Trainer is training.
         ready = data.evaluation_batch(move_data_to_device(batch, device))
-        for kind, values in compute(ready.images).items():
+        with torch.no_grad():
+            found = compute(ready.images)
+        yield found, batch.labels
+
+
+def _kept(parts: Iterable[Part], count: int) -> Features:
+    kinds: dict[str, Tensor] = {}
+    labels, done = torch.empty(count, dtype=torch.int64), 0
+    for found, of_them in parts:
+        rows = slice(done, done := done + len(of_them))
+        labels[rows] = of_them
+        for kind, values in found.items():
             if kind not in kinds:
                 kinds[kind] = torch.empty(count, *values.shape[1:])
             kinds[kind][rows] = values

@@ -15,6 +15,7 @@ from experiments.probing.features import Features, Splits
 from experiments.probing.hidden_layers import Every, layer_metrics, reader, redundancy
 from experiments.probing.linear_probe import fit_linear
 from experiments.probing.observe_results import Observed, record, show
+from experiments.probing.processes import goes_on_alone
 from experiments.probing.protocol import Protocol
 from experiments.probing.saved_network import Network, load_reference, load_run
 from experiments.probing.supervised import recoverable_top1
@@ -47,6 +48,8 @@ def observe_run(
     if reference:
         networks.append(load_reference(reference, model, data, networks[0].layers))
     observed, features = zip(*(_observe(network, splits, model, protocol) for network in networks), strict=True)
+    if not goes_on_alone():
+        return
     if reference:
         _compare(observed, features, protocol.linear)
     for network, found in zip(networks, observed, strict=True) if recover_epochs else ():

@@ -6,6 +6,7 @@ in the metric that says so.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import lightning.pytorch as L
@@ -19,11 +20,13 @@ from experiments.probing.features import Examples, Features, Splits, block_reade
 from experiments.probing.knn import knn_classes
 from experiments.probing.linear_probe import LinearProbe, fit_linear
 from experiments.probing.probe_results import Findings, record, show
+from experiments.probing.processes import goes_on_alone, shared
 from experiments.probing.protocol import Protocol
 from experiments.probing.saved_network import checkpoint_of
 from experiments.probing.supervised import supervised_top1
 from experiments.run.errors import RunError
 from losses import effective_rank
+from losses.processes import process_count
 from models.method import Method
 
 
@@ -74,7 +77,9 @@ def probe_network(
     with findings.timed("kNN"):
         for kind, queries in test.kinds.items():
             bank, labels = known.kinds[kind].to(device), known.labels.to(device)
-            voted = knn_classes(bank, labels, queries.to(device), protocol.k, protocol.temperature).cpu()
+            vote = partial(knn_classes, bank, labels, k=protocol.k, temperature=protocol.temperature)
+            asked = queries.to(device).chunk(process_count())
+            voted = torch.cat([*shared(asked, partial(map, vote))]).cpu()
             findings.metrics[f"{prefix}{protocol.knn}/{kind}/top1"] = (voted == test.labels.cpu()).float().mean().item()
     with findings.timed("linear probes"):
         held_out = len(splits.val)
@@ -83,7 +88,7 @@ def probe_network(
     if protocol.corrupted_images:
         with findings.timed("corrupted images"):
             some = draw(splits.test, protocol.corrupted_images, protocol.seed)
-            found |= corrupted_accuracy(linear, some, splits.data, device, compute)
+            found |= corrupted_accuracy(linear, some, splits, device, compute)
     findings.metrics |= {f"{prefix}{protocol.linear}/{name}": value for name, value in found.items()}
 
 
@@ -144,6 +149,8 @@ def probe_run(
     if reestimate_batch_norm:
         reestimate(model, (batch.images for batch in splits.shuffled(model.device)), max(wanted))
         probe_network(model, splits, wanted, protocol, findings, "reestimated/")
+    if not goes_on_alone():
+        return
     if supervised_epochs:
         with findings.timed("supervised training"):
             top1 = supervised_top1(model.make_network, data, trainer, supervised_epochs, protocol.seed)

@@ -104,8 +104,8 @@ def test_accuracy_is_the_mean_over_severities_then_corruptions(monkeypatch):
     monkeypatch.setattr(linear, "accuracy", lambda features: {"block1/gap": [shares[seen[-1][:2]]]})
     shares = {(name, s): s / 10 + n / 100 for n, name in enumerate(names) for s in range(1, 6)}
     model, data = DecoupledGreedy(partial(VGG, plan=(8, "M", 8)), (1, 8, 8), 10, 2), Digits(seed=3)
-    images = Splits.of(data).some(1).test
-    found = corrupted_accuracy(linear, images, data, CPU, block_reader(model, [1]))
+    splits = Splits.of(data).some(1)
+    found = corrupted_accuracy(linear, splits.test, splits, CPU, block_reader(model, [1]))
     assert seen == [(name, s, 3) for name in names for s in range(1, 6)]
     for n, name in enumerate(names):
         assert found[f"block1/gap/corrupted/{name}/top1"] == pytest.approx(0.3 + n / 100)

@@ -17,7 +17,9 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from datamodules.augment import Augment
 from datamodules.digits import Digits
+from datamodules.images import MemoryImages
 from experiments.cli import main
+from experiments.distributed.ddp import Launcher
 from experiments.probing.features import AugmentedFeatures, Features, Splits, block_reader
 from experiments.probing.knn import knn_classes
 from experiments.probing.linear_probe import LinearProbe, fit_linear
@@ -201,12 +203,53 @@ def test_augmented_features_are_new_in_each_epoch_and_a_function_of_the_seed():
     assert not any(p.requires_grad for p in model.parameters())
 
 
+class Noisy(MemoryImages):
+    """Images that draw while they are loaded."""
+
+    def __getitems__(self, indices):
+        batch = super().__getitems__(indices)
+        return batch._replace(images=batch.images ^ torch.randint(8, batch.images.shape, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_a_batch_draws_depends_on_no_other(workers):
+    images = Noisy(torch.zeros(10, 8, 8, 1, dtype=torch.uint8), torch.arange(10))
+    data = Digits(augment=Augment(pad=1), num_workers=workers)
+    examples = AugmentedFeatures(images, data, CPU, lambda x: {"pixels": x.flatten(1)})
+    seeded = [(torch.arange(5), [1, 2]), (torch.arange(5, 10), [3, 4])]
+    torch.manual_seed(5)
+    (first, _), (second, _) = examples._made(seeded)
+    torch.manual_seed(6)
+    [(alone, labels)] = examples._made(seeded[1:])
+    assert torch.equal(second["pixels"], alone["pixels"])
+    assert torch.equal(labels, torch.arange(5, 10))
+    torch.manual_seed(7)
+    (again, _), _ = examples._made(seeded)
+    assert torch.equal(first["pixels"], again["pixels"])
+    assert first["pixels"].std() > 0
+
+
 def test_a_run_that_validated_on_the_test_split_is_probed_without_it():
     splits = Splits.of(Digits(validate_on_test=True))
     assert (len(splits.val), len(splits.test)) == (144, 360)
 
 
 # -- the command ------------------------------------------------------------------------------------
+
+
+def test_one_process_probes_a_run_of_several(copied, monkeypatch):
+    config = copied / "config.yaml"
+    trained = yaml.safe_load(config.read_text())
+    trained["trainer"] |= {"devices": 2, "num_nodes": 2, "strategy": "ddp"}
+    config.write_text(yaml.safe_dump(trained))
+    monkeypatch.setattr(Launcher, "launch", lambda *_: pytest.fail("processes were started"))
+    probe(copied, "--blocks=[4]")
+    assert "probe_lin2/block4/gap/top1" in summary(copied)["metrics"]
+
+
+def test_a_run_whose_batches_grew_is_probed(copied):
+    probe(copied, "--blocks=[4]", "--data.batch_sizes={1: 64}")
+    assert "probe_lin2/block4/gap/top1" in summary(copied)["metrics"]
 
 
 def test_metrics_go_to_summary_tensorboard_and_screen(copied, capsys):
