@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as L
+import torch.distributed as dist
 
 from datamodules.base import ImageDataModule
+from experiments.distributed.bench_processes import bench_processes, show_bench_processes
 from experiments.measure.bench import bench, show_bench
 from experiments.measure.cost import show_cost
 from experiments.probing.hidden_layers import Every
@@ -85,8 +87,11 @@ class Trainer(L.Trainer):
         json: bool = False,
         steps: PositiveInt = 10,
         repetitions: PositiveInt = 5,
+        processes: PositiveInt = 1,
     ) -> None:
         """Measure images/s, step time and peak activation memory against ordinary backprop.
+
+        With several processes: blocks on devices of their own beside one process, replicas, and pipelining.
 
         Args:
             model: the method.
@@ -94,8 +99,14 @@ class Trainer(L.Trainer):
             json: print JSON instead of a table.
             steps: training steps per repetition.
             repetitions: alternating repetitions of each contender; medians are reported.
+            processes: that are measured; with more than one the batch is that of all together.
         """
-        show_bench(bench(with_backward_passes(model), datamodule, self, steps, repetitions), json)
+        if processes == 1:
+            show_bench(bench(with_backward_passes(model), datamodule, self, steps, repetitions), json)
+            return
+        result = bench_processes(with_backward_passes(model), datamodule, self, steps, repetitions, processes)
+        if dist.get_rank() == 0:
+            show_bench_processes(result, json)
 
     def probe(
         self,

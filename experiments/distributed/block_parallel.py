@@ -133,12 +133,8 @@ class BlockParallel(DDP):
     def configure_ddp(self) -> None:
         """Choose who trains which blocks."""
         model, rank, abreast = self.method, self.global_rank, self.groups_apart
-        why = f"are {model.num_blocks}" if model.num_blocks < self.stages else model.why_one_place
-        if why:
-            raise UsageError(
-                f"{self.stages} processes cannot share the blocks of {type(model).__name__}, which {why}: use "
-                "--trainer.strategy ddp, or fewer --trainer.devices."
-            )
+        if why := why_not_apart(model, self.stages):
+            raise UsageError(f"{why}: use --trainer.strategy ddp, or fewer --trainer.devices.")
         if any(getattr(part, "gather_distributed", False) for part in model.modules()):
             raise UsageError(
                 "gather_distributed gathers from all processes, and so from other blocks: leave it out. Embeddings of "
@@ -339,6 +335,12 @@ class BlockParallel(DDP):
         for k in self.method.here:
             state = checkpoint["optimizer_states"][k]
             self.optimizers[k].load_state_dict(self._groups.own_state(k, state) if self._groups else state)
+
+
+def why_not_apart(model: LocalLearning, processes: int) -> str | None:
+    """Why so many processes cannot share the blocks: there are fewer, or they do not learn apart; None if they can."""
+    why = f"are {model.num_blocks}" if model.num_blocks < processes else model.why_one_place
+    return why and f"{processes} processes cannot share the blocks of {type(model).__name__}, which {why}"
 
 
 class Arrivals:

@@ -83,11 +83,7 @@ def bench(model: LocalLearning, data: ImageDataModule, trainer: L.Trainer, steps
     Raises:
         UsageError: the blocks learn one after the other.
     """
-    if model.schedule.lengths:
-        raise UsageError(
-            "bench measures a step in which all blocks learn. For blocks that learn one after the other see cost, and "
-            "python -m experiments.studies.layerwise"
-        )
+    require_all_at_once(model)
     place = Workbench(data, trainer, steps)
     segments = _leanest_segments(model, place)
     contenders = {"checkpointing": end_to_end(model, segments), "backprop": end_to_end(model), "method": model}
@@ -107,11 +103,25 @@ def bench(model: LocalLearning, data: ImageDataModule, trainer: L.Trainer, steps
         plain_loop=speed("plain_loop"),
         ratios=_ratios(seconds, peaks, network_cost(model, data.batch_size, "plain").predicted_step_ratio),
         loader={"images_per_second_one_core": loader_speed(place.batches)},
-        settings=_settings(model, data, trainer) | {"steps": steps, "repetitions": repetitions},
+        settings=settings_of(model, data, trainer) | {"steps": steps, "repetitions": repetitions},
     )
 
 
-def _settings(model: LocalLearning, data: ImageDataModule, trainer: L.Trainer) -> dict[str, Any]:
+def require_all_at_once(model: LocalLearning) -> None:
+    """See that there is a step in which all blocks learn.
+
+    Raises:
+        UsageError: they do so one after the other.
+    """
+    if model.schedule.lengths:
+        raise UsageError(
+            "bench measures a step in which all blocks learn. For blocks that learn one after the other see cost, and "
+            "python -m experiments.studies.layerwise"
+        )
+
+
+def settings_of(model: LocalLearning, data: ImageDataModule, trainer: L.Trainer) -> dict[str, Any]:
+    """What was measured on what."""
     device = trainer.strategy.root_device
     return {
         "network": model.network_name,

@@ -2,8 +2,9 @@
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ContextDecorator, contextmanager
+from typing import Self, TypeVar
 
 import torch
 
@@ -41,3 +42,37 @@ def seconds(work: Callable[[], object], device: torch.device | str = "cpu") -> f
     start = now(device)
     work()
     return now(device) - start
+
+
+class Stopwatch(ContextDecorator):
+    """Adds up the seconds that pieces of work take: ``with watch: …``, or ``work = watch(work)``.
+
+    On a GPU it waits for all that was asked of it, before and after.
+
+    Args:
+        device: where the work is done.
+
+    Attributes:
+        seconds: so far.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self._device, self.seconds = device, 0.0
+
+    def __enter__(self) -> Self:
+        self._start = now(self._device)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.seconds += now(self._device) - self._start
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Compute on so many threads of the CPU."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

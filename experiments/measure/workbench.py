@@ -2,7 +2,7 @@
 
 import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from datamodules.base import ImageDataModule
 from datamodules.batch import Batch
 from datamodules.images import MemoryImages
 from experiments.measure.silent import silent_trainer
-from experiments.measure.turns import now
+from experiments.measure.turns import now, threads
 from experiments.run.loggers import RunCSVLogger, RunTensorBoardLogger
 from models.local_learning import LocalLearning
 from models.networks.memory.saved_tensors import SavedTensorMeter
@@ -31,78 +31,131 @@ class RandomImages(L.LightningDataModule):
     The bench needs no files: it takes the time of a data set's own path from store to device.
 
     Args:
-        data: the data module to imitate.
+        data: the data module to imitate, or an imitation of it.
         batches: batches per epoch.
+
+    Attributes:
+        imitated: the data module.
     """
 
-    def __init__(self, data: ImageDataModule, batches: int) -> None:
+    imitated: ImageDataModule
+
+    def __init__(self, data: "ImageDataModule | RandomImages", batches: int) -> None:
         super().__init__()
+        data = data.imitated if isinstance(data, RandomImages) else data
         channels, height, width = data.image_shape
         count = data.batch_size * batches
         images = torch.randint(256, (count, height, width, channels), dtype=torch.uint8)
         self._images = MemoryImages(images, torch.randint(data.num_classes, (count,)))
-        self._data, self.batch_size = data, data.batch_size
+        self.imitated, self.batch_size = data, data.batch_size
 
     @override
     def train_dataloader(self) -> DataLoader:
-        return self._data.training_loader(self._images, self._data.epochs_of(self._images), num_workers=0)
+        return self.imitated.training_loader(self._images, self.imitated.epochs_of(self._images), num_workers=0)
 
     @override
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augment and normalise, or make views, as the data module does."""
-        return self._data.training_batch(batch)
+        return self.imitated.training_batch(batch)
 
 
-class _Clock(L.Callback):
-    """Mean seconds per step of one repetition, warm-up left out."""
+class Clock(L.Callback):
+    """What meters gain per step of one repetition.
+
+    Args:
+        meters: name → what reads it.
+        steps: those that count; others are before and after them.
+    """
+
+    def __init__(self, meters: Mapping[str, Callable[[], float]], steps: range) -> None:
+        self._meters, self._steps = meters, steps
+        self._readings: list[dict[str, float]] = []
 
     @override
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        if trainer.global_step == _WARM_UP:
-            self._start = now(pl_module.device)
-        if trainer.global_step == trainer.max_steps:
-            self.step_seconds = (now(pl_module.device) - self._start) / (trainer.max_steps - _WARM_UP)
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        self.after(trainer.global_step)
+
+    def after(self, step: int) -> None:
+        """So many steps are done."""
+        if step in (self._steps.start, self._steps.stop):
+            self._readings.append({name: read() for name, read in self._meters.items()})
+
+    @property
+    def per_step(self) -> dict[str, float]:
+        """Name → mean gain."""
+        before, after = self._readings
+        return {name: (after[name] - before[name]) / len(self._steps) for name in after}
 
 
 class Workbench:
-    """One device, one precision, one store of images: where all contenders of a ``bench`` are measured alike."""
+    """One device, one precision, one store of images: where all contenders of a ``bench`` are measured alike.
 
-    def __init__(self, data: ImageDataModule, trainer: L.Trainer, steps: int) -> None:
+    Args:
+        data: gives image shape, batch size and augmentation.
+        trainer: gives device and precision.
+        steps: that are measured in a repetition.
+        warm_up: steps before them.
+        cool_down: steps after them.
+
+    Attributes:
+        sample: a batch on the device, ready for a training step.
+    """
+
+    def __init__(
+        self, data: ImageDataModule, trainer: L.Trainer, steps: int, warm_up: int = _WARM_UP, cool_down: int = 0
+    ) -> None:
         self.device, self.steps = trainer.strategy.root_device, steps
-        self.batches = RandomImages(data, steps + _WARM_UP)
+        self._measured, self._all_steps = range(warm_up, warm_up + steps), warm_up + steps + cool_down
+        self.batches = RandomImages(data, self._all_steps)
         sample = next(iter(self.batches.train_dataloader()))
-        self._sample = self.batches.on_after_batch_transfer(move_data_to_device(sample, self.device), 0)
+        self.sample = self.batches.on_after_batch_transfer(move_data_to_device(sample, self.device), 0)
         self._autocast = trainer.precision_plugin.train_step_context
         self._make_trainer = partial(silent_trainer, accelerator=self.device.type, precision=trainer.precision)
 
     def step_seconds(self, model: LocalLearning) -> float:
-        """Seconds per step through Lightning, with both loggers writing once."""
-        clock = _Clock()
+        """Seconds per step through Lightning."""
+        return self.per_step(model, {"seconds": partial(now, self.device)})["seconds"]
+
+    def per_step(
+        self, model: LocalLearning, meters: Mapping[str, Callable[[], float]], **options: Any
+    ) -> dict[str, float]:
+        """What meters gain per step through Lightning, with both loggers writing once.
+
+        Args:
+            model: what is trained.
+            meters: name → what reads it.
+            options: more arguments of the Trainer.
+        """
+        clock = Clock(meters, self._measured)
         with tempfile.TemporaryDirectory() as folder:
             trainer = self._make_trainer(
                 logger=[RunTensorBoardLogger(Path(folder)), RunCSVLogger(Path(folder))],
                 callbacks=[clock],
-                max_steps=self.steps + _WARM_UP,
+                max_steps=self._all_steps,
                 log_every_n_steps=self.steps,
+                **options,
             )
             trainer.fit(model, datamodule=self.batches)
-        return clock.step_seconds
+        return clock.per_step
 
     def plain_step_seconds(self, model: LocalLearning) -> float:
         """Seconds per step of a bare loop on one ready batch."""
+        steps = plain_steps(model.to(self.device), self.sample)
+        return self.per_plain_step(partial(next, steps), {"seconds": partial(now, self.device)})["seconds"]
+
+    def per_plain_step(self, step: Callable[[], object], meters: Mapping[str, Callable[[], float]]) -> dict[str, float]:
+        """What meters gain per step of a bare loop."""
+        clock = Clock(meters, self._measured)
         with self._autocast():
-            step = plain_steps(model.to(self.device), self._sample)
-            for _ in range(_WARM_UP):
-                next(step)
-            start = now(self.device)
-            for _ in range(self.steps):
-                next(step)
-            return (now(self.device) - start) / self.steps
+            for number in range(1, self._measured.stop + 1):
+                step()
+                clock.after(number)
+        return clock.per_step
 
     def peak_bytes(self, model: LocalLearning) -> int:
         """Most activation bytes at one time in a step (the second: the first makes optimizer buffers)."""
         with self._autocast():
-            step = plain_steps(model.to(self.device), self._sample)
+            step = plain_steps(model.to(self.device), self.sample)
             next(step)
             if self.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(self.device)
@@ -138,12 +191,8 @@ def plain_steps(model: LocalLearning, batch: Batch) -> Iterator[None]:
 
 def loader_speed(batches: RandomImages) -> float:
     """Images/s from the store in memory to an augmented, normalised batch, on one CPU thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with threads(1):
         return statistics.median(_images_per_second(batches, 0.2) for _ in range(5))
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _images_per_second(batches: RandomImages, seconds: float) -> float:
