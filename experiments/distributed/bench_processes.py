@@ -50,7 +50,7 @@ class ProcessBench:
     Attributes:
         ways: name → what was measured.
         best_pipeline: the fastest of ``ways`` that is pipelining; None if none was run.
-        pipelines: schedule and micro-batches → seconds of a step, measured once, to find the best of each schedule.
+        pipelines: schedule and micro-batches → seconds of a step in a short try, to find each schedule's best.
         not_run: the same, or ``pipelining`` for all → why.
         profile: of blocks apart, for each process: ``blocks``, numbers of the first and last, and medians of seconds:
             ``step``, and of it ``compute`` (forward, backward and update of its blocks), ``input`` (waiting for the

@@ -1,6 +1,7 @@
 """Processes that measure ways to train in lockstep, for ``bench --processes``."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import copy, deepcopy
 from functools import partial
 from itertools import chain
@@ -39,6 +40,9 @@ ALONE, APART, REPLICAS, BACKPROP = "one process", "blocks apart", "replicas", "r
 
 _AHEAD = 4
 """Batches by which a process gets ahead of the next one: two are sent, and there is room for two."""
+
+_TRIED = 3
+"""Steps by which the best of several pipelines is chosen."""
 
 HOUR = 3600
 """Seconds that processes wait for each other at most."""
@@ -101,13 +105,24 @@ class Team:
         part = copy(data)
         part.batch_size //= self._processes
         around = _AHEAD * (self._processes - 1)
-        self._whole_batch = Workbench(data, trainer, steps, around, around)
-        self._part_of_batch = Workbench(part, trainer, steps, around, around)
+        self._for_measuring = [Workbench(some, trainer, steps, around, around) for some in (data, part)]
+        self._for_a_try = [Workbench(some, trainer, min(steps, _TRIED), 1) for some in (data, part)]
+        self._whole_batch, self._part_of_batch = self._for_measuring
         self._alone: Any = [dist.new_group([rank]) for rank in range(self._processes)][trainer.global_rank]
         self._sent, self._counts = Sent(), False
         choosing = BlockParallel(timeout=HOUR)
-        self._fit(Workbench(data, trainer, steps=1, warm_up=1), model, choosing)
+        with self._briefly():
+            self._fit(self._whole_batch, model, choosing)
         self.shares = choosing.shares
+
+    @contextmanager
+    def _briefly(self) -> Iterator[None]:
+        """Take few steps of what is only tried."""
+        self._whole_batch, self._part_of_batch = self._for_a_try
+        try:
+            yield
+        finally:
+            self._whole_batch, self._part_of_batch = self._for_measuring
 
     # -- ways to train --------------------------------------------------------------------------
 
@@ -153,7 +168,7 @@ class Team:
         return self._counted(model, fit, meters)
 
     def pipelines(self) -> tuple[dict[str, Callable[[], Figures]], dict[str, float], dict[str, str]]:
-        """Pipelining by torch, each schedule at its best number of micro-batches, which one repetition chooses.
+        """Pipelining by torch, each schedule at its best number of micro-batches, which a few steps choose.
 
         Returns:
             Name → measurement of the best; name → seconds of a step of all; name → why it cannot be run.
@@ -163,7 +178,9 @@ class Team:
             return {}, {}, {"pipelining": "its micro-batches would change a loss that compares the images of a batch"}
         batch = self._whole_batch.sample
         counts = [count for count in (self._processes * 2**i for i in range(4)) if not len(batch.labels) % count]
-        seconds = torch.tensor(unit_seconds(whole, batch.images[: len(batch.labels) // counts[-1]])).to(self._device)
+        seconds = torch.tensor(unit_seconds(whole, batch.images[: len(batch.labels) // counts[len(counts) // 2]])).to(
+            self._device
+        )
         dist.all_reduce(seconds)
         best, tried, not_run = {}, {}, {}
         for schedule in SCHEDULES:
@@ -172,7 +189,8 @@ class Team:
                 name = f"{schedule}, {count} micro-batches"
                 measure = partial(self._in_stages, whole, seconds.tolist(), schedule, count)
                 try:
-                    tried[name] = slowest(measure())
+                    with self._briefly():
+                        tried[name] = slowest(measure())
                 except ValueError as fault:  # of torch's, in all processes
                     not_run[name] = str(fault)
                 else:
@@ -208,7 +226,8 @@ class Team:
         """What a way to train takes: ``peak``, and by operation of torch.distributed the bytes of a step."""
         self._counts = True
         try:
-            return measure()
+            with self._briefly():
+                return measure()
         finally:
             self._counts = False
 
