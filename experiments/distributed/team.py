@@ -106,7 +106,7 @@ class Team:
         part.batch_size //= self._processes
         around = _AHEAD * (self._processes - 1)
         self._for_measuring = [Workbench(some, trainer, steps, around, around) for some in (data, part)]
-        self._for_a_try = [Workbench(some, trainer, min(steps, _TRIED), 1) for some in (data, part)]
+        self._for_a_try = [Workbench(some, trainer, min(steps, _TRIED), 1, 1) for some in (data, part)]
         self._whole_batch, self._part_of_batch = self._for_measuring
         self._alone: Any = [dist.new_group([rank]) for rank in range(self._processes)][trainer.global_rank]
         self._sent, self._counts = Sent(), False
