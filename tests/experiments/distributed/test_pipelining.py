@@ -16,6 +16,7 @@ from experiments.measure.workbench import plain_steps
 from models.methods.backprop import Backprop
 
 STEPS, MICRO_BATCHES = 2, 4
+SECONDS = [1.0] * 6 + [9.0]  # the classifier is a stage
 batch = joined(batches(2))
 
 
@@ -31,8 +32,7 @@ def work(rank, folder, port):
     dist.init_process_group("gloo")
     for schedule in SCHEDULES:
         whole = made(Backprop, six_units)
-        seconds = [1.0] * len(units_of(whole))
-        pipeline = Pipeline(whole, seconds, schedule, MICRO_BATCHES, torch.device("cpu"))
+        pipeline = Pipeline(whole, SECONDS, schedule, MICRO_BATCHES, torch.device("cpu"))
         for _ in range(STEPS):
             pipeline.step(batch)
         torch.save(whole.state_dict(), folder / f"{schedule}{rank}")
@@ -55,6 +55,11 @@ def test_stages_learn_what_backpropagation_learns(schedule, both):
     for name, value in whole.state_dict().items():
         (learned,) = (weights[name] for weights in theirs if not torch.equal(weights[name], before[name]))
         torch.testing.assert_close(learned, value, rtol=1e-4, atol=1e-6)
+
+
+def test_stages_are_even_in_time(both):
+    before, learned = made(Backprop, six_units).state_dict(), torch.load(both / "GPipe1")
+    assert {name.split(".")[0] for name in before if not torch.equal(before[name], learned[name])} == {"heads"}
 
 
 def test_every_unit_is_timed_and_stays_as_it_is():
