@@ -19,7 +19,7 @@ from experiments.named_configs import with_config_files
 from experiments.report.command import main as report
 from experiments.run.errors import RunError, told
 from experiments.run.files import CONFIG
-from experiments.run.folder import RunFolder, process_rank
+from experiments.run.folder import IN_THE_RUN, RunFolder, process_rank
 from experiments.run.limited_yaml import read_yaml
 from experiments.suite import main as suite
 from losses.errors import UsageError
@@ -173,7 +173,7 @@ def _with_config_of_checkpoint(args: Sequence[str]) -> Sequence[str]:
     known, _ = _asked(args, "--ckpt_path", "--model", "--data")
     if len(args) == 1:
         raise RunError(f"{args[0]} needs an experiment: give --config, such as decoupled_greedy/digits.")
-    if known.ckpt_path in (None, "last", "best") or known.config or known.model or known.data:
+    if known.ckpt_path in (None, *IN_THE_RUN) or known.config or known.model or known.data:
         return args
     return [args[0], "--config", str(RunFolder.around(Path(known.ckpt_path)).path / CONFIG), *args[1:]]
 

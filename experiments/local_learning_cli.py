@@ -132,7 +132,9 @@ class LocalLearningCLI(LightningCLI):
         self.checkpoint: dict[str, Any] = {}
         self._predictions = PREDICTIONS
         if (asked := options.get("ckpt_path")) is not None:
-            options.ckpt_path = str(self.run.checkpoint(asked))
+            file = self.run.checkpoint(asked)
+            options.ckpt_path = file and str(file)
+        if options.get("ckpt_path"):
             self.checkpoint = load_checkpoint(Path(options.ckpt_path))
         elif self.config.subcommand in ("validate", "test", "predict"):
             raise UsageError(

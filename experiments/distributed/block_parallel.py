@@ -224,10 +224,8 @@ class BlockParallel(DDP):
 
     @override
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Batches of another epoch may be of another form."""
+        """Learn here what is learned here, and elsewhere the rest."""
         self._part()
-        if self._outbox and batch_idx == 0:
-            self._outbox.begin()
 
     @override
     def training_step(self, batch: Batch, *args: Any, **options: Any) -> None:
@@ -240,6 +238,8 @@ class BlockParallel(DDP):
             self._outbox.send(self._parcel(batch, x))
         if model.trainer.is_last_batch:
             self.spread()  # whoever looks at weights between epochs sees those of all
+            if self._outbox:
+                self._outbox.end_epoch()
 
     def _parcel(self, batch: Batch, x: Any) -> Batch:
         """Of a batch what the next blocks and their losses read."""
@@ -330,11 +330,14 @@ class BlockParallel(DDP):
 
     @override
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Only those of the parts that learn here."""
+        """Of the parts that learn elsewhere only the rates, from which their schedules go on here too."""
         self._part()
-        for k in self.method.here:
-            state = checkpoint["optimizer_states"][k]
-            self.optimizers[k].load_state_dict(self._groups.own_state(k, state) if self._groups else state)
+        for k, state in enumerate(checkpoint["optimizer_states"]):
+            if k not in self.method.here:
+                state = state | {"state": {}}
+            elif self._groups:
+                state = self._groups.own_state(k, state)
+            self.optimizers[k].load_state_dict(state)
 
 
 def why_not_apart(model: LocalLearning, processes: int) -> str | None:

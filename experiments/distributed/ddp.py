@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import timedelta
 from functools import partial
 from typing import Any, ClassVar
@@ -18,13 +18,16 @@ from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch.overrides.distributed import _sync_module_states
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
+from torch.distributed.distributed_c10d import _get_default_store
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from experiments.distributed.averages import Average
 from experiments.distributed.batch_norm import SyncedBatchNorm
+from experiments.distributed.heartbeat import Heartbeat
 from losses.errors import UsageError
 from losses.processes import Sharing, process_count
 from models.method import Method
@@ -35,6 +38,8 @@ _UNTIL_TOLD = 30
 
 _LAST_WORDS = 10
 """Seconds in which a process may end by itself, and say why, once another has ended."""
+
+_GO_ON = "The last checkpoint is whole: go on with --ckpt_path last."
 
 _STARTER = "LOCAL_LEARNING_STARTER"
 """Environment variable: the process that started the others of its machine."""
@@ -72,6 +77,7 @@ class DDP(DDPStrategy):
     @override
     def setup_distributed(self) -> None:
         """Meet the other processes; who waits for long says where."""
+        _require_new_meetings()
         there = self.cluster_environment
         assert there is not None
         meeting = f"{self.num_processes * self.num_nodes} processes at {there.main_address}:{there.main_port}"
@@ -88,6 +94,7 @@ class DDP(DDPStrategy):
             ) from fault
         finally:
             say.cancel()
+        self._launcher.watch(self.global_rank, self.world_size)
 
     @override
     def setup(self, trainer: L.Trainer) -> None:
@@ -161,16 +168,30 @@ class DDP(DDPStrategy):
 
     @override
     def on_train_start(self) -> None:
-        """Have a termination signal wait for the end of a batch, and all processes stop at it.
+        """Have a termination signal, or SLURM's of an end that is near, wait for the end of a batch: all stop at it.
 
-        Lightning 2.6 broadcasts within its signal handler, while other exchanges are under way, and hangs.
+        Lightning 2.6 broadcasts within its signal handlers, or saves, while other exchanges are under way, and hangs.
+
+        Raises:
+            UsageError: the processes do not begin at the same step.
         """
-        signal.signal(signal.SIGTERM, self._stop)
+        for told in (signal.SIGTERM, getattr(self.cluster_environment, "requeue_signal", signal.SIGTERM)):
+            signal.signal(told, self._stop)
+        steps = [0] * self.world_size
+        assert self.lightning_module
+        dist.all_gather_object(steps, self.lightning_module.trainer.global_step)
+        if len(set(steps)) > 1:
+            raise UsageError(
+                f"The processes would go on from steps {', '.join(map(str, steps))}: all need the same run folder, "
+                "which several machines must share."
+            )
 
     def _stop(self, *_: Any) -> None:
         if self._launcher.was_started:
             os.kill(os.getppid(), signal.SIGTERM)
-        elif self.lightning_module is not None:  # what Lightning tells all processes before every batch
+            return
+        self._launcher.is_told_to_stop = True
+        if self.lightning_module is not None:  # what Lightning tells all processes before every batch
             self.lightning_module.trainer._signal_connector.received_sigterm = True
 
 
@@ -178,11 +199,17 @@ StrategyRegistry.register("ddp", DDP, description="Processes that end together",
 
 
 class Launcher(_SubprocessScriptLauncher):
-    """Starts the other processes of this machine, and ends them when this one fails or another is lost."""
+    """Starts the other processes of this machine, and ends them when this one fails or another is lost.
+
+    Attributes:
+        is_told_to_stop: whether there was a termination signal, after which nobody is missed.
+    """
 
     def __init__(self, *environment: Any) -> None:
         super().__init__(*environment)
+        self.is_told_to_stop = False
         self._failed = threading.Event()
+        self._heartbeat: Heartbeat | None = None
 
     @property
     def was_started(self) -> bool:
@@ -206,30 +233,48 @@ class Launcher(_SubprocessScriptLauncher):
             self._end_after(_orphaned)
         _set_num_threads_if_needed(num_processes=self.num_processes)
         try:
-            return function(*args, **options)
+            result = function(*args, **options)
         except BaseException as fault:
             self._failed.set()
             lost = self._lost() if _is_broken_exchange(fault) else None
             self.kill(signal.SIGKILL)
+            self._rest(done=False)
             if lost:
                 raise lost from fault
             raise
+        self._rest(done=True)
+        return result
 
-    def _lost(self) -> UsageError:
+    def watch(self, rank: int, count: int) -> None:
+        """See from now on that the other processes, which are met, stay there."""
+        if count > 1 and self._heartbeat is None:
+            self._heartbeat = Heartbeat(_get_default_store(), rank, count, self._end_without)
+
+    def _rest(self, done: bool) -> None:
+        if self._heartbeat:
+            self._heartbeat.stop(done)
+            self._heartbeat = None
+
+    def _lost(self) -> UsageError | SIGTERMException:
         """What to say of a lost process, when those that are still there have had their say."""
         until = time.monotonic() + _LAST_WORDS
         for process in self.procs:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, until - time.monotonic()))
-        ended = [f"process {i} with code {one.returncode}" for i, one in enumerate(self.procs, 1) if one.returncode]
-        what = f"ended ({', '.join(ended)})" if ended else "ended, or did not answer in time"
-        return UsageError(
-            f"Another process of this run {what}; if it said why, that is above. The last checkpoint is whole: go on "
-            "with --ckpt_path last."
-        )
+        if self._heartbeat is None or any(process.returncode for process in self.procs):
+            what = self._ended()
+        else:
+            what = self._heartbeat.missed(lambda: self.is_told_to_stop)
+        return SIGTERMException() if self.is_told_to_stop else UsageError(f"{what} {_GO_ON}")
+
+    def _ended(self) -> str:
+        """Which processes of this machine have."""
+        codes = [f"process {i} with code {one.returncode}" for i, one in enumerate(self.procs, 1) if one.returncode]
+        which = f" ({', '.join(codes)})" if codes else ""
+        return f"Another process of this run ended{which}; if it said why, that is above."
 
     def _end_after(self, loss: Callable[[], bool | int]) -> None:
-        """End everything once another process is lost and this one hangs in an exchange with it, as in NCCL's.
+        """End everything once another process is lost and this one hangs, as in a meeting with it.
 
         Args:
             loss: what waits for the other's end, and says whether it is to be regretted.
@@ -237,15 +282,35 @@ class Launcher(_SubprocessScriptLauncher):
 
         def watch() -> None:
             if loss() and not self._failed.wait(2 * _LAST_WORDS):
-                print(f"error: {self._lost()}", file=sys.stderr, flush=True)
-                self.kill(signal.SIGKILL)
-                os._exit(2)
+                self._end(self._ended())
 
         threading.Thread(target=watch, daemon=True).start()
+
+    def _end_without(self, lost: Collection[int], what: str) -> None:
+        """End this process, whatever it hangs in, and those of this machine that are lost."""
+        there = self.cluster_environment
+        if self.was_started and there.global_rank() - there.local_rank() in lost:
+            os.kill(os.getppid(), signal.SIGKILL)
+        if not self._failed.is_set():
+            self._end(what)
+
+    def _end(self, what: str) -> None:
+        print(f"error: {what} {_GO_ON}", file=sys.stderr, flush=True)
+        self.kill(signal.SIGKILL)
+        os._exit(2)
 
 
 def _nothing() -> None:
     """No step waits for its gradients."""
+
+
+def _require_new_meetings() -> None:
+    """See that torchrun starts processes again in a store of their own: old addresses stay (pytorch/pytorch#135712)."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and int(os.environ["TORCHELASTIC_MAX_RESTARTS"]):
+        raise UsageError(
+            "With --max-restarts torchrun must not keep what lost processes have left in its store: use --rdzv-backend "
+            "c10d, and set the environment variable TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1."
+        )
 
 
 def _orphaned() -> bool:

@@ -79,10 +79,6 @@ class Outbox:
         self._form: Form | None = None
         self._on_the_way: deque[tuple[list[dist.Work | None], list[Tensor]]] = deque()
 
-    def begin(self) -> None:
-        """An epoch begins: its batches may be of another form."""
-        self._form = None
-
     def send(self, tree: Any) -> None:
         """Send a batch, whose tensors must not be changed any more."""
         leaves, spec = tree_flatten(tree)
@@ -113,6 +109,10 @@ class Outbox:
     def _wait_for_the_oldest(self) -> None:
         works, _ = self._on_the_way.popleft()
         _wait(works)
+
+    def end_epoch(self) -> None:
+        """The batches of the next epoch, which are announced, may be of another form."""
+        self._form = None
 
     def drain(self) -> None:
         """Wait until all has arrived."""

@@ -18,6 +18,9 @@ _BEFORE_A_CHECKPOINT = (CONFIG, METRICS, "events.out.tfevents.*")
 HALF_WRITTEN = tuple(f"{name}{PART}" for name in (CONFIG, METRICS, SUMMARY, LAST, PREVIOUS, BEST))
 """What a run leaves that was killed while it wrote one of them."""
 
+IN_THE_RUN = {"last": LAST, "best": BEST, "auto": LAST}
+"""Checkpoints that a run goes on from by name: ``auto`` means the last one, or a new run if there is none."""
+
 _INHERITED = "LOCAL_LEARNING_RUN_FOLDER"
 """Environment variable that tells the other processes of a run its folder."""
 
@@ -48,7 +51,7 @@ class RunFolder:
         if options.get("checkpoint"):
             return cls.around(Path(options["checkpoint"]))
         asked, runs, name = options.get("ckpt_path"), Path(options["runs"]), options["name"]
-        if asked and asked not in ("last", "best") and name is None:
+        if asked and asked not in IN_THE_RUN and name is None:
             file = checkpoint_file(Path(asked)).absolute()
             if file.parent.name == Path(LAST).parent.name:
                 return cls(file.parents[1])
@@ -69,9 +72,13 @@ class RunFolder:
         """Tell the folder to the processes that this one will start: they run the same command line."""
         os.environ[_INHERITED] = str(self.path)
 
-    def checkpoint(self, asked: str) -> Path:
-        """The checkpoint file that is meant by ``last``, ``best``, or the path of it or of a run folder."""
-        return {"last": self.path / LAST, "best": self.path / BEST}.get(asked) or checkpoint_file(Path(asked))
+    def checkpoint(self, asked: str) -> Path | None:
+        """The checkpoint file that is meant: one of this run by name, or by the path of it or of a run folder.
+
+        None for ``auto`` if there is none.
+        """
+        file = self.path / IN_THE_RUN[asked] if asked in IN_THE_RUN else checkpoint_file(Path(asked))
+        return None if asked == "auto" and not file.is_file() else file
 
     @property
     def is_finished(self) -> bool:

@@ -1,5 +1,6 @@
 """Several processes meet, stop and end together."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -116,6 +117,25 @@ def test_processes_that_do_not_meet_say_where(monkeypatch, capsys):
         with pytest.raises(UsageError, match=rf"2 processes at 127.0.0.1:{port} .*MASTER_PORT"):
             strategy.setup_environment()
     assert f"Waiting for all 2 processes at 127.0.0.1:{port} (MASTER_ADDR" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("restarts", [0, 3])
+def test_torchrun_must_not_start_again_where_lost_processes_have_met(restarts, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", str(restarts))
+    with pytest.raises(UsageError, match="TORCH_DISABLE_SHARE") if restarts else contextlib.nullcontext():
+        ddp._require_new_meetings()
+
+
+def test_processes_that_go_on_from_different_steps_are_refused(monkeypatch):
+    strategy = DDP()
+    strategy.cluster_environment = LightningEnvironment()
+    strategy._lightning_module = SimpleNamespace(trainer=SimpleNamespace(global_step=8))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(DDP, "world_size", 2)
+    monkeypatch.setattr(dist, "all_gather_object", lambda steps, step: steps.__setitem__(1, step))
+    with pytest.raises(UsageError, match="from steps 0, 8: all need the same run folder"):
+        strategy.on_train_start()
 
 
 def test_ddp_means_ours():
