@@ -24,6 +24,9 @@ from experiments.run.limited_yaml import read_yaml
 from experiments.suite import main as suite
 from losses.errors import UsageError
 
+_FLAGS = ("--json", "--simulate")
+"""Options of a model's commands that may stand alone, without ``true``."""
+
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run a command; faults of use end with one sentence on stderr and exit code 2.
@@ -102,7 +105,7 @@ def _with_a_model(args: Sequence[str]) -> None:
             args = _with_config_of_run(args)
         elif command in COMMANDS:
             args = _with_config_of_checkpoint(args)
-        LocalLearningCLI(["--json=true" if arg == "--json" else arg for arg in args])
+        LocalLearningCLI([f"{arg}=true" if arg in _FLAGS else arg for arg in args])
     except SIGTERMException as stop:
         raise SystemExit(128 + signal.SIGTERM) from stop
     except SystemExit as stop:

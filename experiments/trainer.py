@@ -1,5 +1,6 @@
 """What the command line can do with a model besides training: each command's options are a method's arguments."""
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +11,9 @@ import torch.distributed as dist
 from datamodules.base import ImageDataModule
 from experiments.distributed.bench_processes import bench_processes, show_bench_processes
 from experiments.measure.bench import bench, show_bench
-from experiments.measure.cost import show_cost
+from experiments.measure.cost import replicas, show_cost
+from experiments.measure.prediction import foresee, show_prediction
+from experiments.measure.simulator import Link
 from experiments.probing.hidden_layers import Every
 from experiments.probing.observe import observe_run
 from experiments.probing.probe import probe_run
@@ -66,8 +69,15 @@ class Trainer(L.Trainer):
         datamodule: ImageDataModule,
         json: bool = False,
         convention: Convention = "published",
+        processes: PositiveInt | None = None,
+        simulate: bool = False,
+        link_gigabits: PositiveFloat | None = None,
+        link_milliseconds: NonNegativeFloat = 0.0,
+        jitter: NonNegativeFloat = 0.0,
     ) -> None:
         """Show parameters, MACs, activation bytes and bytes handed on of every node, without training.
+
+        Or, with ``processes`` or ``simulate``, how fast blocks and groups would train on processes of their own.
 
         Args:
             model: the method.
@@ -75,10 +85,21 @@ class Trainer(L.Trainer):
             json: print JSON instead of a table.
             convention: count MACs as the GN-DGL paper does (BatchNorm, ReLU, pooling and biases
                 included), or only those of convolutions and matrix products.
+            processes: predict the step of so many, from times that are measured here, of random images; in as many
+                processes at once as the Trainer has devices.
+            simulate: predict that of 1, 2, 4 … processes, up to one for every node.
+            link_gigabits: bandwidth between processes, Gb/s, each way; none: what travels takes no time.
+            link_milliseconds: latency between processes.
+            jitter: how much a process's step times differ: their standard deviation over their mean.
         """
-        show_cost(
-            with_backward_passes(model), datamodule.batch_size, convention, json, self.num_devices * self.num_nodes
-        )
+        model = with_backward_passes(model)
+        if not (processes or simulate):
+            show_cost(model, datamodule.batch_size, convention, json, replicas(self))
+            return
+        link = Link(link_gigabits * 1e9 / 8 if link_gigabits else math.inf, link_milliseconds / 1000)
+        measured, predictions = foresee(model, datamodule, self, processes, link, jitter)
+        if self.is_global_zero:
+            show_prediction(measured, predictions, json, f"{model.network_name}, a batch of {datamodule.batch_size}")
 
     def bench(
         self,

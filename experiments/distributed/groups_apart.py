@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 from losses.errors import UsageError
 from losses.processes import side_by_side
 from models.local_learning import LocalLearning
-from models.networks.groups.own import OwnGroups
+from models.networks.groups.own import OwnGroups, require_apart
 
 
 class GroupsApart:
@@ -44,7 +44,7 @@ class GroupsApart:
         share = model.num_groups // self._processes
         self._own = range(place * share, (place + 1) * share)
         make = partial(OwnGroups, own=self._own, groups=model.num_groups, gather=partial(side_by_side, group=group))
-        self._parts = {k: [make(model.blocks[k]), make(model.heads[k])] for k in parts if k < model.num_blocks}
+        self._parts = {k: (make(model.blocks[k]), make(model.heads[k])) for k in parts if k < model.num_blocks}
         model.total_norm = self._total_norm  # type: ignore[method-assign]  # its gradients are in several processes
 
     def require_groups(self) -> None:
@@ -54,11 +54,7 @@ class GroupsApart:
             NetworkError: one cannot.
         """
         x = torch.rand(2, *self._model.image_shape, generator=torch.Generator().manual_seed(0))
-        x = x.to(self._model.trainer.strategy.root_device)
-        for block, heads in self._parts.values():
-            features = block.require_same(x)
-            heads.require_same(features)
-            x = features
+        require_apart(self._parts.values(), x.to(self._model.trainer.strategy.root_device))
 
     def narrow(self) -> None:
         """Train the own groups alone."""

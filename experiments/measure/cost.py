@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
+import lightning.pytorch as L
 import torch
 from torch import nn
 
@@ -209,7 +210,7 @@ def show_cost(model: LocalLearning, batch_size: int, convention: Convention, jso
         batch_size: images of one process, for the byte counts.
         convention: how MACs are counted.
         json: print JSON.
-        processes: how many share a step.
+        processes: how many share a batch.
     """
     cost = network_cost(model, batch_size, convention)
     if json:
@@ -222,6 +223,11 @@ def show_cost(model: LocalLearning, batch_size: int, convention: Convention, jso
         print(f"With its memory, batches of block after block: --data.batch_sizes '{sizes}'")
     else:
         print(f"  one per node {cost.predicted_speedup:.1f} times as fast, by MACs, communication left out")
+
+
+def replicas(trainer: L.Trainer) -> int:
+    """How many processes share a batch."""
+    return (trainer.distributed_sampler_kwargs or {"num_replicas": 1})["num_replicas"]
 
 
 def _title(model: LocalLearning, batch_size: int, processes: int) -> str:

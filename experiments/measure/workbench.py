@@ -152,6 +152,20 @@ class Workbench:
                 clock.after(number)
         return clock.per_step
 
+    def part_seconds(self, model: LocalLearning) -> list[float]:
+        """Seconds of a step in a bare loop that each part takes; one that does not learn counts with the next."""
+        seconds, last = [0.0] * model.schedule.parts, now(self.device)
+
+        def learned(k: int) -> None:
+            nonlocal last
+            moment = now(self.device)
+            seconds[k] += moment - last
+            last = moment
+
+        steps = plain_steps(model.to(self.device), self.sample, learned)
+        meters = {str(k): partial(seconds.__getitem__, k) for k in range(len(seconds))}
+        return [*self.per_plain_step(partial(next, steps), meters).values()]
+
     def peak_bytes(self, model: LocalLearning) -> int:
         """Most activation bytes at one time in a step (the second: the first makes optimizer buffers)."""
         with self._autocast():
@@ -167,8 +181,8 @@ class Workbench:
             return meter.peak
 
 
-def plain_steps(model: LocalLearning, batch: Batch) -> Iterator[None]:
-    """The method's training steps without Lightning: one per ``next``."""
+def plain_steps(model: LocalLearning, batch: Batch, learned: Callable[[int], None] = lambda k: None) -> Iterator[None]:
+    """The method's training steps without Lightning: one per ``next``. ``learned`` is told of every part's update."""
     model.train()
     optimizers = [model.make_optimizer(model.block_parameters(k)) for k in range(model.schedule.parts)]
 
@@ -178,6 +192,7 @@ def plain_steps(model: LocalLearning, batch: Batch) -> Iterator[None]:
     def step_block(k: int) -> None:
         optimizers[k].step()
         optimizers[k].zero_grad()
+        learned(k)
 
     while True:
         # Only for this step: the same model also trains through Lightning.

@@ -5,7 +5,7 @@ all groups ─────┤      (or all of them: full sharing)           ├�
 └ others' channels: values, no gradient         ┘
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import singledispatch
 from typing import Any
 
@@ -115,6 +115,21 @@ class OwnGroups:
                 "throughout (BatchNorm before a block's first convolution, say). Leave groups_apart out."
             )
         return whole
+
+
+def require_apart(pairs: Iterable[tuple[OwnGroups, OwnGroups]], x: Tensor) -> None:
+    """See that all blocks, each with its heads, are computed group by group.
+
+    Args:
+        pairs: block and heads, in order.
+        x: what the first block reads, ``(B, …)``.
+
+    Raises:
+        NetworkError: one is not.
+    """
+    for block, heads in pairs:
+        x = block.require_same(x)
+        heads.require_same(x)
 
 
 def _reads_all(part: nn.Module) -> bool:
