@@ -177,7 +177,7 @@ def show_bench_processes(result: ProcessBench, json: bool) -> None:
         f"{settings['network']}, K = {settings['num_blocks']}, G = {settings['num_groups']}, batch "
         f"{settings['batch_size']}, {settings['device']}, {settings['processes']} processes × {threads}"
     )
-    headings = ("", "images/s", "ms / step", "× one\nprocess", "peak\nMiB", "MiB\nsent")
+    headings = ("", "images/s", "ms /\nstep", "× one\nprocess", "peak\nMiB", "MiB\nsent")
     tables.show(headings, _rows(result), words=[""], title=title)
     profile = ("process", "blocks", "ms / step", "compute", "wait for\ninput", "send, wait\nfor room", "rest")
     tables.show(profile, _profile_rows(result.profile), title="Where the time of blocks apart goes, ms:")
@@ -211,7 +211,7 @@ def _remarks(result: ProcessBench) -> Iterator[str]:
     if result.best_pipeline:
         yield f"                 {ratios['speedup_over_pipelining']:.2f} × as fast as {result.best_pipeline}"
     yield f"their step       {ratios['step_over_slowest_block']:.3f} × what the slowest process computes meanwhile"
-    yield f"                 {ratios['imbalance']:.3f} × the mean of all processes is what it computes"
+    yield f"balance          the slowest process computes {ratios['imbalance']:.3f} × as long as all do on average"
     yield f"replicas         send {ratios['sent_over_parameters']:.2f} × their parameters in bytes, each"
     if settings["device"] == "cpu":
         yield "                 on the cores of one machine there is nothing to win over threads or replicas"
