@@ -1,9 +1,9 @@
 """Processes that measure ways to train in lockstep, for ``bench --processes``."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy, deepcopy
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 from typing import Any
 
@@ -100,7 +100,8 @@ class Team:
     """
 
     def __init__(self, model: LocalLearning, data: ImageDataModule, trainer: L.Trainer, steps: int) -> None:
-        self._model, self._trainer, self._processes = model, trainer, trainer.world_size
+        self._model, self._whole = model, end_to_end(model)
+        self._trainer, self._processes = trainer, trainer.world_size
         self._device, self._threads = trainer.strategy.root_device, torch.get_num_threads()
         part = copy(data)
         part.batch_size //= self._processes
@@ -135,7 +136,7 @@ class Team:
             **all_cores,
             APART: self._apart,
             REPLICAS: partial(self._replicas, self._model),
-            BACKPROP: partial(self._replicas, end_to_end(self._model)),
+            BACKPROP: partial(self._replicas, self._whole),
         }
 
     def _in_one(self, cores: int) -> Figures:
@@ -173,21 +174,15 @@ class Team:
         Returns:
             Name → measurement of the best; name → seconds of a step of all; name → why it cannot be run.
         """
-        whole = end_to_end(self._model)
-        if not isinstance(whole, LocalClassification):
+        if not isinstance(self._whole, LocalClassification):
             return {}, {}, {"pipelining": "its micro-batches would change a loss that compares the images of a batch"}
-        batch = self._whole_batch.sample
-        counts = [count for count in (self._processes * 2**i for i in range(4)) if not len(batch.labels) % count]
-        seconds = torch.tensor(unit_seconds(whole, batch.images[: len(batch.labels) // counts[len(counts) // 2]])).to(
-            self._device
-        )
-        dist.all_reduce(seconds)
+        images = len(self._whole_batch.sample.labels)
+        counts = [count for count in (self._processes * 2**i for i in range(4)) if not images % count]
         best, tried, not_run = {}, {}, {}
         for schedule in SCHEDULES:
             measures: dict[str, Callable[[], Figures]] = {}
             for count in counts:
-                name = f"{schedule}, {count} micro-batches"
-                measure = partial(self._in_stages, whole, seconds.tolist(), schedule, count)
+                name, measure = f"{schedule}, {count} micro-batches", self.pipeline(schedule, count)
                 try:
                     with self._briefly():
                         tried[name] = slowest(measure())
@@ -200,11 +195,25 @@ class Team:
                 best[name] = measures[name]
         return best, tried, not_run
 
-    def _in_stages(self, whole: LocalClassification, seconds: Sequence[float], schedule: str, count: int) -> Figures:
-        whole = deepcopy(whole)
-        pipeline = Pipeline(whole, seconds, schedule, count, self._device)
+    def pipeline(self, schedule: str, micro_batches: int) -> Callable[[], Figures]:
+        """A measurement of pipelining, of a network whose loss is a mean over images."""
+        return partial(self._in_stages, schedule, micro_batches)
+
+    def _in_stages(self, schedule: str, micro_batches: int) -> Figures:
+        whole = deepcopy(self._whole)
+        assert isinstance(whole, LocalClassification)
+        pipeline = Pipeline(whole, self._unit_seconds, schedule, micro_batches, self._device)
         loop = partial(self._whole_batch.per_plain_step, partial(pipeline.step, self._whole_batch.sample))
         return self._told(self._counted(whole, loop))
+
+    @cached_property
+    def _unit_seconds(self) -> list[float]:
+        """Of each unit of the network, in a part of a batch, in all processes at once."""
+        assert isinstance(self._whole, LocalClassification)
+        part = self._for_measuring[1].sample
+        seconds = torch.tensor(unit_seconds(deepcopy(self._whole), part.images[: -(-len(part.images) // 4)]))
+        dist.all_reduce(seconds := seconds.to(self._device))
+        return seconds.tolist()
 
     # -- what they take -------------------------------------------------------------------------
 

@@ -8,13 +8,14 @@ from typing import Self, TypeVar
 
 import torch
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 clock: Callable[[], float] = time.perf_counter
 """What is read; ``time.process_time`` counts what this process computes, whatever else the machine does."""
 
 
-def in_turns(contenders: Mapping[str, Callable[[], T]], repetitions: int) -> dict[str, list[T]]:
+def in_turns(contenders: Mapping[K, Callable[[], T]], repetitions: int) -> dict[K, list[T]]:
     """Measure one contender after the other, as often as asked for.
 
     Args:
