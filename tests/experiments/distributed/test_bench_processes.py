@@ -12,6 +12,8 @@ from lightning.fabric.plugins.environments.lightning import find_free_network_po
 from experiments.cli import main
 from experiments.distributed import team
 from experiments.distributed.bench_processes import ProcessBench, Way, show_bench_processes
+from experiments.measure.workbench import Workbench
+from losses.processes import process_count
 from models.methods.backprop import Backprop
 from models.methods.decoupled_greedy import DecoupledGreedy
 from models.networks.heads.classifiers import AuxHead
@@ -28,6 +30,13 @@ def work(rank, folder, port):
     os.environ["OMP_NUM_THREADS"] = "1"
     team._AHEAD = 1
     team.SCHEDULES = {name: team.SCHEDULES[name] for name in PIPELINES}
+    per_step = Workbench.per_step
+
+    def shares_no_batch_alone(self, *args, **options):
+        assert "strategy" in options or process_count() == 1
+        return per_step(self, *args, **options)
+
+    Workbench.per_step = shares_no_batch_alone
     with (folder / f"printed{rank}").open("w") as file, contextlib.redirect_stdout(file):
         main([*COMMAND, "--repetitions=1", "--processes=2", "--json"])
 

@@ -3,19 +3,22 @@
 import csv
 import os
 from functools import partial
+from types import SimpleNamespace
 
 import lightly.loss
 import pytest
 import torch
+import torch.distributed as dist
 from helpers import in_processes
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 from torch.optim import SGD
 from torch.optim.lr_scheduler import StepLR
 from training import Batches, assert_same, batches, made, train
 
 from experiments.cli import main
 from experiments.distributed.block_parallel import BlockParallel
+from experiments.distributed.figures import FiguresForFirst, FiguresOfOthers
 from experiments.distributed.shares import cheapest_cut
 from losses.errors import UsageError
 from models.methods.blockwise_ssl import BlockwiseSSL
@@ -58,20 +61,24 @@ def data():
     return [*whole, last._replace(images=last.images[:4], labels=last.labels[:4], views=((strength, a[:4], b[:4]),))]
 
 
-def fit(make, folder, name, **options):
+def fit(make, folder, name, callbacks=(), **options):
     model = make()
     last = ModelCheckpoint(folder, name, save_on_train_epoch_end=True)
     options = {"limit_train_batches": 1.0, "enable_checkpointing": True, "use_distributed_sampler": False} | options
-    train(model, folder, Batches(data()), max_epochs=model.schedule.epochs or 2, callbacks=[last], **options)
+    options |= {"max_epochs": model.schedule.epochs or 2, "callbacks": [last, *callbacks]}
+    train(model, folder, Batches(data()), **options)
     return torch.load(folder / f"{name}.ckpt", weights_only=False)
 
 
 def work(rank, folder, port, processes):
     torch.set_num_threads(1)
     os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    seen = []
+    look = LambdaCallback(on_train_epoch_end=lambda _, model: seen.extend(p.clone() for p in model.parameters()))
     for name, make in METHODS.items():
         strategy = BlockParallel(first_blocks=[1, 2, 3][:processes])
-        fit(make, folder, name, devices=processes, strategy=strategy)
+        fit(make, folder, name, callbacks=[look], devices=processes, strategy=strategy)
+    torch.save([weight.detach() for weight in seen], folder / f"seen{rank}")
 
 
 @pytest.fixture(scope="module", params=[2, 3])
@@ -89,6 +96,12 @@ def test_blocks_apart_learn_bit_for_bit_as_in_one_process(name, several, tmp_pat
     assert ours["lr_schedulers"] == theirs["lr_schedulers"]
     for key in ("state_dict", "optimizer_states"):
         assert_same(ours[key], theirs[key], key)
+
+
+def test_all_processes_see_the_same_weights_at_the_end_of_an_epoch(several):
+    first, *others = (torch.load(file) for file in sorted(several.glob("seen*")))
+    for other in others:
+        assert_same(first, other, "weights")
 
 
 WATCHED = ("--trainer.callbacks+=OnlineProbe", "--trainer.callbacks+=OutputSignal", "--trainer.callbacks+=Entropy")
@@ -148,6 +161,19 @@ def test_in_half_precision_later_blocks_learn_nearly_the_same(tmp_path):
         torch.testing.assert_close(value, theirs[name], rtol=0.2, atol=0.02)
 
 
+def test_the_first_process_logs_and_shows_what_others_have_left():
+    store, model, logged = dist.HashStore(), SimpleNamespace(latest={"train/block1/loss": 2.0}), []
+    logger = SimpleNamespace(log_metrics=lambda row, step: logged.append((step, row)))
+    first, second = FiguresOfOthers(store, [1], [logger], model), FiguresForFirst(store, 1, ["train/block2/"])
+    strategy = BlockParallel()
+    strategy._figures = first
+    for step, look in ((4, partial(first.log_metrics, {})), (9, strategy.on_train_end)):
+        second.log_metrics({"train/block2/loss": step / 2, "train/images_per_second": 7.0}, step)
+        look()
+    assert logged == [(4, {"train/block2/loss": 2.0}), (9, {"train/block2/loss": 4.5})]
+    assert model.latest == {"train/block1/loss": 2.0, "train/block2/loss": 4.5}
+
+
 @pytest.mark.parametrize(("method", "why"), [(LoCo, "learn in pairs"), (DecoupledGreedy, "are 1:")])
 def test_what_cannot_be_shared_is_refused(method, why, monkeypatch):
     strategy = BlockParallel()
@@ -170,6 +196,15 @@ def test_lines_that_cannot_be_are_refused(monkeypatch):
     strategy._lightning_module = made(BlockwiseSSL, vgg, num_blocks=3, loss=loss, **without_labels)
     with pytest.raises(UsageError, match="gather_distributed gathers from all processes"):
         strategy.configure_ddp()
+
+
+def test_processes_of_a_line_load_the_same_part_of_the_images(monkeypatch):
+    monkeypatch.setattr(BlockParallel, "world_size", 8)
+    strategy, parts = BlockParallel(replicas=2, groups_apart=2), []
+    for rank in range(8):
+        monkeypatch.setattr(BlockParallel, "global_rank", rank)
+        parts.append(strategy.distributed_sampler_kwargs)
+    assert parts == [{"num_replicas": 2, "rank": line} for line in 4 * [0] + 4 * [1]]
 
 
 @pytest.mark.parametrize(

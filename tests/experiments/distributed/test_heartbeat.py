@@ -124,6 +124,7 @@ def test_after_a_termination_signal_nobody_is_missed(told, monkeypatch):
 
 # -- whole runs -----------------------------------------------------------------------------
 
+LINES = "BlockParallel --trainer.strategy.replicas=2"
 OPTIONS = ("--trainer.devices=2", "--trainer.limit_train_batches=3", "--ckpt_path=auto")
 
 
@@ -147,7 +148,7 @@ def run(rank, folder, port, strategy, strike=None):
         elif strike != signal.SIGTERM and rank:
             DecoupledGreedy.on_train_batch_end = strikes
         os.dup2(os.open(folder / f"said{rank}", os.O_WRONLY | os.O_CREAT), sys.stderr.fileno())
-    fit(folder, f"--trainer.strategy={strategy}", *OPTIONS)
+    fit(folder, *f"--trainer.strategy={strategy}".split(), *OPTIONS)
 
 
 def struck(folder, port, strategy, strike):
@@ -179,7 +180,7 @@ def test_a_lost_process_ends_the_run_which_goes_on_bit_for_bit(strategy, strike,
             assert_same(ours[key], theirs[key], key)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "block_parallel"])
+@pytest.mark.parametrize("strategy", ["ddp", "block_parallel", LINES])
 def test_a_termination_signal_between_two_epochs_stops_both(strategy, tmp_path):
     assert struck(tmp_path, find_free_network_port(), strategy, signal.SIGTERM) == [128 + signal.SIGTERM] * 2
     assert "error: " not in (tmp_path / "said1").read_text()

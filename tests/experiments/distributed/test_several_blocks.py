@@ -17,6 +17,7 @@ from training import Batches, batches, made, train
 from datamodules.batch import Batch
 from experiments.distributed.block_parallel import BlockParallel
 from experiments.distributed.ddp import DDP
+from experiments.measure.traffic import Sent
 from losses import SubsampledNTXent
 from losses.processes import gathered
 from models.methods.blockwise_ssl import BlockwiseSSL
@@ -114,6 +115,12 @@ def work(rank, folder, port, processes):
         options = {"devices": processes, "strategy": strategy, "use_distributed_sampler": False, "sync_batchnorm": True}
         model = fit(METHODS[name], folder, data, **options)
         torch.save((model.state_dict(), list(sent)), folder / f"{name}{rank}")
+    if processes == 2:
+        model.register_buffer("statistics", torch.full((3,), float(rank)))
+        with Sent() as counter:
+            strategy.on_validation_start()
+        size = sum(buffer.nbytes for buffer in model.buffers())
+        torch.save((model.statistics, counter.bytes["broadcast_"] / size), folder / f"judged{rank}")
 
 
 def trained_by(processes):
@@ -139,6 +146,13 @@ def test_several_processes_train_as_one_does_with_the_whole_batch(processes, nam
         torch.testing.assert_close(ours[key], value, rtol=1e-4, atol=1e-5, msg=lambda said, key=key: f"{key}: {said}")
     moved = [name for name, value in before.named_parameters() if name in ours and not torch.equal(value, ours[name])]
     assert len(moved) > len(ours) / 2
+
+
+def test_replicas_are_judged_with_the_statistics_that_the_first_sends(trained):
+    for rank, sent in enumerate((1, 0)):
+        statistics, found = torch.load(trained[2] / f"judged{rank}")
+        assert statistics.tolist() == [0, 0, 0]
+        assert found == sent
 
 
 def test_every_gradient_is_sent_once_a_step(trained):
