@@ -185,13 +185,17 @@ class LocalLearning(Method):
         self.manual_backward(loss / self._batches_of_step, retain_graph=retain_graph)
 
     def step_block(self, k: int) -> None:
+        """Step block k's optimizer; with the last block the batch is learned from."""
+        self.step_optimizer(k)
+        if k + 1 == min(self.learners.stop, self.here.stop):
+            self.count_step()
+
+    def step_optimizer(self, k: int) -> None:
         """Clip, step block k's optimizer, forget its gradients; unless those of further batches are to come."""
         if self._steps_now:
             optimizer = self.trainer.optimizers[k]
             self.trainer.strategy.optimizer_step(optimizer, lambda: None)  # applies precision and hooks
             optimizer.zero_grad()
-        if k + 1 == min(self.learners.stop, self.here.stop):
-            self.count_step()
 
     def count_step(self) -> None:
         """One batch is learned from: trainer.global_step counts batches, not optimizers' steps."""

@@ -197,11 +197,16 @@ def plain_steps(model: LocalLearning, batch: Batch, learned: Callable[[int], Non
     while True:
         # Only for this step: the same model also trains through Lightning.
         model.backward_block, model.step_block = backward_block, step_block  # type: ignore[method-assign] # on purpose
+        model.count_step = _uncounted  # type: ignore[method-assign]
         try:
             model.training_step(batch, 0)
         finally:
-            del model.backward_block, model.step_block
+            del model.backward_block, model.step_block, model.count_step
         yield
+
+
+def _uncounted() -> None:
+    """There is no Trainer that counts."""
 
 
 def loader_speed(batches: RandomImages) -> float:
