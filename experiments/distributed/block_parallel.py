@@ -309,6 +309,15 @@ class BlockParallel(DDP):
             self._figures.collect()  # what others have left by now is all
 
     @override
+    def teardown(self) -> None:
+        """The model is one that trains in one process again."""
+        if isinstance(self.lightning_module, LocalLearning):
+            self.method.here = range(self.method.schedule.parts)
+        if self._groups:
+            self._groups.leave()
+        super().teardown()
+
+    @override
     def lightning_module_state_dict(self) -> dict[str, Any]:
         if self.shares:
             self.spread()

@@ -164,6 +164,11 @@ class DDP(DDPStrategy):
     def on_test_start(self) -> None:
         self.on_validation_start()
 
+    @override
+    def teardown(self) -> None:
+        Sharing.group = None
+        super().teardown()
+
     # -- the end --------------------------------------------------------------------------------
 
     @override

@@ -56,6 +56,10 @@ class GroupsApart:
         x = torch.rand(2, *self._model.image_shape, generator=torch.Generator().manual_seed(0))
         require_apart(self._parts.values(), x.to(self._model.trainer.strategy.root_device))
 
+    def leave(self) -> None:
+        """Have a norm be that of gradients in this process."""
+        vars(self._model).pop("total_norm", None)
+
     def narrow(self) -> None:
         """Train the own groups alone."""
         for pair in self._parts.values():

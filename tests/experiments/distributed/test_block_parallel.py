@@ -21,6 +21,7 @@ from experiments.distributed.block_parallel import BlockParallel
 from experiments.distributed.figures import FiguresForFirst, FiguresOfOthers
 from experiments.distributed.shares import cheapest_cut
 from losses.errors import UsageError
+from losses.processes import Sharing
 from models.methods.blockwise_ssl import BlockwiseSSL
 from models.methods.decoupled_greedy import DecoupledGreedy
 from models.methods.infopro import InfoPro
@@ -67,6 +68,8 @@ def fit(make, folder, name, callbacks=(), **options):
     options = {"limit_train_batches": 1.0, "enable_checkpointing": True, "use_distributed_sampler": False} | options
     options |= {"max_epochs": model.schedule.epochs or 2, "callbacks": [last, *callbacks]}
     train(model, folder, Batches(data()), **options)
+    assert model.here == range(model.schedule.parts)  # whatever it was meanwhile
+    assert Sharing.group is None
     return torch.load(folder / f"{name}.ckpt", weights_only=False)
 
 

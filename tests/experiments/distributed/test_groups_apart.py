@@ -57,6 +57,7 @@ def fit(make, folder, name, resume=None, callbacks=(), **options):
     options = {"limit_train_batches": 1.0, "enable_checkpointing": True, "use_distributed_sampler": False} | options
     data = Batches(batches(3))
     train(model, folder, data, resume=resume, callbacks=[last, OnlineProbe(), *callbacks], **options)
+    assert "total_norm" not in vars(model)
     return torch.load(folder / f"{name}.ckpt", weights_only=False)
 
 
