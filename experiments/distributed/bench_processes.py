@@ -214,10 +214,10 @@ def _remarks(result: ProcessBench) -> Iterator[str]:
     yield f"balance          the slowest process computes {ratios['imbalance']:.3f} × as long as all do on average"
     yield f"replicas         send {ratios['sent_over_parameters']:.2f} × their parameters in bytes, each"
     if settings["device"] == "cpu":
-        yield "                 on the cores of one machine there is nothing to win over threads or replicas"
+        yield "                 processes of one machine share its cores: over its threads there is little to win"
     yield from (f"not run          {name}: {why}" for name, why in result.not_run.items())
     count = settings["repetitions"] * settings["steps"]
     yield (
         f"{settings['allocator']}; medians of {settings['repetitions']} repetitions of {settings['steps']} steps, "
-        "in turns." + (" Too few to trust." if count < 15 else "")
+        "in turns (of ratios: the repetitions' own)." + (" Too few to trust." if count < 15 else "")
     )

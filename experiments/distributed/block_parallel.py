@@ -29,6 +29,7 @@ from typing_extensions import override
 
 from datamodules.base import ImageDataModule
 from datamodules.batch import Batch
+from datamodules.files import note
 from experiments.distributed.ddp import DDP
 from experiments.distributed.figures import FiguresForFirst, FiguresOfOthers
 from experiments.distributed.groups_apart import GroupsApart
@@ -54,7 +55,7 @@ class BlockParallel(DDP):
         replicas: lines of processes, each of which has all blocks, and a batch of its own in every step.
         groups_apart: processes that share out the neuron groups of the same blocks.
         wire: what features are sent in; ``bfloat16`` halves the traffic, and rounds.
-        timeout: as :class:`DDP` has it.
+        timeout: seconds after which a process that does not answer, or does not come, counts as lost.
 
     Raises:
         UsageError: fewer blocks than processes in a line, replicas that do not divide the processes, or a method whose
@@ -122,8 +123,8 @@ class BlockParallel(DDP):
         """
         if self.world_size % (self.replicas * self.groups_apart):
             raise UsageError(
-                f"{self.world_size} processes do not make {self.replicas} replicas, with groups in {self.groups_apart} "
-                "processes each: their product divides the number of processes."
+                f"replicas × groups_apart, {self.replicas} × {self.groups_apart}, must divide the number of processes, "
+                f"{self.world_size}: choose others, or another --trainer.devices."
             )
         if self.replicas == 1:
             self._layer_sync = None  # BatchNorm sees the whole batch as it is
@@ -149,6 +150,7 @@ class BlockParallel(DDP):
         self.shares = self._shares(model)
         if everywhere:
             everywhere.widen(learned=False)
+        self._tell_shares(model)
         model.here = self.shares[self.stage]
         self._groups = self._groups_of(model, model.here)
         self._outbox = Outbox(rank + abreast, self.root_device) if self.stage < self.stages - 1 else None
@@ -183,6 +185,13 @@ class BlockParallel(DDP):
                 f"begins: that many numbers, rising from 1, not {self.first_blocks}."
             )
         return [range(a, b) for a, b in zip(starts, [*starts[1:], model.schedule.parts], strict=True)]
+
+    def _tell_shares(self, model: LocalLearning) -> None:
+        """Say who trains what, in the first line."""
+        shares = zip(self._mesh.mesh[0].tolist(), self.shares, strict=True)
+        told = [f"{', '.join(model.part_names[k] for k in share)} in {_numbered(ranks)}" for ranks, share in shares]
+        if self.global_rank == 0:
+            note(f"Blocks apart: {'; '.join(told)}.")
 
     def _log_together(self, model: LocalLearning) -> None:
         trainer, store = model.trainer, dist.PrefixStore("figures", _get_default_store())
@@ -377,6 +386,11 @@ class Arrivals:
             if self._outbox:
                 self._outbox.stop()
             raise SIGTERMException from None
+
+
+def _numbered(ranks: list[int]) -> str:
+    """``process 0``, or ``processes 0, 1``."""
+    return f"process{'es' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
 
 
 StrategyRegistry.register("block_parallel", BlockParallel, description="Blocks on devices of their own")

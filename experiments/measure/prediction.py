@@ -274,7 +274,14 @@ def show_prediction(measured: Measured, predictions: Sequence[Prediction], json:
     )
 
 
-_SHARES = ("computes\n%", "exchanges\n%", "waits for\nits group, %", "for a\nbatch, %", "to send\n%", "link\n%")
+_SHARES = (
+    "computes\n%",
+    "exchanges\n%",
+    "waits for\nits group, %",
+    "for a\nbatch, %",
+    "for room to\nsend, %",
+    "link\n%",
+)
 _STAGE_HEADINGS = ("process", "blocks", *_SHARES)
 _SHAPE = ("processes", "runs of\nblocks", "× parts of\ngroups")
 _HEADINGS = (*_SHAPE, "ms / step", "× one\nprocess", "× backprop", *_SHARES)
@@ -291,7 +298,7 @@ def _shares(usage: Usage) -> Iterator[str]:
 def _stage_rows(prediction: Prediction) -> Iterator[tuple[str, ...]]:
     width = prediction.width
     for s, (blocks, usage) in enumerate(zip(prediction.blocks, prediction.usage, strict=True)):
-        yield _span(s * width + 1, (s + 1) * width), _span(*blocks), *_shares(usage)
+        yield _span(s * width, (s + 1) * width - 1), _span(*blocks), *_shares(usage)
 
 
 def _row(prediction: Prediction) -> tuple[str, ...]:

@@ -190,7 +190,7 @@ def test_what_cannot_be_shared_is_refused(method, why, monkeypatch):
 
 def test_lines_that_cannot_be_are_refused(monkeypatch):
     monkeypatch.setattr(BlockParallel, "world_size", 3)
-    with pytest.raises(UsageError, match="3 processes do not make 2 replicas, with groups in 1"):
+    with pytest.raises(UsageError, match="2 × 1, must divide the number of processes, 3"):
         BlockParallel(replicas=2).setup(None)
     monkeypatch.setattr(BlockParallel, "world_size", 2)
     monkeypatch.setattr(BlockParallel, "global_rank", 0)
