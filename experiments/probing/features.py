@@ -16,7 +16,7 @@ from datamodules.base import ImageDataModule
 from datamodules.batch import Batch
 from datamodules.images import Images
 from datamodules.loaders import DrawingImages, loader
-from experiments.probing.processes import shared
+from experiments.probing.processes import own, shared
 from models.method import Method
 
 
@@ -127,12 +127,12 @@ class Splits:
     def shuffled(self, device: torch.device) -> Iterator[Batch]:
         """The training images in batches of the run's size, as evaluation gets them, in an order drawn with the seed.
 
-        A last, smaller batch is left out, unless it is the only one.
+        A last, smaller batch is left out, unless it is the only one. Of several processes each gets its own batches.
         """
         order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(self.data.seed))
         batches = order.split(self.data.batch_size)
         whole = [batch for batch in batches if len(batch) == len(batches[0])]
-        for batch in loader(self.train, whole, self.data.num_workers):
+        for batch in loader(self.train, own(whole), self.data.num_workers):
             yield self.data.evaluation_batch(move_data_to_device(batch, device))
 
     def some(self, count: int) -> "Splits":

@@ -32,20 +32,26 @@ def in_all(trainer: L.Trainer, data: ImageDataModule, work: Callable[[], None]) 
         work()
 
 
+def own(batches: Sequence[Asked]) -> Sequence[Asked]:
+    """The part of this process: of n processes each has every n-th batch."""
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    return batches[rank :: process_count()]
+
+
 def shared(batches: Sequence[Asked], work: Callable[[Sequence[Asked]], Iterable[Made]]) -> Iterator[Made]:
     """What is made of each batch, in their order: every process makes a part of it, and all get all.
 
     Args:
         batches: the same in all processes.
-        work: makes something of each of the batches that it is given; of n processes each gets every n-th.
+        work: makes something of each of the batches that it is given: a process's :func:`own`.
     """
     if (count := process_count()) == 1:
         yield from work(batches)
         return
-    own = iter(work(batches[dist.get_rank() :: count]))
+    made = iter(work(own(batches)))
     for start in range(0, len(batches), count):
         found: list[Made] = [None] * count  # type: ignore[list-item]
-        dist.all_gather_object(found, tree_map_only(Tensor, Tensor.cpu, next(own, None)))
+        dist.all_gather_object(found, tree_map_only(Tensor, Tensor.cpu, next(made, None)))
         yield from found[: len(batches) - start]
 
 
