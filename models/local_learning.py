@@ -73,6 +73,8 @@ class LocalLearning(Method):
     heads: nn.ModuleList
     losses_read_images: ClassVar[bool] = False
     """Whether the losses of all blocks read the images themselves."""
+    blocks_share_batch: ClassVar[bool] = True
+    """Whether all blocks learn from the batch of a step, each once."""
 
     def __init__(
         self,
@@ -341,9 +343,21 @@ class LocalLearning(Method):
         alone = [range(k, k + 1) for k in range(self.schedule.frozen, self.schedule.parts)]
         return StepPlan([*self.blocks], [*self.heads], *passes, held_together=alone)
 
+    def require_shared_batch(self, who: str) -> None:
+        """Refuse what pairs outputs of blocks with a step's batch, if blocks learn from others.
+
+        Raises:
+            UsageError: they do.
+        """
+        if not self.blocks_share_batch:
+            raise UsageError(
+                f"{who} pairs what all blocks make of a batch with its labels, but those of {type(self).__name__} "
+                f"learn from different batches: leave {who} out."
+            )
+
     @property
     @override
-    def why_one_process(self) -> None:
+    def why_one_process(self) -> str | None:
         return None
 
     @override

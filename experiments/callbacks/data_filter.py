@@ -57,6 +57,7 @@ class DataFilter(L.Callback, ABC):
         name = type(self).__name__
         if not isinstance(pl_module, LocalClassification):
             raise UsageError(f"{name} judges images by what is predicted of them: use a method with labels.")
+        pl_module.require_shared_batch(name)
         if pl_module.make_scheduler and pl_module.scheduler_interval == "step":
             raise UsageError(
                 f"{name} makes epochs shorter: a schedule that counts steps would not come to its end. Use "

@@ -50,6 +50,7 @@ class OnlineProbe(L.Callback):
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: LocalLearning, stage: str) -> None:
+        pl_module.require_shared_batch(type(self).__name__)
         if stage in ("fit", "validate"):
             named = zip(pl_module.block_names, pl_module.blocks, strict=True)
             self._hooks = [block.register_forward_hook(self._listener(name)) for name, block in named]

@@ -41,6 +41,7 @@ class OutputSignal(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if not isinstance(pl_module, LocalClassification):
             raise UsageError("OutputSignal watches predictions of classes: leave it out of training without labels.")
+        pl_module.require_shared_batch(type(self).__name__)
         if not 0 <= self.confidence < 1:
             raise UsageError(f"confidence is a probability, from 0 to below 1, not {self.confidence}.")
 

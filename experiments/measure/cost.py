@@ -114,7 +114,7 @@ def network_cost(model: LocalLearning, batch_size: int, convention: Convention =
     blocks, heads = (views * sum(cost.forward_macs for cost in part) for part in zip(*costs, strict=True))
     # A backward pass is two forward passes' work: thirds of a step that goes forward and backward once.
     steps = [
-        views * (block.forward_macs * (there + 2 * back) / 3 + head.forward_macs * min(back, 1)) / model.num_groups
+        views * (block.forward_macs * (there + 2 * back) / 3 + head.forward_macs * min(there, back)) / model.num_groups
         for (block, head), there, back in zip(costs, plan.forward_passes, plan.backward_passes, strict=True)
     ]
     final = costs[-1][1]

@@ -8,7 +8,7 @@ is drawn by lot, as often as a block is fast; no block waits for another:
 """
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from typing_extensions import override
 from losses.errors import UsageError
 from models.method import LabelledImages
 from models.methods.decoupled_greedy import DecoupledGreedy
+from models.plan import StepPlan
 from ranges import PositiveFloat, PositiveInt
 
 
@@ -42,6 +43,10 @@ class ReplayBuffer:
 
     def __len__(self) -> int:
         return len(self._kept)
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._kept.clear()
 
     def put(self, features: Tensor, batch: LabelledImages) -> None:
         """Keep what a block has made of a batch."""
@@ -72,6 +77,8 @@ class AsynchronousGreedy(DecoupledGreedy):
             of several batches.
     """
 
+    blocks_share_batch = False
+
     def __init__(self, speeds: list[PositiveFloat] | None = None, buffer: PositiveInt = 10, **options: Any) -> None:
         super().__init__(**options)
         parts = self.schedule.parts
@@ -82,14 +89,18 @@ class AsynchronousGreedy(DecoupledGreedy):
                 "Asynchronous blocks all learn, one batch at a time: leave epochs_per_block, frozen_blocks and "
                 "accumulate out."
             )
-        self._speeds, self._size = torch.tensor(speeds or [1] * parts, dtype=torch.float), buffer
-        self._replay: list[ReplayBuffer] = []
+        self._speeds = torch.tensor(speeds or [1] * parts, dtype=torch.float)
+        self._replay = [ReplayBuffer(buffer) for _ in self._speeds]
+
+    @override
+    def on_train_epoch_start(self) -> None:
+        """Begin with empty buffers."""
+        for buffer in self._replay:
+            buffer.clear()
 
     @override
     def training_step(self, batch: LabelledImages, batch_idx: int) -> None:
         """The first block learns from the batch, then others as lots are drawn."""
-        if batch_idx == 0:
-            self._replay = [ReplayBuffer(self._size) for _ in self._speeds]
         self._learn(0, batch.images, batch)
         while k := int(torch.multinomial(self._speeds, 1)):
             if self._replay[k - 1]:  # else the block has nothing to learn from yet
@@ -110,3 +121,14 @@ class AsynchronousGreedy(DecoupledGreedy):
     @override
     def why_one_place(self) -> str:
         return "draw lots"
+
+    @property
+    @override
+    def why_one_process(self) -> str:
+        return "draws lots, and each process others"
+
+    @override
+    def plan(self) -> StepPlan:
+        """Each part goes forward and back as often as it is fast, per batch of the first."""
+        rates = (self._speeds / self._speeds[0]).tolist()
+        return replace(super().plan(), forward_passes=rates, backward_passes=rates)

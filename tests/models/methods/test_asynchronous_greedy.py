@@ -6,8 +6,12 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.optim import SGD
-from training import Batches, assert_equal_weights, batches, made, train
+from training import SIZE, Batches, assert_equal_weights, batches, made, train
 
+from experiments.callbacks.info_batch import InfoBatch
+from experiments.callbacks.online_probe import OnlineProbe
+from experiments.callbacks.output_signal import OutputSignal
+from experiments.measure.cost import network_cost
 from losses.errors import UsageError
 from models.methods.asynchronous_greedy import AsynchronousGreedy, ReplayBuffer
 from models.methods.decoupled_greedy import DecoupledGreedy
@@ -90,6 +94,26 @@ def test_a_resumed_run_draws_the_same_lots(tmp_path):
     torch.manual_seed(0)
     run(1)
     assert_equal_weights(whole, run(2, tmp_path / "after1.ckpt"))
+
+
+@pytest.mark.parametrize("callback", [OnlineProbe, OutputSignal, InfoBatch])
+def test_callbacks_that_pair_outputs_with_one_batch_are_refused(callback, tmp_path):
+    with pytest.raises(UsageError, match=f"{callback.__name__} pairs what all blocks make"):
+        train(asynchronous(), tmp_path, Batches(batches(1)), callbacks=[callback()])
+
+
+def test_several_processes_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="draws lots, and each process others"):
+        train(asynchronous(), tmp_path, Batches(batches(1)), strategy="ddp")
+
+
+def test_parts_cost_as_much_as_they_are_fast():
+    fast = asynchronous(speeds=[2, 4, 2, 1])
+    once = made(DecoupledGreedy, num_blocks=3, head=LinearHead, final_head=LinearHead)
+    ours, theirs = (network_cost(model, SIZE) for model in (fast, once))
+    blocks = [node.forward_macs for node in theirs.nodes]
+    more = blocks[1] - theirs.final_head[1] / 2
+    assert ours.predicted_step_ratio * ours.backprop_macs == pytest.approx(sum(blocks) + theirs.final_head[1] + more)
 
 
 @pytest.mark.parametrize(
