@@ -47,8 +47,9 @@ class Entropy(L.Callback):
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         """Look at the gradients of the epoch's last step, while they are there."""
         if trainer.is_last_batch:
-            gradients = {name: weight.grad for name, weight in weights_of(pl_module).items()}
-            self._gradients |= {name: h8(gradient) for name, gradient in gradients.items() if gradient is not None}
+            for name, weight in weights_of(pl_module).items():
+                if weight.grad is not None and weight.shape == self._before[name].shape:  # and not of some groups
+                    self._gradients[name] = h8(weight.grad)
 
     @override
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

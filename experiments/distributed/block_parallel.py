@@ -158,8 +158,8 @@ class BlockParallel(DDP):
         self._log_together(model)
         # The schedules of blocks that learn elsewhere go on here, too: they are saved by the first process.
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
-        # Lightning's way to tell all processes of a signal has them wait for each other before every batch.
-        model.trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = self._stop_if_told  # type: ignore[method-assign]
+        loop = model.trainer.fit_loop.epoch_loop
+        loop._broadcast_sigterm_tensor = self._stop_if_told  # type: ignore[method-assign]  # its own waits for all
 
     def _groups_of(self, model: LocalLearning, parts: range) -> GroupsApart | None:
         return GroupsApart(model, self._mesh.get_group("group"), parts) if self.groups_apart > 1 else None
@@ -173,7 +173,7 @@ class BlockParallel(DDP):
     def _shares(self, model: LocalLearning) -> list[range]:
         """The parts of each process of a line."""
         if self.first_blocks is None:
-            seconds = torch.tensor(part_seconds(model), dtype=torch.float64)
+            seconds = torch.tensor(part_seconds(model), device=self.root_device)
             dist.all_reduce(seconds)
             starts = cheapest_cut(seconds.tolist(), self.stages)
         else:
@@ -310,6 +310,11 @@ class BlockParallel(DDP):
             self.spread()
         else:
             super().on_validation_start()
+
+    @override
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        self.spread()  # a resumed run begins with whole weights, too
 
     @override
     def on_train_end(self) -> None:

@@ -1,7 +1,9 @@
 """Backpropagation cut into stages, by torch's pipelining: what ``bench --processes`` compares blocks apart with.
 
-images ──► stage 1 ──► stage 2 ──► loss        each process has a stage, or two;
-           stage 1 ◄── stage 2 ◄──┘            a batch goes in micro-batches
+    images ──► stage 1 ──► stage 2 ──► loss
+               stage 1 ◄── stage 2 ◄──┘
+
+Each process has a stage, or two; a batch goes in micro-batches.
 """
 
 import statistics

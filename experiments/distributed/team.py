@@ -64,7 +64,7 @@ class WatchedBlocks(BlockParallel):
             self._outbox.send = self.room(self._outbox.send)  # type: ignore[method-assign]  # of this one
         if self._inbox:
             batches = self._inbox.batches
-            self._inbox.batches = lambda count: self._awaited(batches(count))  # type: ignore[method-assign]
+            self._inbox.batches = lambda count: self._awaited(batches(count))  # type: ignore[method-assign]  # likewise
 
     def _awaited(self, batches: Iterator[Any]) -> Iterator[Any]:
         arrives = self.input(partial(next, batches, None))

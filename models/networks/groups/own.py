@@ -1,8 +1,9 @@
 """Some neuron groups of a block, or of its heads, computed here; other processes compute the others.
 
-features of     ┌ own channels ──► own weights ──► own channels ┐           features
-all groups ─────┤      (or all of them: full sharing)           ├─gather──► of all groups
-└ others' channels: values, no gradient         ┘
+    features of ──► own channels, or all of them ──► own weights ──► own channels ──gather──► features of
+    all groups      (others': values, no gradient)                                            all groups
+
+Features travel forward; nothing comes back.
 """
 
 from collections.abc import Callable, Iterable
