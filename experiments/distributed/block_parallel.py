@@ -17,6 +17,7 @@ from typing import Any, Literal
 import lightning.pytorch as L
 import torch
 import torch.distributed as dist
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
@@ -110,7 +111,7 @@ class BlockParallel(DDP):
     @cached_property
     def _loading(self) -> Any:
         """Those that load images: the first of every line."""
-        return dist.new_group(self._mesh.mesh[:, 0].flatten().tolist())
+        return dist.new_group(self._mesh.mesh[:, 0].flatten().tolist(), timeout=self._timeout)
 
     # -- before training ------------------------------------------------------------------------
 
@@ -153,9 +154,12 @@ class BlockParallel(DDP):
         self._tell_shares(model)
         model.here = self.shares[self.stage]
         self._groups = self._groups_of(model, model.here)
-        self._outbox = Outbox(rank + abreast, self.root_device) if self.stage < self.stages - 1 else None
-        self._inbox = Inbox(rank - abreast, self.root_device) if self.stage else None
+        links = dist.new_group(timeout=self._timeout)  # a new one: in an old one, receives may wait that met no batch
+        assert isinstance(links, dist.ProcessGroup)  # all are in it
+        self._outbox = Outbox(rank + abreast, links, self.root_device) if self.stage < self.stages - 1 else None
+        self._inbox = Inbox(rank - abreast, links, self.root_device) if self.stage else None
         self._log_together(model)
+        model.trainer.callbacks.insert(0, LambdaCallback(on_train_epoch_end=self._end_epoch))  # type: ignore[attr-defined]
         # The schedules of blocks that learn elsewhere go on here, too: they are saved by the first process.
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
         loop = model.trainer.fit_loop.epoch_loop
@@ -245,10 +249,6 @@ class BlockParallel(DDP):
             model.count_step()  # those that learn in this epoch are elsewhere
         if self._outbox:
             self._outbox.send(self._parcel(batch, x))
-        if model.trainer.is_last_batch:
-            self.spread()  # whoever looks at weights between epochs sees those of all
-            if self._outbox:
-                self._outbox.end_epoch()
 
     def _parcel(self, batch: Batch, x: Any) -> Batch:
         """Of a batch what the next blocks and their losses read."""
@@ -269,6 +269,12 @@ class BlockParallel(DDP):
             if self._outbox:
                 self._outbox.stop()
             raise SIGTERMException
+
+    def _end_epoch(self, *_: Any) -> None:
+        """Whoever looks at weights between epochs sees those of all."""
+        self.spread()
+        if self._outbox:
+            self._outbox.end_epoch()
 
     def _part(self) -> None:
         """From here on weights differ between processes."""

@@ -71,11 +71,12 @@ class Outbox:
 
     Args:
         to: rank of the process with the next blocks.
+        group: for batches alone.
         device: where tensors are.
     """
 
-    def __init__(self, to: int, device: torch.device) -> None:
-        self._to, self._device = to, device
+    def __init__(self, to: int, group: dist.ProcessGroup, device: torch.device) -> None:
+        self._to, self._group, self._device = to, group, device
         self._form: Form | None = None
         self._on_the_way: deque[tuple[list[dist.Work | None], list[Tensor]]] = deque()
 
@@ -97,13 +98,13 @@ class Outbox:
 
     def _announce(self, form: Form | None) -> None:
         self._form = form
-        dist.send_object_list([form], self._to)
+        dist.send_object_list([form], self._to, self._group)
 
     def _post(self, rows: int, tensors: list[Tensor]) -> None:
         while len(self._on_the_way) >= _AHEAD:
             self._wait_for_the_oldest()
         tensors = [_head(rows, self._device), *map(flat, tensors)]
-        works = [dist.isend(tensor, self._to, tag=_TAG) for tensor in tensors]
+        works = [dist.isend(tensor, self._to, self._group, _TAG) for tensor in tensors]
         self._on_the_way.append((works, tensors))  # the memory stays as it is until then
 
     def _wait_for_the_oldest(self) -> None:
@@ -125,11 +126,12 @@ class Inbox:
 
     Args:
         source: rank of the process with the blocks before.
+        group: for batches alone.
         device: where tensors shall be.
     """
 
-    def __init__(self, source: int, device: torch.device) -> None:
-        self._source, self._device = source, device
+    def __init__(self, source: int, group: dist.ProcessGroup, device: torch.device) -> None:
+        self._source, self._group, self._device = source, group, device
 
     def batches(self, count: int) -> Iterator[Arrival]:
         """The batches of an epoch.
@@ -141,7 +143,7 @@ class Inbox:
             StoppedError: the other end has stopped.
         """
         announced: list[Form | None] = [None]
-        dist.recv_object_list(announced, self._source)
+        dist.recv_object_list(announced, self._source, self._group)
         if (form := announced[0]) is None:
             raise StoppedError
         ready = deque(self._post(form) for _ in range(min(_AHEAD, count)))
@@ -156,7 +158,7 @@ class Inbox:
 
     def _post(self, form: Form) -> tuple[list[dist.Work | None], Tensor, list[Tensor]]:
         head, tensors = _head(0, self._device), form.room(self._device)
-        works = [dist.irecv(tensor, self._source, tag=_TAG) for tensor in [head, *map(flat, tensors)]]
+        works = [dist.irecv(tensor, self._source, self._group, _TAG) for tensor in [head, *map(flat, tensors)]]
         return works, head, tensors
 
 

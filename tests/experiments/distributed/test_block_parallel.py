@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import StepLR
 from training import Batches, assert_same, batches, made, train
 
 from experiments.cli import main
+from experiments.distributed import block_parallel
 from experiments.distributed.block_parallel import BlockParallel
 from experiments.distributed.figures import FiguresForFirst, FiguresOfOthers
 from experiments.distributed.shares import cheapest_cut
@@ -123,9 +124,19 @@ def command(name, folder, *options):
 def whole_runs(rank, folder, port):
     torch.set_num_threads(1)
     os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    block_parallel.part_seconds = lambda model: [1.0] * 3 + [1.0 + 4 * rank] * (model.schedule.parts - 3)
+    several = ("--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=block_parallel")
+    train_all(folder, *several)
+
+
+def train_all(folder, *options):
+    """Train by the commands, and by one that stops within the second epoch, and one that goes on with its rest."""
     for name in COMMANDS:
-        several = ("--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=block_parallel")
-        main(command(name, folder, *several))
+        main(command(name, folder, *options))
+    stopped = command("blockwise_ssl/digits", folder, *options, "--name=stopped")
+    for more in (("--trainer.max_steps=4",), ("--trainer.max_epochs=4", "--ckpt_path=last")):
+        os.environ.pop("LOCAL_LEARNING_RUN_FOLDER", None)  # that of the run before, whose process this was, too
+        main([*stopped, *more])
 
 
 def figures(folder, name):
@@ -139,8 +150,8 @@ def figures(folder, name):
 def test_a_run_of_two_processes_writes_the_figures_of_one(tmp_path):
     (tmp_path / "two").mkdir()
     in_processes(2, whole_runs, tmp_path / "two", find_free_network_port())
-    for name in COMMANDS:
-        main(command(name, tmp_path / "one"))
+    train_all(tmp_path / "one")
+    for name in (*COMMANDS, "stopped"):
         ours, theirs = figures(tmp_path / "one", name), figures(tmp_path / "two", name)
         assert any(key.startswith("train/block4/") for _, key in ours)
         assert any(key.startswith("probe_online/block4") for _, key in ours)

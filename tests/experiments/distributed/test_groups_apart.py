@@ -46,7 +46,7 @@ def pre_activated(image_shape, num_classes):
 METHODS = {
     "full sharing": partial(grouped, vgg, clip=0.1),
     "identity shortcuts": partial(grouped, resnet, num_blocks=4, head=AuxHead, optimizer=partial(Adam, lr=1e-3)),
-    "between blocks": partial(grouped, vgg, num_blocks=4, sharing="between_blocks"),
+    "between blocks": partial(grouped, vgg, num_blocks=4, sharing="between_blocks", recompute=True),
     "thin networks": partial(grouped, vgg, sharing="none", head=AuxHead),
 }
 
