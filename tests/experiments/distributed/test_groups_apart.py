@@ -1,6 +1,7 @@
 """Neuron groups on processes of their own train as in one process: features and predictions are all they exchange."""
 
 import os
+import re
 from copy import deepcopy
 from functools import partial
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from torch import nn
 from torch.optim import Adam
 from training import Batches, batches, made, train
 
+from experiments.callbacks.entropy import Entropy
 from experiments.callbacks.online_probe import OnlineProbe
 from experiments.cli import main
 from experiments.distributed.block_parallel import BlockParallel
@@ -56,7 +58,7 @@ def fit(make, folder, name, resume=None, callbacks=(), **options):
     last = ModelCheckpoint(folder, name, save_on_train_epoch_end=True, enable_version_counter=False)
     options = {"limit_train_batches": 1.0, "enable_checkpointing": True, "use_distributed_sampler": False} | options
     data = Batches(batches(3))
-    train(model, folder, data, resume=resume, callbacks=[last, OnlineProbe(), *callbacks], **options)
+    train(model, folder, data, resume=resume, callbacks=[last, OnlineProbe(), Entropy(), *callbacks], **options)
     assert "total_norm" not in vars(model)
     return torch.load(folder / f"{name}.ckpt", weights_only=False)
 
@@ -75,7 +77,14 @@ def work(rank, folder, port, processes):
     main([*command, "--trainer.strategy=BlockParallel", "--trainer.strategy.groups_apart=2"])
 
 
-COMMAND = ("fit", "--config=neuron_groups/digits", "--name=run", "--trainer.accelerator=cpu", *SHORT)
+COMMAND = (
+    "fit",
+    "--config=neuron_groups/digits",
+    "--name=run",
+    "--trainer.accelerator=cpu",
+    "--trainer.callbacks+=Entropy",
+    *SHORT,
+)
 
 
 class Traffic(L.Callback):
@@ -122,6 +131,8 @@ def test_a_command_trains_and_tests_as_one_process(several, tmp_path):
     ours, theirs = (summary(folder / "run")["metrics"] for folder in (tmp_path, several))
     assert ours["test/top1"] == pytest.approx(theirs["test/top1"], abs=0.01)
     assert ours["val/block2/loss"] == pytest.approx(theirs["val/block2/loss"], rel=1e-3)
+    entropies = {name: value for name, value in theirs.items() if re.match("entropy/(?!total)", name)}
+    assert entropies == pytest.approx({name: ours[name] for name in entropies}, rel=1e-3)  # of whole weights alone
 
 
 def test_features_and_predictions_travel_and_no_gradient(several):

@@ -82,7 +82,7 @@ def test_the_least_used_and_of_these_the_newest_is_taken():
 def test_a_resumed_run_draws_the_same_lots(tmp_path):
     def run(epochs, resume=None):
         model = AsynchronousGreedy(
-            network=partial(VGG, plan=(8, "M", 8)), image_shape=(1, 8, 8), num_classes=10, head=LinearHead
+            [1, 3], network=partial(VGG, plan=(8, "M", 8)), image_shape=(1, 8, 8), num_classes=10, head=LinearHead
         )
         last = ModelCheckpoint(tmp_path, f"after{epochs}", save_on_train_epoch_end=True)
         options = {"callbacks": [last], "enable_checkpointing": True}
