@@ -24,7 +24,7 @@ from datamodules.images import Fitted, Images, MemoryImages, TrainingImages, Tra
 from datamodules.loaders import DrawingImages, EpochBatches, SeededBatches, in_order, loader, mix, whole
 from datamodules.views.pairs import DevicePairs, PairedImages
 from datamodules.views.transforms import Views
-from ranges import NonNegativeInt, PositiveInt, Share
+from ranges import NonNegativeInt, PositiveFloat, PositiveInt, Share
 
 MOST_WORKERS = max(16, 8 * (os.cpu_count() or 1))
 """Processes that load batches: more are a slip of the finger, and would take the machine down."""
@@ -51,6 +51,8 @@ class ImageDataModule(L.LightningDataModule):
         batch_sizes: epoch → images per batch of training from that epoch (counted from 0) on, for blocks
             trained one after the other: what one block saves in memory can be spent on larger batches.
         checksums: compare data files with their published checksums; false: for files that were packed anew.
+        mean: what is taken off each channel, for images in 0 … 1; by default the data set's own mean.
+        std: what each channel is then divided by; by default the data set's own standard deviation.
 
     With several processes ``batch_size`` is that of each. Each validates and tests on its own share of the images, and
     all predict the whole split.
@@ -59,8 +61,8 @@ class ImageDataModule(L.LightningDataModule):
         name: of the data set in tables and summaries.
         num_classes: number of classes.
         image_shape: ``(C, H, W)``.
-        mean: of each channel, for images in 0 … 1.
-        std: standard deviation of each channel.
+        mean: what is taken off each channel, for images in 0 … 1.
+        std: what each channel is then divided by.
         dtype: of the images of a split.
         epochs: where the run stands.
 
@@ -88,6 +90,8 @@ class ImageDataModule(L.LightningDataModule):
         views: Views | None = None,
         batch_sizes: Mapping[NonNegativeInt, PositiveInt] = {},
         checksums: bool = True,
+        mean: list[Share] | None = None,
+        std: list[PositiveFloat] | None = None,
     ) -> None:
         super().__init__()
         if not 0 < validation < 1:
@@ -110,6 +114,10 @@ class ImageDataModule(L.LightningDataModule):
         self.download, self.num_workers, self.seed = download, num_workers, seed
         self.views, self.checksums = views, checksums
         self.batch_sizes = {int(epoch): images for epoch, images in batch_sizes.items()}
+        if mean is not None:
+            self.mean = tuple(mean)
+        if std is not None:
+            self.std = tuple(std)
         self.epochs = Epochs()
         self._splits: dict[str, Images] = {}
 

@@ -23,7 +23,7 @@ from losses.errors import UsageError
 from models.local_learning import LocalLearning
 from models.method import Method
 from models.networks.memory.profile import Convention
-from ranges import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from ranges import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Share
 
 Precision = Literal["32-true", "16-mixed", "bf16-mixed", "32", "16", "bf16", 32, 16]
 """Lightning's that leave weights float32, under all its names."""
@@ -146,6 +146,8 @@ class Trainer(L.Trainer):
         random: bool = False,
         reestimate_batch_norm: bool = False,
         corrupted_images: NonNegativeInt = 0,
+        label_shares: list[Share] = [1.0],  # noqa: B006
+        association: bool = False,
         supervised_epochs: NonNegativeInt = 0,
     ) -> None:
         """Linear probe and kNN on the frozen features of every block of a run.
@@ -169,6 +171,9 @@ class Trainer(L.Trainer):
                 without augmentation, noise or dropout.
             corrupted_images: also judge the linear classifiers on so many of the test images (drawn with the seed),
                 under each of the 15 corruptions of ImageNet-C at 5 severities.
+            label_shares: judge linear classifiers (and associations) that know so many of the labels, drawn class by
+                class with the seed.
+            association: also let every output stand for the class whose images it answers most, which trains nothing.
             supervised_epochs: also train the same network with labels, end to end, for so many epochs.
         """
         protocol = Protocol(
@@ -182,6 +187,8 @@ class Trainer(L.Trainer):
             augment=augment,
             best_on_test=best_on_test,
             corrupted_images=corrupted_images,
+            label_shares=label_shares,
+            association=association,
         )
         controls = random, reestimate_batch_norm, supervised_epochs
         run = partial(probe_run, model, datamodule, self, Path(checkpoint), protocol, blocks, *controls)

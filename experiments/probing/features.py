@@ -7,6 +7,7 @@ from functools import partial
 from itertools import chain, starmap
 from typing import Protocol, cast
 
+import numpy as np
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from datamodules.batch import Batch
 from datamodules.images import Images
 from datamodules.loaders import DrawingImages, loader
 from experiments.probing.processes import own, shared
+from experiments.run.errors import RunError
 from models.method import Method
 
 
@@ -37,6 +39,34 @@ class Features:
 
     def __getitem__(self, rows: slice | Tensor) -> "Features":
         return Features({kind: values[rows] for kind, values in self.kinds.items()}, self.labels[rows])
+
+    def labelled(self, share: float, held_out: int, seed: int) -> "tuple[Features, Features, Features]":
+        """Those to learn from, those held out, and both, if a share has labels: drawn class by class, in their order.
+
+        Args:
+            share: of those with labels.
+            held_out: how many of all, the last ones, are held out.
+            seed: of the drawing.
+
+        Raises:
+            RunError: a class would have none, or none would be held out.
+        """
+        cut = len(self) - held_out
+        if share == 1:
+            return self[:cut], self[cut:], self
+        from sklearn.model_selection import train_test_split  # takes half a second to import
+
+        order, labels = np.arange(len(self)), self.labels.cpu().numpy()
+        try:
+            drawn, _ = train_test_split(order, train_size=share, random_state=seed, stratify=labels)
+        except ValueError as fault:
+            raise RunError(
+                f"{share:g} of {len(self)} labels do not reach for each class: choose larger --label_shares."
+            ) from fault
+        rows = torch.from_numpy(np.sort(drawn))
+        if rows[-1] < cut:
+            raise RunError(f"Of {share:g} of the labels none is held out: choose larger --label_shares.")
+        return self[rows[rows < cut]], self[rows[rows >= cut]], self[rows]
 
     def epoch(self, batch_size: int, generator: torch.Generator) -> Iterator["Features"]:
         """All of them once, in a random order, in batches of which a last, smaller one is kept."""

@@ -14,6 +14,7 @@ import torch
 
 from datamodules.augment import Augment
 from datamodules.base import ImageDataModule
+from experiments.probing.association import associate
 from experiments.probing.batch_norm import reestimate
 from experiments.probing.corruptions import corrupted_accuracy, corruption_names
 from experiments.probing.features import Examples, Features, Splits, block_reader, draw
@@ -81,15 +82,21 @@ def probe_network(
             asked = queries.to(device).chunk(process_count())
             voted = torch.cat([*shared(asked, partial(map, vote))]).cpu()
             findings.metrics[f"{prefix}{protocol.knn}/{kind}/top1"] = (voted == test.labels.cpu()).float().mean().item()
-    with findings.timed("linear probes"):
-        held_out = len(splits.val)
-        examples = splits.augmented(device, compute) if protocol.augment else (known[:-held_out], known)
-        linear, found = judge_linearly(examples, known[-held_out:], test, model.num_classes, protocol, device)
-    if protocol.corrupted_images:
-        with findings.timed("corrupted images"):
-            some = draw(splits.test, protocol.corrupted_images, protocol.seed)
-            found |= corrupted_accuracy(linear, some, splits, device, compute)
-    findings.metrics |= {f"{prefix}{protocol.linear}/{name}": value for name, value in found.items()}
+    for share in protocol.label_shares:
+        train, val, both = known.labelled(share, len(splits.val), protocol.seed)
+        with findings.timed("linear probes"):
+            examples = splits.augmented(device, compute) if protocol.augment else (train, both)
+            linear, found = judge_linearly(examples, val, test, model.num_classes, protocol, device)
+        if protocol.corrupted_images:
+            with findings.timed("corrupted images"):
+                some = draw(splits.test, protocol.corrupted_images, protocol.seed)
+                found |= corrupted_accuracy(linear, some, splits, device, compute)
+        few = protocol.labels(share)
+        findings.metrics |= {f"{prefix}{protocol.linear}{few}/{name}": value for name, value in found.items()}
+        if protocol.association:
+            with findings.timed("association"):
+                found = associate(both, test, model.num_classes)
+            findings.metrics |= {f"{prefix}association{few}/{name}": value for name, value in found.items()}
 
 
 def judge_linearly(

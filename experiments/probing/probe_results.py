@@ -31,13 +31,16 @@ class Findings:
 
 
 _NAME = re.compile(
-    r"(?P<network>\w+/)?(?P<judge>probe_lin|knn|effective_rank)[^/]*/block(?P<block>\d+)/(?P<kind>\w+)(?P<figure>/.+)?"
+    r"(?P<network>\w+/)?(?P<judge>probe_lin|association|knn|effective_rank)[^/]*?(_labels(?P<share>[\d.e-]+))?"
+    r"/block(?P<block>\d+)/(?P<kind>\w+)(?P<figure>/.+)?"
 )
 _HEADINGS = {
     "probe_lin/top1": "linear",
     "probe_lin/top5": "top-5",
     "probe_lin/top1_best_on_test": "best on test",
     "probe_lin/corrupted/top1": "corrupted",
+    "association/top1": "association",
+    "association/top1_by_largest": "by the largest",
     "knn/top1": "kNN",
     "effective_rank": "rank",
 }
@@ -48,19 +51,22 @@ _NETWORKS = {None: "trained", "random/": "random", "reestimated/": "re-estimated
 
 def table_of(findings: Findings) -> tuple[list[str], list[list[str]]]:
     """Headings, and one row per block, kind of features and network: accuracies on the test split in %, and rank."""
-    cells: dict[tuple[int, bool, str, int], dict[str, str]] = {}
+    cells: dict[tuple[int, bool, str, int, float], dict[str, str]] = {}
     for name, value in findings.metrics.items():
         found = _NAME.fullmatch(name)
         if found and (heading := _HEADINGS.get(found["judge"] + (found["figure"] or ""))):
-            row = (int(found["block"]), found["kind"] != "gap", found["kind"], list(_NETWORKS).index(found["network"]))
+            network, share = list(_NETWORKS).index(found["network"]), float(found["share"] or 1)
+            row = (int(found["block"]), found["kind"] != "gap", found["kind"], network, -share)
             cells.setdefault(row, {})[heading] = f"{value:.1f}" if heading == "rank" else f"{100 * value:.2f}"
     names = list(_NETWORKS.values())
     columns = [heading for heading in _HEADINGS.values() if any(heading in row for row in cells.values())]
+    few = any(share > -1 for *_, share in cells)
     rows = [
-        [str(block), kind, names[network], *(row.get(column, tables.NOTHING) for column in columns)]
-        for (block, _, kind, network), row in sorted(cells.items())
+        [str(block), kind, names[network], *([f"{-100 * share:g} %"] if few else []), *map(row.get, columns)]
+        for (block, _, kind, network, share), row in sorted(cells.items())
     ]
-    return ["block", "features", "network", *columns], rows
+    headings = ["block", "features", "network", *(["labels"] if few else []), *columns]
+    return headings, [[cell or tables.NOTHING for cell in row] for row in rows]
 
 
 def show(findings: Findings, title: str) -> None:

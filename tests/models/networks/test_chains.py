@@ -155,6 +155,15 @@ def test_zero_init_residual_makes_blocks_start_as_identity(depth, channels, last
     assert [name for name, scale in scales.items() if not scale.any()] == [last]
 
 
+def test_an_mlp_without_hidden_layers_classifies_pixels():
+    network = MLP((1, 8, 8), 10, hidden=(), input_dropout=0.5)
+    assert network.unit_names == ["pixels"]
+    assert [*dict(network.named_parameters())] == ["classifier.weight", "classifier.bias"]
+    x = torch.ones(4, 1, 8, 8)
+    assert network.units(x).unique().tolist() == [0.0, 2.0]
+    torch.testing.assert_close(network.eval()(x), network.classifier(torch.ones(4, 64)))
+
+
 @pytest.mark.parametrize(
     ("make", "image_shape", "fault"),
     [
@@ -166,7 +175,6 @@ def test_zero_init_residual_makes_blocks_start_as_identity(depth, channels, last
         (partial(VGG, plan=(8, "M", "M", 8)), CIFAR, "two M in a row"),
         (partial(VGG, plan=(4, "M") * 4), (3, 8, 16), "VGG halves the image 4 times, too often for 8×16 pixels"),
         (VGG16, DIGITS, "VGG16 halves the image 5 times"),
-        (partial(MLP, hidden=()), DIGITS, "at least one hidden layer"),
     ],
 )
 def test_networks_that_cannot_be_built(make, image_shape, fault):
