@@ -225,8 +225,11 @@ class LocalLearning(Method):
 
     def block_parameters(self, k: int) -> list[nn.Parameter]:
         """All that block k's optimizer updates: the block and its head; the final head for k = K."""
-        block = self.blocks[k].parameters() if k < self.num_blocks else ()
-        return [*block, *self.heads[k].parameters()]
+        return [*self.part_modules(k).parameters()]
+
+    def part_modules(self, k: int) -> nn.ModuleList:
+        """All that learns, or keeps something, with block k: the block and its head; the final head for k = K."""
+        return nn.ModuleList([*self.blocks[k : k + 1], self.heads[k]])
 
     @override
     def configure_optimizers(self) -> tuple[list[Optimizer], list[LRScheduler]]:

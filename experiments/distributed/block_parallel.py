@@ -294,8 +294,8 @@ class BlockParallel(DDP):
             self._groups.widen()
         model = self.method
         for owner, share in zip(self._mesh.mesh[0, :, 0].tolist(), self.shares, strict=True):
-            parts = [module for k in share for module in (*model.blocks[k : k + 1], model.heads[k])]
-            self._sync(nn.ModuleList(parts), owner)  # the first line's, though only BatchNorm's statistics differ
+            # The first line's, though only BatchNorm's statistics differ.
+            self._sync(nn.ModuleList(map(model.part_modules, share)), owner)
         self._spread = True
 
     def _sync(self, part: nn.Module, owner: int) -> None:

@@ -7,6 +7,7 @@ from models.classification import LocalClassification
 from models.local_learning import LocalLearning
 from models.methods.backprop import Backprop
 from models.methods.blockwise_ssl import BlockwiseSSL
+from models.methods.self_defined_target import SelfDefinedTarget
 from models.networks.heads.pooling import GlobalPooling
 from models.networks.memory.checkpointed import Checkpointed
 
@@ -50,6 +51,23 @@ def _(model: BlockwiseSSL, checkpoint_segments: int = 0) -> LocalLearning:
         pooling=GlobalPooling,
         projector=model.make_projector,
         concatenate_views=model.concatenate_views,
+        optimizer=model.make_optimizer,
+    )
+    if checkpoint_segments:
+        whole.blocks[0] = Checkpointed(whole.blocks[0], checkpoint_segments)
+    return whole
+
+
+@end_to_end.register
+def _(model: SelfDefinedTarget, checkpoint_segments: int = 0) -> LocalLearning:
+    """One block with the same outputs and targets, as published."""
+    whole = SelfDefinedTarget(
+        model.make_network,
+        model.image_shape,
+        model.num_classes,
+        outputs=model.outputs,
+        head=model.make_head,
+        target=model.make_target,
         optimizer=model.make_optimizer,
     )
     if checkpoint_segments:

@@ -1,9 +1,11 @@
 """Optimizers with the parameter groups of the published recipes."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from lightly.utils.lars import LARS
 from torch import nn
+from torch.optim import SGD, Adam
 
 from ranges import NonNegativeFloat, PositiveFloat
 
@@ -44,3 +46,57 @@ class BlockLARS(LARS):
         ]
         groups = [group for group in groups if group["params"]]
         super().__init__(groups, lr=lr, momentum=momentum, trust_coefficient=trust_coefficient)
+
+
+def by_layer(params: Iterable[nn.Parameter], rates: Sequence[float]) -> list[dict[str, Any]]:
+    """Parameter groups of the layers, each with its own learning rate. A weight with several dimensions begins one.
+
+    Raises:
+        ValueError: there are several layers, and not as many rates.
+    """
+    layers: list[list[nn.Parameter]] = []
+    for parameter in params:
+        if parameter.ndim > 1 or not layers:
+            layers.append([])
+        layers[-1].append(parameter)
+    if len(layers) > 1 and len(layers) != len(rates):
+        raise ValueError(f"rates must be the learning rates of all {len(layers)} layers, not {list(rates)}")
+    return [{"params": layer, "lr": rate} for layer, rate in zip(layers, rates, strict=False)]
+
+
+class LayerSGD(SGD):
+    """SGD with a learning rate for each layer.
+
+    Args:
+        params: what to train, layer by layer, a weight before its bias.
+        rates: learning rate of each layer.
+        momentum: factor of the momentum buffer.
+        weight_decay: of all parameters.
+
+    Raises:
+        ValueError: another number of rates than of layers.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        rates: list[PositiveFloat],
+        momentum: NonNegativeFloat = 0.0,
+        weight_decay: NonNegativeFloat = 0.0,
+    ) -> None:
+        super().__init__(by_layer(params, rates), lr=rates[0], momentum=momentum, weight_decay=weight_decay)
+
+
+class LayerAdam(Adam):
+    """Adam with a learning rate for each layer.
+
+    Args:
+        params: what to train, layer by layer, a weight before its bias.
+        rates: learning rate of each layer.
+
+    Raises:
+        ValueError: another number of rates than of layers.
+    """
+
+    def __init__(self, params: Iterable[nn.Parameter], rates: list[PositiveFloat]) -> None:
+        super().__init__(by_layer(params, rates), lr=rates[0])

@@ -23,6 +23,7 @@ from experiments.distributed.figures import FiguresForFirst, FiguresOfOthers
 from experiments.distributed.shares import cheapest_cut
 from losses.errors import UsageError
 from losses.processes import Sharing
+from losses.winners import WinnerTakeAll
 from models.methods.blockwise_ssl import BlockwiseSSL
 from models.methods.decoupled_greedy import DecoupledGreedy
 from models.methods.infopro import InfoPro
@@ -30,6 +31,7 @@ from models.methods.layerwise import Layerwise
 from models.methods.loco import LoCo
 from models.methods.neuron_groups import NeuronGroups
 from models.methods.predsim import PredSim
+from models.methods.self_defined_target import SelfDefinedTarget
 from models.networks.heads.classifiers import LinearHead
 from models.networks.heads.embeddings import BiasFreeProjector
 from models.networks.vgg import VGG
@@ -51,6 +53,9 @@ METHODS = {
     "groups": partial(made, NeuronGroups, vgg, num_blocks=3, num_groups=2, head=LinearHead),
     "similarity": partial(made, PredSim, vgg, num_blocks=3, beta=0.5),
     "reconstruction": partial(made, InfoPro, vgg, num_blocks=4, image_mean=[0.5] * 3, image_std=[0.2] * 3),
+    "self-defined targets": partial(
+        made, SelfDefinedTarget, vgg, num_blocks=3, outputs=12, target=partial(WinnerTakeAll, winners=2)
+    ),
     "Barlow Twins": partial(made, BlockwiseSSL, vgg, num_blocks=3, **without_labels),
     "VICReg": partial(made, BlockwiseSSL, vgg, num_blocks=3, loss=lightly.loss.VICRegLoss, **without_labels),
 }
