@@ -74,6 +74,7 @@ def settings(builder: Builder) -> dict[str, Any]:
         },
         "widths": {"blocks": [*map(_widths, model.blocks)], "heads": [*map(_widths, model.heads)]},
         "loss": _plain(model.losses[0]) if hasattr(model, "losses") else None,
+        "target": _plain(model.targets[0]) if hasattr(model, "targets") else None,
         "noise": _plain(model.noise) if hasattr(model, "noise") else None,
     }
 
