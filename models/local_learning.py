@@ -330,6 +330,13 @@ class LocalLearning(Method):
         named = zip(self.block_names[:last], self.walk(images), strict=False)
         return {f"{name}/gap": pooled(features) for name, features in named}
 
+    def validation_step(self, batch: LabelledImages, batch_idx: int) -> None:
+        """Send the images through the blocks, where an online probe reads their features."""
+        for _ in self.walk(batch.images):
+            pass
+
+    test_step = validation_step
+
     @property
     @override
     def learned_blocks(self) -> list[str]:

@@ -248,14 +248,6 @@ class BlockwiseSSL(LocalLearning):
         return found
 
     @override
-    def validation_step(self, batch: LabelledImages, batch_idx: int) -> None:
-        """Send the images through the blocks, where an online probe reads their features."""
-        for _ in self.walk(batch.images):
-            pass
-
-    test_step = validation_step
-
-    @override
     def plan(self) -> StepPlan:
         """Two views of an image; noise on the blocks' output."""
         blocks = [nn.Sequential(block, self.noise) for block in self.blocks]
