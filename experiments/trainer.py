@@ -146,7 +146,7 @@ class Trainer(L.Trainer):
         random: bool = False,
         reestimate_batch_norm: bool = False,
         corrupted_images: NonNegativeInt = 0,
-        label_shares: list[Share] = [1.0],  # noqa: B006
+        label_shares: list[Share] = [1.0],  # noqa: B006 (never changed; help shows it)
         association: bool = False,
         supervised_epochs: NonNegativeInt = 0,
     ) -> None:

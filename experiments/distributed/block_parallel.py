@@ -159,7 +159,8 @@ class BlockParallel(DDP):
         self._outbox = Outbox(rank + abreast, links, self.root_device) if self.stage < self.stages - 1 else None
         self._inbox = Inbox(rank - abreast, links, self.root_device) if self.stage else None
         self._log_together(model)
-        model.trainer.callbacks.insert(0, LambdaCallback(on_train_epoch_end=self._end_epoch))  # type: ignore[attr-defined]
+        callbacks: list[L.Callback] = model.trainer.callbacks  # type: ignore[attr-defined]  # a connector sets it
+        callbacks.insert(0, LambdaCallback(on_train_epoch_end=self._end_epoch))  # before those that look at weights
         # The schedules of blocks that learn elsewhere go on here, too: they are saved by the first process.
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
         loop = model.trainer.fit_loop.epoch_loop
