@@ -139,6 +139,9 @@ class Trainer(L.Trainer):
         learning_rates: list[PositiveFloat] = [0.03, 0.1, 0.3, 1.0],  # noqa: B006 (never changed; help shows it)
         batch_size: PositiveInt = 256,
         weight_decay: NonNegativeFloat = 0.0,
+        optimizer: Literal["SGD", "Adam"] = "SGD",
+        dropout: Share = 0.0,
+        sigmoid: bool = False,
         augment: bool = False,
         best_on_test: bool = False,
         k: PositiveInt = 200,
@@ -161,6 +164,10 @@ class Trainer(L.Trainer):
             learning_rates: of which the best on the held-out validation images is taken for each classifier.
             batch_size: images per step of a linear classifier.
             weight_decay: of a linear classifier; 1e-6 is published.
+            optimizer: of the linear classifiers; SGD has momentum 0.9.
+            dropout: share of the features that a linear classifier does without in each step.
+            sigmoid: cross-entropy of the classifiers' sigmoids, as is published for self-defined targets, not of their
+                own outputs.
             augment: train the linear classifiers on images augmented as the data say (data.augment), whose features
                 are computed anew in each epoch, as is published.
             best_on_test: also give the accuracy of the epoch that is best on the test images, as is published.
@@ -184,6 +191,9 @@ class Trainer(L.Trainer):
             temperature=temperature,
             seed=datamodule.seed,
             weight_decay=weight_decay,
+            optimizer=optimizer,
+            dropout=dropout,
+            sigmoid=sigmoid,
             augment=augment,
             best_on_test=best_on_test,
             corrupted_images=corrupted_images,

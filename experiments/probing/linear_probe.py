@@ -1,11 +1,12 @@
 """Linear classifiers on frozen features: all blocks and all learning rates at once."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from experiments.probing.features import Examples, Features
@@ -23,17 +24,14 @@ def linear_head(features: int, outputs: int, generator: torch.Generator, device:
 class LinearProbe:
     """Linear heads on every kind of features, each kind with learning rates of its own.
 
-    SGD with learning rate r on a loss takes the steps of SGD with learning rate 1 on r times that loss, because the
-    momentum is a sum of gradients; weight decay λ is a term λ/2 · |w|² of the loss. So one layer per kind, with one row
-    per learning rate and class, and one optimizer serve all learning rates.
+    Heads of one kind are computed as one matrix. No head reads the others', so one backward pass serves all.
 
     Args:
         widths: kind → d.
         rates: kind → learning rates, which share their first weights.
         num_classes: number of classes.
         device: where to train.
-        seed: of the first weights and of the shuffling.
-        weight_decay: λ, of weights and biases.
+        protocol: how to learn; its seed is that of the first weights, of the shuffling and of what is dropped.
     """
 
     def __init__(
@@ -42,31 +40,29 @@ class LinearProbe:
         rates: Mapping[str, Sequence[float]],
         num_classes: int,
         device: torch.device,
-        seed: int = 0,
-        weight_decay: float = 0.0,
+        protocol: Protocol,
     ) -> None:
-        self._generator, self._device = torch.Generator().manual_seed(seed), device
-        self._weight_decay = weight_decay
-        self.rates = {kind: torch.tensor(rates[kind], device=device) for kind in widths}
-        self.heads = {kind: linear_head(d, num_classes, self._generator, device) for kind, d in widths.items()}
-        for kind, head in self.heads.items():
-            head.weight = nn.Parameter(head.weight.detach().repeat(len(rates[kind]), 1))
-            head.bias = nn.Parameter(head.bias.detach().repeat(len(rates[kind])))
+        self._generator, self._device = torch.Generator().manual_seed(protocol.seed), device
+        self._protocol, self.rates = protocol, rates
+        self.heads: dict[str, list[nn.Linear]] = {}
+        for kind, d in widths.items():
+            first = linear_head(d, num_classes, self._generator, device)
+            self.heads[kind] = [copy.deepcopy(first) for _ in rates[kind]]
 
-    def fit(self, examples: Examples, epochs: int, batch_size: int) -> "LinearProbe":
-        """Train: SGD, momentum 0.9, cosine schedule to 0 with one step per epoch."""
-        for _ in self.training(examples, epochs, batch_size):
+    def fit(self, examples: Examples) -> "LinearProbe":
+        """Train: a cosine schedule to 0 with one step per epoch."""
+        for _ in self.training(examples):
             pass
         return self
 
-    def training(self, examples: Examples, epochs: int, batch_size: int) -> Iterator[None]:
+    def training(self, examples: Examples) -> Iterator[None]:
         """The same, which pauses after every epoch."""
-        optimizer = SGD([p for head in self.heads.values() for p in head.parameters()], lr=1.0, momentum=0.9)
-        schedule = CosineAnnealingLR(optimizer, epochs)
-        for _ in range(epochs):
-            for batch in examples.epoch(batch_size, self._generator):
+        optimizer = self._protocol.make_optimizer(self._groups())
+        schedule = CosineAnnealingLR(optimizer, self._protocol.epochs)
+        for _ in range(self._protocol.epochs):
+            for batch in examples.epoch(self._protocol.batch_size, self._generator):
                 labels = batch.labels.to(self._device)
-                losses = [self._loss(kind, values, labels) for kind, values in batch.kinds.items()]
+                losses = [self._loss(kind, self._dropped(values), labels) for kind, values in batch.kinds.items()]
                 loss = sum(losses, start=torch.zeros((), device=self._device))
                 optimizer.zero_grad()
                 loss.backward()
@@ -74,27 +70,36 @@ class LinearProbe:
             schedule.step()
             yield
 
-    def _loss(self, kind: str, features: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropies and weight decay of all learning rates, each times its rate."""
-        logits, rates = self._logits(kind, features), self.rates[kind]  # (B, rates, classes), (rates,)
-        losses = F.cross_entropy(logits.flatten(0, 1), labels.repeat_interleave(len(rates)), reduction="none")
-        means = losses.view(-1, len(rates)).mean(0)
-        return (means + self._decay(kind) if self._weight_decay else means) @ rates
+    def _groups(self) -> list[dict[str, Any]]:
+        """The parameters of each head, with its learning rate."""
+        rated = [pair for kind, heads in self.heads.items() for pair in zip(heads, self.rates[kind], strict=True)]
+        return [{"params": [*head.parameters()], "lr": rate} for head, rate in rated]
 
-    def _decay(self, kind: str) -> Tensor:
-        """λ/2 · |w|² of each learning rate's weights and biases, ``(rates,)``."""
-        head, count = self.heads[kind], len(self.rates[kind])
-        weights = torch.cat([p.view(count, -1) for p in head.parameters()], dim=1)  # (rates, classes · (d + 1))
-        return self._weight_decay / 2 * weights.square().sum(dim=1)
+    def _dropped(self, features: Tensor) -> Tensor:
+        """Features, a share of which are 0 and the others enlarged."""
+        kept = 1 - self._protocol.dropout
+        if kept == 1:
+            return features
+        drawn = torch.empty(features.shape).bernoulli_(kept, generator=self._generator)
+        return features * drawn.to(features.device) / kept
+
+    def _loss(self, kind: str, features: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropies of all learning rates, added up."""
+        logits, count = self._logits(kind, features), len(self.rates[kind])  # (B, rates, classes)
+        each = F.cross_entropy(logits.flatten(0, 1), labels.repeat_interleave(count), reduction="sum")
+        return each / len(labels)
 
     def _logits(self, kind: str, features: Tensor) -> Tensor:
         """``(B, learning rates, classes)``."""
-        return self.heads[kind](features.to(self._device)).unflatten(1, (len(self.rates[kind]), -1))
+        weight = torch.cat([head.weight for head in self.heads[kind]])
+        bias = torch.cat([head.bias for head in self.heads[kind]])
+        logits = F.linear(features.to(self._device), weight, bias).unflatten(1, (len(self.rates[kind]), -1))
+        return logits.sigmoid() if self._protocol.sigmoid else logits
 
     @torch.no_grad()
     def accuracy(self, features: Features, top: int = 1) -> dict[str, list[float]]:
         """Kind → share of images, 0 … 1, whose class is among the ``top`` likeliest, by head of each learning rate."""
-        right = {kind: torch.zeros_like(rates) for kind, rates in self.rates.items()}
+        right = {kind: torch.zeros(len(rates), device=self._device) for kind, rates in self.rates.items()}
         for rows in torch.arange(len(features)).split(4096):
             labels = features.labels[rows, None, None].to(self._device)
             for kind, values in features.kinds.items():
@@ -129,14 +134,14 @@ def fit_linear(
     widths = {kind: values.shape[1] for kind, values in val.kinds.items()}
 
     def begin(rates: Mapping[str, Sequence[float]]) -> LinearProbe:
-        return LinearProbe(widths, rates, num_classes, device, protocol.seed, protocol.weight_decay)
+        return LinearProbe(widths, rates, num_classes, device, protocol)
 
     rates = dict.fromkeys(widths, protocol.learning_rates[0])
     if len(protocol.learning_rates) > 1:
         tried = begin(dict.fromkeys(widths, protocol.learning_rates))
-        found = tried.fit(train, protocol.epochs, protocol.batch_size).accuracy(val)
+        found = tried.fit(train).accuracy(val)
         rates = {kind: protocol.learning_rates[top1.index(max(top1))] for kind, top1 in found.items()}
     linear = begin({kind: [rate] for kind, rate in rates.items()})
-    for _ in linear.training(known, protocol.epochs, protocol.batch_size):
+    for _ in linear.training(known):
         after_epoch(linear)
     return linear, rates

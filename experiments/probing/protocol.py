@@ -1,9 +1,15 @@
 """How frozen features are judged."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+from torch.optim import SGD, Adam, Optimizer
 
 from experiments.run.errors import RunError
+
+_OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"SGD": partial(SGD, momentum=0.9), "Adam": Adam}
 
 
 @dataclass(frozen=True)
@@ -21,6 +27,9 @@ class Protocol:
     temperature: float = 0.1
     seed: int = 0
     weight_decay: float = 0.0
+    optimizer: Literal["SGD", "Adam"] = "SGD"
+    dropout: float = 0.0
+    sigmoid: bool = False
     augment: bool = False
     best_on_test: bool = False
     corrupted_images: int = 0
@@ -35,10 +44,23 @@ class Protocol:
         if self.augment and [*self.label_shares] != [1]:
             raise RunError("Linear classifiers on augmented images learn from all labels: leave --label_shares out.")
 
+        if self.dropout >= 1:
+            raise RunError("dropout 1 leaves a linear classifier nothing to learn from: choose a share below 1.")
+
+    def make_optimizer(self, groups: list[dict[str, Any]]) -> Optimizer:
+        """The optimizer of the linear classifiers, whose learning rates their groups tell."""
+        return _OPTIMIZERS[self.optimizer](groups, weight_decay=self.weight_decay)
+
     @property
     def linear(self) -> str:
         """What metrics call the linear probe."""
-        return f"probe_lin{self.epochs}{'_augmented' if self.augment else ''}"
+        others = {
+            "adam": self.optimizer == "Adam",
+            f"dropout{self.dropout:g}": self.dropout,
+            "sigmoid": self.sigmoid,
+            "augmented": self.augment,
+        }
+        return "_".join([f"probe_lin{self.epochs}", *(name for name, differs in others.items() if differs)])
 
     def labels(self, share: float) -> str:
         """What metrics add for a share of the labels."""

@@ -15,6 +15,7 @@ from experiments.cli import main
 from experiments.probing.corruptions import CorruptedImages, corrupted_accuracy, corruption_names
 from experiments.probing.features import Splits, block_reader
 from experiments.probing.linear_probe import LinearProbe
+from experiments.probing.protocol import Protocol
 from models.methods.decoupled_greedy import DecoupledGreedy
 from models.networks.vgg import VGG
 
@@ -100,7 +101,7 @@ def test_accuracy_is_the_mean_over_severities_then_corruptions(monkeypatch):
 
     monkeypatch.setattr("experiments.probing.corruptions.CorruptedImages", Counted)
     names = corruption_names()
-    linear = LinearProbe({"block1/gap": 8}, {"block1/gap": [0.1]}, 10, CPU)
+    linear = LinearProbe({"block1/gap": 8}, {"block1/gap": [0.1]}, 10, CPU, Protocol())
     monkeypatch.setattr(linear, "accuracy", lambda features: {"block1/gap": [shares[seen[-1][:2]]]})
     shares = {(name, s): s / 10 + n / 100 for n, name in enumerate(names) for s in range(1, 6)}
     model, data = DecoupledGreedy(partial(VGG, plan=(8, "M", 8)), (1, 8, 8), 10, 2), Digits(seed=3)

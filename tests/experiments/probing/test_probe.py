@@ -12,7 +12,7 @@ from reference.knn import slow_knn
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.nn import functional as F
-from torch.optim import SGD
+from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from datamodules.augment import Augment
@@ -44,49 +44,63 @@ def blobs(count, seed=0):
     return Features({"block1/gap": noise + labels[:, None]}, labels)
 
 
-def linear_probe(*rates, **options):
-    return LinearProbe({"block1/gap": 5}, {"block1/gap": rates}, 3, CPU, **options)
+def linear_probe(*rates, **protocol):
+    return LinearProbe({"block1/gap": 5}, {"block1/gap": rates}, 3, CPU, Protocol(**protocol))
 
 
 # -- the linear probe -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("decay", [0.0, 0.05])
-def test_all_learning_rates_at_once_are_separate_heads(decay):
-    """Learning rate r on a loss is learning rate 1 on r times the loss, momentum, decay and schedule included."""
+OPTIMIZERS = {
+    "SGD": lambda head, rate, decay: SGD(head.parameters(), lr=rate, momentum=0.9, weight_decay=decay),
+    "Adam": lambda head, rate, decay: Adam(head.parameters(), lr=rate, weight_decay=decay),
+}
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "decay", "dropout", "sigmoid"),
+    [("SGD", 0.0, 0.0, False), ("SGD", 0.05, 0.0, False), ("SGD", 0.0, 0.4, False), ("Adam", 0.05, 0.2, True)],
+)
+def test_all_learning_rates_at_once_are_separate_heads(optimizer, decay, dropout, sigmoid):
     features, rates = blobs(100), (0.03, 0.1, 0.3, 1.0)
-    joint = linear_probe(*rates, weight_decay=decay).fit(features, epochs=4, batch_size=32).heads["block1/gap"]
-    for row, rate in enumerate(rates):
+    how = {"weight_decay": decay, "optimizer": optimizer, "dropout": dropout, "sigmoid": sigmoid}
+    joint = linear_probe(*rates, epochs=4, batch_size=32, **how).fit(features).heads["block1/gap"]
+    for found, rate in zip(joint, rates, strict=True):
         generator = torch.Generator().manual_seed(0)
         head = nn.Linear(5, 3)
         nn.init.normal_(head.weight, std=0.01, generator=generator)
         nn.init.zeros_(head.bias)
-        optimizer = SGD(head.parameters(), lr=rate, momentum=0.9, weight_decay=decay)
-        schedule = CosineAnnealingLR(optimizer, 4)
+        steps = OPTIMIZERS[optimizer](head, rate, decay)
+        schedule = CosineAnnealingLR(steps, 4)
         for _ in range(4):
             for chosen in torch.randperm(100, generator=generator).split(32):
-                optimizer.zero_grad()
-                F.cross_entropy(head(features.kinds["block1/gap"][chosen]), features.labels[chosen]).backward()
-                optimizer.step()
+                x = features.kinds["block1/gap"][chosen]
+                if dropout:
+                    x = x * torch.empty_like(x).bernoulli_(1 - dropout, generator=generator) / (1 - dropout)
+                z = head(x)
+                steps.zero_grad()
+                F.cross_entropy(torch.sigmoid(z) if sigmoid else z, features.labels[chosen]).backward()
+                steps.step()
             schedule.step()
-        torch.testing.assert_close(joint.weight[3 * row : 3 * row + 3], head.weight, atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(joint.bias[3 * row : 3 * row + 3], head.bias, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(found.weight, head.weight, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(found.bias, head.bias, atol=1e-5, rtol=1e-4)
 
 
 def test_a_learning_rate_that_diverges_harms_no_other():
     features = blobs(60)
     features.kinds["block1/gap"].mul_(1e4)
-    alone, beside = (linear_probe(*rates).fit(features, 3, 16) for rates in ((1e-6,), (1e-6, 1e38)))
-    assert not beside.heads["block1/gap"].weight[3:].isfinite().all()
-    assert torch.equal(beside.heads["block1/gap"].weight[:3], alone.heads["block1/gap"].weight)
+    both = (linear_probe(*rates, epochs=3, batch_size=16).fit(features) for rates in ((1e-6,), (1e-6, 1e38)))
+    (alone,), (beside, diverged) = (probe.heads["block1/gap"] for probe in both)
+    assert not diverged.weight.isfinite().all()
+    torch.testing.assert_close(beside.weight, alone.weight)
 
 
 def test_an_image_counts_if_its_class_is_among_the_likeliest():
     probe = linear_probe(0.1, 0.2)
-    head = probe.heads["block1/gap"]
-    with torch.no_grad():
-        head.weight.zero_()
-        head.bias.copy_(torch.tensor([0.0, 1.0, 2.0, 5.0, 3.0, 4.0]))  # from likeliest to least: 2 1 0, 0 2 1
+    with torch.no_grad():  # from likeliest to least: 2 1 0, 0 2 1
+        for head, bias in zip(probe.heads["block1/gap"], ([0.0, 1.0, 2.0], [5.0, 3.0, 4.0]), strict=True):
+            head.weight.zero_()
+            head.bias.copy_(torch.tensor(bias))
     features = Features({"block1/gap": torch.zeros(10, 5)}, torch.tensor([0] * 5 + [1] * 3 + [2] * 2))
     shares = [probe.accuracy(features, top)["block1/gap"] for top in (1, 2, 3)]
     torch.testing.assert_close(torch.tensor(shares), torch.tensor([[0.2, 0.5], [0.5, 0.7], [1.0, 1.0]]))
@@ -95,21 +109,22 @@ def test_an_image_counts_if_its_class_is_among_the_likeliest():
 def test_the_final_classifier_learns_from_held_out_images_too(monkeypatch):
     calls, training, accuracy = [], LinearProbe.training, LinearProbe.accuracy
 
-    def noted(self, x, *more):
-        calls.append(("fit", len(x), *more, self._generator.initial_seed(), self._weight_decay))
-        return training(self, x, *more)
+    def noted(self, x):
+        calls.append(("fit", len(x), self._protocol, self._generator.initial_seed()))
+        return training(self, x)
 
     monkeypatch.setattr(LinearProbe, "training", noted)
     monkeypatch.setattr(LinearProbe, "accuracy", lambda self, x: calls.append(("judged", len(x))) or accuracy(self, x))
     known, protocol = blobs(90), Protocol(3, (1e-9, 0.3), batch_size=20, seed=4, weight_decay=0.1)
     epochs = []
     linear, rates = fit_linear(known[:-30], known, known[-30:], 3, protocol, CPU, epochs.append)
-    assert calls == [("fit", 60, 3, 20, 4, 0.1), ("judged", 30), ("fit", 90, 3, 20, 4, 0.1)]
+    assert calls == [("fit", 60, protocol, 4), ("judged", 30), ("fit", 90, protocol, 4)]
     assert rates == {"block1/gap": 0.3}
     assert epochs == [linear] * 3
     calls.clear()
-    _, rates = fit_linear(known[:-30], known, known[-30:], 3, Protocol(3, [0.3], 20), CPU)
-    assert calls == [("fit", 90, 3, 20, 0, 0.0)]  # there is nothing to choose
+    protocol = Protocol(3, [0.3], 20)
+    _, rates = fit_linear(known[:-30], known, known[-30:], 3, protocol, CPU)
+    assert calls == [("fit", 90, protocol, 0)]  # there is nothing to choose
     assert rates == {"block1/gap": 0.3}
 
 
@@ -118,7 +133,7 @@ def test_the_learning_rate_is_the_best_on_held_out_images_wherever_it_stands(ord
     """What held-out images teach is the opposite of what training images do: who learns most does worst on them."""
     known = blobs(120)
     val = Features(known[-60:].kinds, (known[-60:].labels + 1) % 3)
-    tried = linear_probe(0.3, 1e-9).fit(known[:-60], 5, 20)
+    tried = linear_probe(0.3, 1e-9, epochs=5, batch_size=20).fit(known[:-60])
     (on_training,), (on_val,) = (tried.accuracy(some).values() for some in (known[:-60], val))
     assert on_training[0] > on_training[1]
     assert on_val[0] < on_val[1]
