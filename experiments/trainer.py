@@ -151,6 +151,7 @@ class Trainer(L.Trainer):
         corrupted_images: NonNegativeInt = 0,
         label_shares: list[Share] = [1.0],  # noqa: B006 (never changed; help shows it)
         association: bool = False,
+        standardise: bool = False,
         supervised_epochs: NonNegativeInt = 0,
     ) -> None:
         """Linear probe and kNN on the frozen features of every block of a run.
@@ -181,6 +182,8 @@ class Trainer(L.Trainer):
             label_shares: judge linear classifiers (and associations) that know so many of the labels, drawn class by
                 class with the seed.
             association: also let every output stand for the class whose images it answers most, which trains nothing.
+            standardise: give linear classifiers features with mean 0 and standard deviation 1 over
+                the training images, each feature by itself; it can change which features look best.
             supervised_epochs: also train the same network with labels, end to end, for so many epochs.
         """
         protocol = Protocol(
@@ -199,6 +202,7 @@ class Trainer(L.Trainer):
             corrupted_images=corrupted_images,
             label_shares=label_shares,
             association=association,
+            standardise=standardise,
         )
         controls = random, reestimate_batch_norm, supervised_epochs
         run = partial(probe_run, model, datamodule, self, Path(checkpoint), protocol, blocks, *controls)

@@ -90,6 +90,43 @@ class Examples(Protocol):
 Compute = Callable[[Tensor], dict[str, Tensor]]
 """Images ``(B, C, H, W)`` → kind of features → values ``(B, …)``."""
 
+
+@dataclass(frozen=True)
+class Standardisation:
+    """Every feature minus its mean, over its standard deviation; features that are always the same become 0.
+
+    Attributes:
+        means: kind of features → ``(d,)``.
+        deviations: kind of features → ``(d,)``; 1 for a feature that is always the same.
+    """
+
+    means: dict[str, Tensor]
+    deviations: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, features: Features) -> "Standardisation":
+        """That which gives these features mean 0 and standard deviation 1."""
+        found = {kind: torch.std_mean(values, dim=0, correction=0) for kind, values in features.kinds.items()}
+        constant = {kind: std <= 1e-6 * mean.abs() for kind, (std, mean) in found.items()}  # but for rounding
+        deviations = {kind: std.masked_fill(constant[kind], 1.0) for kind, (std, _) in found.items()}
+        return cls({kind: mean for kind, (_, mean) in found.items()}, deviations)
+
+    def __call__(self, features: Features) -> Features:
+        """The same images' features, standardised."""
+        return Features(self._scaled(features.kinds), features.labels)
+
+    def after(self, compute: Compute) -> Compute:
+        """What computes features and standardises them."""
+        return lambda images: self._scaled(compute(images))
+
+    def _scaled(self, kinds: dict[str, Tensor]) -> dict[str, Tensor]:
+        def scaled(kind: str, values: Tensor) -> Tensor:
+            mean, deviation = (part[kind].to(values.device) for part in (self.means, self.deviations))
+            return (values - mean) / deviation
+
+        return {kind: scaled(kind, values) for kind, values in kinds.items()}
+
+
 Part = tuple[dict[str, Tensor], Tensor]
 """Of a batch: kind of features → values ``(B, …)``; labels ``(B,)``."""
 

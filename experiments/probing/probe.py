@@ -17,7 +17,7 @@ from datamodules.base import ImageDataModule
 from experiments.probing.association import associate
 from experiments.probing.batch_norm import reestimate
 from experiments.probing.corruptions import corrupted_accuracy, corruption_names
-from experiments.probing.features import Examples, Features, Splits, block_reader, draw
+from experiments.probing.features import Examples, Features, Splits, Standardisation, block_reader, draw
 from experiments.probing.knn import knn_classes
 from experiments.probing.linear_probe import LinearProbe, fit_linear
 from experiments.probing.probe_results import Findings, record, show
@@ -82,6 +82,14 @@ def probe_network(
             asked = queries.to(device).chunk(process_count())
             voted = torch.cat([*shared(asked, partial(map, vote))]).cpu()
             findings.metrics[f"{prefix}{protocol.knn}/{kind}/top1"] = (voted == test.labels.cpu()).float().mean().item()
+    for share in protocol.label_shares if protocol.association else ():
+        with findings.timed("association"):
+            found = associate(known.labelled(share, len(splits.val), protocol.seed)[2], test, model.num_classes)
+        few = protocol.labels(share)
+        findings.metrics |= {f"{prefix}association{few}/{name}": value for name, value in found.items()}
+    if protocol.standardise:  # for linear classifiers alone
+        scale = Standardisation.of(known[: len(splits.train)])
+        known, test, compute = scale(known), scale(test), scale.after(compute)
     for share in protocol.label_shares:
         train, val, both = known.labelled(share, len(splits.val), protocol.seed)
         with findings.timed("linear probes"):
@@ -93,10 +101,6 @@ def probe_network(
                 found |= corrupted_accuracy(linear, some, splits, device, compute)
         few = protocol.labels(share)
         findings.metrics |= {f"{prefix}{protocol.linear}{few}/{name}": value for name, value in found.items()}
-        if protocol.association:
-            with findings.timed("association"):
-                found = associate(both, test, model.num_classes)
-            findings.metrics |= {f"{prefix}association{few}/{name}": value for name, value in found.items()}
 
 
 def judge_linearly(

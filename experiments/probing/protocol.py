@@ -35,6 +35,7 @@ class Protocol:
     corrupted_images: int = 0
     label_shares: Sequence[float] = (1.0,)
     association: bool = False
+    standardise: bool = False
 
     def __post_init__(self) -> None:
         if not self.learning_rates:
@@ -59,6 +60,7 @@ class Protocol:
             f"dropout{self.dropout:g}": self.dropout,
             "sigmoid": self.sigmoid,
             "augmented": self.augment,
+            "standardised": self.standardise,
         }
         return "_".join([f"probe_lin{self.epochs}", *(name for name, differs in others.items() if differs)])
 

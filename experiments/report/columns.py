@@ -74,8 +74,8 @@ _NETWORKS = {"": "", "random": ", before training", "reestimated": ", BatchNorm 
 
 def _probe_heading(protocol: str) -> str:
     network, _, name = protocol.rpartition("/")
-    epochs, _, augmented = name.removeprefix("probe_lin").partition("_")
-    linear = f"linear probe ({epochs} epochs{augmented and f', {augmented}'})"
+    epochs, *options = name.removeprefix("probe_lin").split("_")
+    linear = f"linear probe ({', '.join([f'{epochs} epochs', *options])})"
     judge = linear if name.startswith("probe_lin") else f"kNN ({name.removeprefix('knn_').replace('_', ', ')})"
     return f"{judge}{_NETWORKS[network]}, each block, %"
 

@@ -17,7 +17,7 @@ SETTING = [*METHOD, "num_blocks", "num_groups", "settings"]
 TIMES = ["images_per_second", "seconds"]
 """Metrics that depend on the machine."""
 
-_PROBE = re.compile(r"((?:random/|reestimated/)?(?:probe_lin\d+(?:_augmented)?|knn_[^/]+))/block\d+/gap/top1")
+_PROBE = re.compile(r"((?:random/|reestimated/)?(?:probe_lin\d+(?:_(?!labels)[^/_]+)*|knn_[^/]+))/block\d+/gap/top1")
 
 
 @dataclass(frozen=True)

@@ -284,6 +284,8 @@ def test_report_shows_probes_of_each_block(reported):
     ("protocol", "heading"),
     [
         ("probe_lin20_augmented", "linear probe (20 epochs, augmented)"),
+        ("probe_lin20_standardised", "linear probe (20 epochs, standardised)"),
+        ("random/probe_lin20_adam_dropout0.2", "linear probe (20 epochs, adam, dropout0.2), before training"),
         ("random/probe_lin20", "linear probe (20 epochs), before training"),
         ("reestimated/probe_lin20", "linear probe (20 epochs), BatchNorm re-estimated"),
         ("reestimated/knn_k5_t0.1", "kNN (k5, t0.1), BatchNorm re-estimated"),
@@ -293,6 +295,11 @@ def test_report_shows_every_way_of_probing(protocol, heading):
     metrics = {f"{protocol}/block1/gap/top1": 0.5, f"{protocol}/block1/gap/top1_best_on_test": 0.9}
     _, parts = cells_of(rows(line(**{**probed(1), "metrics": metrics})))
     assert parts["probes"].to_dict("list") == {f"{heading}, each block, %": ["50.0"]}
+
+
+def test_report_shows_no_probe_of_few_labels():
+    _, parts = cells_of(rows(line(**{**probed(1), "metrics": {"probe_lin20_adam_labels0.1/block1/gap/top1": 0.5}})))
+    assert not [*parts["probes"]]
 
 
 def test_no_column_of_many_blocks_is_cut_off(reported):
