@@ -53,6 +53,9 @@ class ImageDataModule(L.LightningDataModule):
         checksums: compare data files with their published checksums; false: for files that were packed anew.
         mean: what is taken off each channel, for images in 0 … 1; by default the data set's own mean.
         std: what each channel is then divided by; by default the data set's own standard deviation.
+        labels: train on so many images only, drawn class by class with the seed. Methods that learn from few labels
+            train on all others, too, without theirs; by default all labels are known.
+        labelled_batch_size: images per batch of those with labels, if there are few; by default ``batch_size``.
 
     With several processes ``batch_size`` is that of each. Each validates and tests on its own share of the images, and
     all predict the whole split.
@@ -92,6 +95,8 @@ class ImageDataModule(L.LightningDataModule):
         checksums: bool = True,
         mean: list[Share] | None = None,
         std: list[PositiveFloat] | None = None,
+        labels: PositiveInt | None = None,
+        labelled_batch_size: PositiveInt | None = None,
     ) -> None:
         super().__init__()
         if not 0 < validation < 1:
@@ -114,6 +119,7 @@ class ImageDataModule(L.LightningDataModule):
         self.download, self.num_workers, self.seed = download, num_workers, seed
         self.views, self.checksums = views, checksums
         self.batch_sizes = {int(epoch): images for epoch, images in batch_sizes.items()}
+        self.labels, self.labelled_batch_size = labels, labelled_batch_size
         if mean is not None:
             self.mean = tuple(mean)
         if std is not None:
@@ -171,6 +177,8 @@ class ImageDataModule(L.LightningDataModule):
                 self._splits |= {"train": train, "val": val.for_evaluation()}
         if stage == "fit":
             self.epochs = self.epochs_of(self.training_images)
+            if self.labels:
+                self.epochs.selection = self._some(labelled=True)
             if self.batch_sizes:
                 self.reload_every_epoch()
             if self.views:
@@ -295,6 +303,27 @@ class ImageDataModule(L.LightningDataModule):
         """
         self.epochs.step = self._step
         self.epochs.select(selection)
+
+    def select_labelled(self, labelled: bool) -> None:
+        """Train on the ``labels`` images with labels, or on all others without theirs, as by :meth:`select`.
+
+        Raises:
+            DataError: all labels are known.
+        """
+        if not self.labels:
+            raise DataError(
+                "This method learns from some images with labels and from all others without: say how many have "
+                "labels, for example --data.labels 600."
+            )
+        self.select(self._some(labelled))
+
+    def _some(self, labelled: bool) -> Selection:
+        assert self.labels
+        drawn = self.training_images.some_of_each_class(self.labels, self.seed)
+        chosen = torch.zeros(len(self.training_images), dtype=torch.bool)
+        chosen[drawn] = True
+        places = (chosen if labelled else ~chosen).nonzero().squeeze(1)
+        return Selection(places, torch.ones(len(chosen)), labelled, self.labelled_batch_size if labelled else None)
 
     def reload_every_epoch(self) -> None:
         """Have Lightning ask for the training batches anew before every epoch: their number will change."""

@@ -48,7 +48,11 @@ class Selection(NamedTuple):
         indices: their places in the split, int64 ``(M,)``.
         weights: of the losses of all images of the split, float32 ``(N,)``; those of images that are left
             out are not read.
+        labelled: whether their labels are shown; −1 stands in for each that is not.
+        batch_size: images per batch of one process; by default that of the data.
     """
 
     indices: Tensor
     weights: Tensor
+    labelled: bool = True
+    batch_size: int | None = None

@@ -85,6 +85,8 @@ class Epochs:
         return len(self.selection.indices) if self.selection else self._images
 
     def _size(self, number: int) -> int:
+        if self.selection and self.selection.batch_size:
+            return self.selection.batch_size
         reached = [first for first in self._batch_sizes if first <= number]
         return self._batch_sizes[max(reached)] if reached else self._batch_size
 

@@ -17,6 +17,9 @@ from datamodules.files import DataError
 
 Indices = Tensor | Sequence[int]
 
+UNKNOWN = -1
+"""Stands in for a label that is not shown."""
+
 Transform = Callable[[Image.Image], Image.Image]
 """How a decoded image becomes one of the size that all images of a split share."""
 
@@ -110,6 +113,25 @@ class Images(Dataset[Batch], ABC):
         kept, held = (self.subset(torch.from_numpy(np.sort(part))) for part in parts)
         return kept, held
 
+    def some_of_each_class(self, count: int, seed: int) -> Tensor:
+        """Places of so many of the images, drawn class by class with the seed, in their order.
+
+        Raises:
+            DataError: they do not reach for each class, or none would be left.
+        """
+        from sklearn.model_selection import train_test_split  # takes half a second to import
+
+        try:
+            drawn, _ = train_test_split(
+                np.arange(len(self)), train_size=count, random_state=seed, stratify=self.labels.numpy()
+            )
+        except ValueError as fault:
+            raise DataError(
+                f"Of {len(self)} training images {count} with labels do not reach for each class, or leave none "
+                "without: change --data.labels."
+            ) from fault
+        return torch.from_numpy(np.sort(drawn))
+
     def for_evaluation(self) -> "Images":
         """The same images without the random changes that loading for training makes; by default it makes none."""
         return self
@@ -178,4 +200,6 @@ class TrainingImages(Dataset[Batch]):
         if not self._selection:
             return self._images.__getitems__(positions)._replace(indices=positions)
         indices = self._selection.indices[positions]
-        return self._images.__getitems__(indices)._replace(indices=indices, weights=self._selection.weights[indices])
+        batch = self._images.__getitems__(indices)
+        labels = batch.labels if self._selection.labelled else torch.full_like(batch.labels, UNKNOWN)
+        return batch._replace(labels=labels, indices=indices, weights=self._selection.weights[indices])

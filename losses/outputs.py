@@ -10,6 +10,7 @@ With t the one-hot target, p = softmax(z), σ = sigmoid(z), e = z − t, the gra
     CrossEntropy             p − t
     SoftmaxMSE               p ∘ (g − pᵀg), g = p − t         squashed: vanishes where p is wrong and sure
     SigmoidMSE               (σ − t) ∘ σ(1 − σ)               squashed, likewise
+    SigmoidCrossEntropy      (softmax(σ) − t) ∘ σ(1 − σ)      squashed, likewise
     LinearOutput             z − t
     ExpGB                    α·exp(z) + β − t
     Pow3GB                   α·z³ + β − t
@@ -84,6 +85,17 @@ class SigmoidMSE(OutputLoss):
     @override
     def terms(self, z: Tensor, t: Tensor) -> Tensor:
         return 0.5 * (z.sigmoid() - t).square()
+
+
+class SigmoidCrossEntropy(OutputLoss):
+    """Squashing control: −log softmax(sigmoid(z)) of the true class, never below log(1 + (C − 1)/e).
+
+    What D. Liu et al., "Unsupervised End-to-End Training with a Self-Defined Target" (2024), train with few labels.
+    """
+
+    @override
+    def terms(self, z: Tensor, t: Tensor) -> Tensor:
+        return -t * z.sigmoid().log_softmax(dim=1)
 
 
 class LinearOutput(OutputLoss):

@@ -65,6 +65,8 @@ class DataFilter(L.Callback, ABC):
             )
         if trainer.world_size > 1:
             raise UsageError(f"{name} knows the images of its own process only: use --trainer.devices 1.")
+        if trainer.datamodule.labels:
+            raise UsageError(f"{name} chooses among all training images: leave --data.labels out.")
         trainer.datamodule.reload_every_epoch()
 
     @override

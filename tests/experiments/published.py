@@ -51,15 +51,19 @@ def settings(builder: Builder) -> dict[str, Any]:
     """The settings of a training in the field's terms, as they are in its parts."""
     model, data, trainer = builder.model, builder.datamodule, builder.trainer
     optimizers, schedulers = builder.optimization
-    by_epoch = model.scheduler_interval == "epoch"
+    by_epoch, parts = model.scheduler_interval == "epoch", model.schedule.parts
     return {
         "epochs": trainer.max_epochs,
         "batch": data.batch_size * trainer.world_size,
         "processes": trainer.world_size,
         "BatchNorm over processes": bool(getattr(trainer.strategy, "_layer_sync", None)),
         "precision": str(trainer.precision),
-        "optimizer": _same([_groups(optimizer) for optimizer in optimizers]),
-        "rate in epoch": _same([_rates(one, trainer.max_epochs) for one in schedulers]) if by_epoch else None,
+        "optimizer": _same([_groups(optimizer) for optimizer in optimizers[:parts]]),
+        "second optimizer": _groups(optimizers[parts]) if optimizers[parts:] else None,  # if a block has several
+        "third optimizer": _groups(optimizers[2 * parts]) if optimizers[2 * parts :] else None,
+        "rate in epoch": _same([_rates(one, trainer.max_epochs) for one in schedulers[:parts]]) if by_epoch else None,
+        "second rate in epoch": _rates(schedulers[parts], trainer.max_epochs) if schedulers[parts:] else None,
+        "third rate in epoch": _rates(schedulers[2 * parts], trainer.max_epochs) if schedulers[2 * parts :] else None,
         "rate at step": None if by_epoch else RateAtStep(schedulers[0]),
         "data": _plain(data) | {"mean": data.mean, "std": data.std},
         "views": _views(data.views, data.image_shape[1]) if data.views else None,

@@ -16,11 +16,14 @@ from models.parts.difficulty import Difficulty
 
 @pytest.mark.parametrize("config", EXPERIMENTS, ids=name_of)
 def test_config_runs(config, tmp_path, monkeypatch):
-    data = yaml.safe_load(config.read_text())["data"]["class_path"].rpartition(".")[2]
+    asked = yaml.safe_load(config.read_text())["data"]
+    data = asked["class_path"].rpartition(".")[2]
     # Several processes would be started by pytest's own command line.
     options = ["--trainer.devices=1", "--trainer.fast_dev_run=true", "--trainer.accelerator=cpu", "--data.batch_size=2"]
     if data in WRITERS:
         options += [f"--data.root={write_data_set(data, tmp_path, monkeypatch)}", "--data.num_workers=0"]
+    if "labels" in asked["init_args"]:
+        options += ["--data.labels=20"]
     if data == "ImageNet":
         options += ["--data.image_size=64", "--data.validation=0.2"]
     if data == "Imagenet32":

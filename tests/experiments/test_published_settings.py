@@ -34,7 +34,7 @@ def test_published_settings_are_those_of_something(row):
 def test_commands_are_built_and_with_published_settings(command, builder):
     config, options = COMMANDS[command]
     builder.build(config, *shlex.split(options))
-    assert len(builder.optimization[0]) == builder.model.schedule.parts
+    assert len(builder.optimization[0]) % builder.model.schedule.parts == 0
     assert not (rows_of(command) and deviations(command, settings(builder)))
 
 

@@ -14,6 +14,7 @@ from losses import (
     ExpGB,
     LinearOutput,
     Pow3GB,
+    SigmoidCrossEntropy,
     SigmoidMSE,
     SoftmaxMSE,
     UnnormalizedExponential,
@@ -35,6 +36,7 @@ def exp(z):
 FORMULAS = {
     SoftmaxMSE(): softmax_mse,
     SigmoidMSE(): lambda z, t: (z.sigmoid() - t) * z.sigmoid() * (1 - z.sigmoid()),
+    SigmoidCrossEntropy(): lambda z, t: (z.sigmoid().softmax(dim=1) - t) * z.sigmoid() * (1 - z.sigmoid()),
     CrossEntropy(): lambda z, t: z.softmax(dim=1) - t,
     Pow3GB(): lambda z, t: 0.001 * z**3 - t,
     LinearOutput(): lambda z, t: z - t,

@@ -41,7 +41,7 @@ def test_a_share_of_the_images_below_the_mean_is_dropped_of_equal_ones_none():
     assert set(range(60, 80)) <= set(selection.indices.tolist())
     assert (selection.weights[:60] == 2).all()
     assert (selection.weights[60:] == 1).all()
-    indices, weights = infobatch(torch.zeros(50))
+    indices, weights, *_ = infobatch(torch.zeros(50))
     assert (len(indices), weights.unique().tolist()) == (50, [1])
 
 
@@ -51,7 +51,7 @@ def test_weighted_gradients_are_in_expectation_those_of_all_images(ratio):
     gradients = torch.randn(41, 7, generator=generator(2), dtype=torch.float64)
     draws = []
     for seed in range(4000):
-        kept, weights = infobatch(losses, ratio, seed)
+        kept, weights, *_ = infobatch(losses, ratio, seed)
         draws.append((weights[kept, None] * gradients[kept]).sum(0))
     draws = torch.stack(draws)
     error = (draws.mean(0) - gradients.sum(0)).abs()
