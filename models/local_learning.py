@@ -232,6 +232,10 @@ class LocalLearning(Method):
         """All that learns, or keeps something, with block k: the block and its head; the final head for k = K."""
         return nn.ModuleList([*self.blocks[k : k + 1], self.heads[k]])
 
+    def part_optimizer(self, k: int) -> Optimizer:
+        """A new optimizer of block k's parameters, or of the final head's."""
+        return self.make_optimizer(self.block_parameters(k))
+
     @override
     def configure_optimizers(self) -> tuple[list[Optimizer], list[LRScheduler]]:
         """One optimizer and, if asked for, one schedule per block, and of the final head.
@@ -239,7 +243,7 @@ class LocalLearning(Method):
         Raises:
             UsageError: a fused optimizer with float16, whose gradients cannot be read.
         """
-        optimizers = [self.make_optimizer(self.block_parameters(k)) for k in range(self.schedule.parts)]
+        optimizers = [*map(self.part_optimizer, range(self.schedule.parts))]
         if str(self.trainer.precision) == "16-mixed" and any(o.defaults.get("fused") for o in optimizers):
             raise UsageError(
                 "A fused optimizer unscales float16 gradients out of sight, so that clipping and gradient norms would "

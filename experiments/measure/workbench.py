@@ -184,7 +184,7 @@ class Workbench:
 def plain_steps(model: LocalLearning, batch: Batch, learned: Callable[[int], None] = lambda k: None) -> Iterator[None]:
     """The method's training steps without Lightning: one per ``next``. ``learned`` is told of every part's update."""
     model.train()
-    optimizers = [model.make_optimizer(model.block_parameters(k)) for k in range(model.schedule.parts)]
+    optimizers = [*map(model.part_optimizer, range(model.schedule.parts))]
 
     def backward_block(k: int, loss: torch.Tensor, retain_graph: bool = False) -> None:
         loss.backward(retain_graph=retain_graph)

@@ -182,7 +182,7 @@ class Layerwise(DecoupledGreedy):
         """Have block k's optimizer hold what is left of the block, without state."""
         optimizer = self.trainer.optimizers[k]
         optimizer.state.clear()
-        optimizer.param_groups = self.make_optimizer(self.block_parameters(k)).param_groups
+        optimizer.param_groups = self.part_optimizer(k).param_groups
 
     @override
     def take_shape_of(self, checkpoint: Mapping[str, Any]) -> None:
