@@ -236,6 +236,10 @@ class LocalLearning(Method):
         """A new optimizer of block k's parameters, or of the final head's."""
         return self.make_optimizer(self.block_parameters(k))
 
+    def part_scheduler(self, k: int, optimizer: Optimizer) -> LRScheduler | None:
+        """A new learning-rate schedule of block k's optimizer, or of the final head's: all parts have one, or none."""
+        return self.make_scheduler(optimizer) if self.make_scheduler else None
+
     @override
     def configure_optimizers(self) -> tuple[list[Optimizer], list[LRScheduler]]:
         """One optimizer and, if asked for, one schedule per block, and of the final head.
@@ -249,8 +253,8 @@ class LocalLearning(Method):
                 "A fused optimizer unscales float16 gradients out of sight, so that clipping and gradient norms would "
                 "see scaled ones. Set fused: false, or use precision bf16-mixed."
             )
-        schedulers = [self.make_scheduler(optimizer) for optimizer in optimizers] if self.make_scheduler else []
-        return optimizers, schedulers
+        schedulers = [self.part_scheduler(k, optimizer) for k, optimizer in enumerate(optimizers)]
+        return optimizers, [scheduler for scheduler in schedulers if scheduler]
 
     def optimizer_index(self, k: int) -> int:
         """Which of :meth:`configure_optimizers` updates block k now, and which schedule belongs to it."""
@@ -258,7 +262,7 @@ class LocalLearning(Method):
 
     def _step_schedulers(self, interval: str) -> None:
         # Lightning steps no schedule under manual optimization.
-        if self.make_scheduler and interval == self.scheduler_interval:
+        if self.trainer.lr_scheduler_configs and interval == self.scheduler_interval:
             for k in [*self.learners] * self.schedule.stride(self.current_epoch):
                 scheduler = self.trainer.lr_scheduler_configs[self.optimizer_index(k)].scheduler
                 scheduler.step()  # type: ignore[call-arg]  # no ReduceLROnPlateau
