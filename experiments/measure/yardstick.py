@@ -8,6 +8,7 @@ from models.local_learning import LocalLearning
 from models.methods.backprop import Backprop
 from models.methods.blockwise_ssl import BlockwiseSSL
 from models.methods.self_defined_target import SelfDefinedTarget
+from models.methods.unsupervised_forward_forward import UnsupervisedForwardForward
 from models.networks.heads.pooling import GlobalPooling
 from models.networks.memory.checkpointed import Checkpointed
 
@@ -53,9 +54,7 @@ def _(model: BlockwiseSSL, checkpoint_segments: int = 0) -> LocalLearning:
         concatenate_views=model.concatenate_views,
         optimizer=model.make_optimizer,
     )
-    if checkpoint_segments:
-        whole.blocks[0] = Checkpointed(whole.blocks[0], checkpoint_segments)
-    return whole
+    return _checkpointed(whole, checkpoint_segments)
 
 
 @end_to_end.register
@@ -70,6 +69,25 @@ def _(model: SelfDefinedTarget, checkpoint_segments: int = 0) -> LocalLearning:
         target=model.make_target,
         optimizer=model.make_optimizer,
     )
-    if checkpoint_segments:
-        whole.blocks[0] = Checkpointed(whole.blocks[0], checkpoint_segments)
+    return _checkpointed(whole, checkpoint_segments)
+
+
+@end_to_end.register
+def _(model: UnsupervisedForwardForward, checkpoint_segments: int = 0) -> LocalLearning:
+    """One cell: an autoencoder of the whole network."""
+    whole = UnsupervisedForwardForward(
+        model.make_network,
+        model.image_shape,
+        model.num_classes,
+        num_blocks=1,
+        cell=model.make_cell,
+        optimizer=model.make_optimizer,
+    )
+    return _checkpointed(whole, checkpoint_segments)
+
+
+def _checkpointed(whole: LocalLearning, segments: int) -> LocalLearning:
+    """The same one block, keeping activations only at the borders of that many segments; 0 keeps all."""
+    if segments:
+        whole.blocks[0] = Checkpointed(whole.blocks[0], segments)
     return whole

@@ -111,20 +111,23 @@ class Standardisation:
         deviations = {kind: std.masked_fill(constant[kind], 1.0) for kind, (std, _) in found.items()}
         return cls({kind: mean for kind, (_, mean) in found.items()}, deviations)
 
-    def __call__(self, features: Features) -> Features:
-        """The same images' features, standardised."""
-        return Features(self._scaled(features.kinds), features.labels)
+    def apply(self, features: Features) -> None:
+        """Standardise features in place: of a large data set they take gigabytes."""
+        for kind, values in features.kinds.items():
+            mean, deviation = self._near(kind, values)
+            values.sub_(mean).div_(deviation)
 
     def after(self, compute: Compute) -> Compute:
         """What computes features and standardises them."""
-        return lambda images: self._scaled(compute(images))
 
-    def _scaled(self, kinds: dict[str, Tensor]) -> dict[str, Tensor]:
-        def scaled(kind: str, values: Tensor) -> Tensor:
-            mean, deviation = (part[kind].to(values.device) for part in (self.means, self.deviations))
-            return (values - mean) / deviation
+        def computed(images: Tensor) -> dict[str, Tensor]:
+            found = {kind: (values, *self._near(kind, values)) for kind, values in compute(images).items()}
+            return {kind: (values - mean) / deviation for kind, (values, mean, deviation) in found.items()}
 
-        return {kind: scaled(kind, values) for kind, values in kinds.items()}
+        return computed
+
+    def _near(self, kind: str, values: Tensor) -> tuple[Tensor, Tensor]:
+        return self.means[kind].to(values.device), self.deviations[kind].to(values.device)
 
 
 Part = tuple[dict[str, Tensor], Tensor]

@@ -89,7 +89,9 @@ def probe_network(
         findings.metrics |= {f"{prefix}association{few}/{name}": value for name, value in found.items()}
     if protocol.standardise:  # for linear classifiers alone
         scale = Standardisation.of(known[: len(splits.train)])
-        known, test, compute = scale(known), scale(test), scale.after(compute)
+        scale.apply(known)
+        scale.apply(test)
+        compute = scale.after(compute)
     for share in protocol.label_shares:
         train, val, both = known.labelled(share, len(splits.val), protocol.seed)
         with findings.timed("linear probes"):

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from helpers import in_processes
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
-from torch.optim import SGD
+from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import StepLR
 from training import Batches, assert_same, batches, made, train
 
@@ -32,6 +32,8 @@ from models.methods.loco import LoCo
 from models.methods.neuron_groups import NeuronGroups
 from models.methods.predsim import PredSim
 from models.methods.self_defined_target import SelfDefinedTarget
+from models.methods.unsupervised_forward_forward import UnsupervisedForwardForward
+from models.networks.heads.cells import AdversarialCell
 from models.networks.heads.classifiers import LinearHead
 from models.networks.heads.embeddings import BiasFreeProjector
 from models.networks.vgg import VGG
@@ -55,6 +57,9 @@ METHODS = {
     "reconstruction": partial(made, InfoPro, vgg, num_blocks=4, image_mean=[0.5] * 3, image_std=[0.2] * 3),
     "self-defined targets": partial(
         made, SelfDefinedTarget, vgg, num_blocks=3, outputs=12, target=partial(WinnerTakeAll, winners=2)
+    ),
+    "cells": partial(
+        made, UnsupervisedForwardForward, vgg, num_blocks=3, cell=AdversarialCell, optimizer=partial(AdamW, lr=1e-3)
     ),
     "Barlow Twins": partial(made, BlockwiseSSL, vgg, num_blocks=3, **without_labels),
     "VICReg": partial(made, BlockwiseSSL, vgg, num_blocks=3, loss=lightly.loss.VICRegLoss, **without_labels),

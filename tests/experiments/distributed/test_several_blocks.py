@@ -10,7 +10,7 @@ import torch.distributed as dist
 from helpers import in_processes
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from torch import nn
-from torch.optim import SGD
+from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import StepLR
 from training import Batches, batches, made, train
 
@@ -28,6 +28,8 @@ from models.methods.loco import LoCo
 from models.methods.neuron_groups import NeuronGroups
 from models.methods.predsim import PredSim
 from models.methods.self_defined_target import SelfDefinedTarget
+from models.methods.unsupervised_forward_forward import UnsupervisedForwardForward
+from models.networks.heads.cells import AdversarialCell
 from models.networks.heads.classifiers import LinearHead
 from models.networks.heads.embeddings import BiasFreeProjector
 from models.networks.heads.expansion import ConvExpansion
@@ -61,6 +63,9 @@ METHODS = {
     "similarity": partial(made, PredSim, num_blocks=3, beta=0.5),
     "self-defined targets": partial(
         made, SelfDefinedTarget, plain_vgg, num_blocks=2, outputs=12, target=partial(WinnerTakeAll, winners=2)
+    ),
+    "cells": partial(
+        made, UnsupervisedForwardForward, num_blocks=3, cell=AdversarialCell, optimizer=partial(AdamW, lr=1e-3)
     ),
     "SimCLR": without_labels(BlockwiseSSL, lightly.loss.NTXentLoss),
     "SimCLR, gathered by lightly": without_labels(
