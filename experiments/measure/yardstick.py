@@ -4,6 +4,7 @@ from functools import singledispatch
 
 from losses.errors import UsageError
 from models.classification import LocalClassification
+from models.goodness import GoodnessLearning
 from models.local_learning import LocalLearning
 from models.methods.backprop import Backprop
 from models.methods.blockwise_ssl import BlockwiseSSL
@@ -91,3 +92,10 @@ def _checkpointed(whole: LocalLearning, segments: int) -> LocalLearning:
     if segments:
         whole.blocks[0] = Checkpointed(whole.blocks[0], segments)
     return whole
+
+
+@end_to_end.register
+def _(model: GoodnessLearning, checkpoint_segments: int = 0) -> LocalLearning:
+    """Backpropagation through the network's own classifier; no label is in the input."""
+    options = {"optimizer": model.make_optimizer}
+    return Backprop(model.make_network, model.image_shape, model.num_classes, checkpoint_segments, **options)
