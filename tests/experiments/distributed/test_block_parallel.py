@@ -26,6 +26,8 @@ from losses.processes import Sharing
 from losses.winners import WinnerTakeAll
 from models.methods.blockwise_ssl import BlockwiseSSL
 from models.methods.decoupled_greedy import DecoupledGreedy
+from models.methods.forward_forward import ForwardForward
+from models.methods.forward_forward_hybrids import ForwardForwardHybrids
 from models.methods.infopro import InfoPro
 from models.methods.layerwise import Layerwise
 from models.methods.loco import LoCo
@@ -36,10 +38,13 @@ from models.methods.unsupervised_forward_forward import UnsupervisedForwardForwa
 from models.networks.heads.cells import AdversarialCell
 from models.networks.heads.classifiers import LinearHead
 from models.networks.heads.embeddings import BiasFreeProjector
+from models.networks.layers.labels import AppendedLabel
+from models.networks.mlp import MLP
 from models.networks.vgg import VGG
 
 STEPS = 5
 vgg = partial(VGG, plan=(8, 8, "M", 16, 16))
+layers = partial(MLP, hidden=(12, 11, 10), batch_norm=False)
 decoupled = partial(made, DecoupledGreedy, vgg, num_blocks=4, head=LinearHead)
 without_labels = {
     "optimizer": partial(SGD, lr=1e-3, momentum=0.9),
@@ -61,6 +66,8 @@ METHODS = {
     "cells": partial(
         made, UnsupervisedForwardForward, vgg, num_blocks=3, cell=AdversarialCell, optimizer=partial(AdamW, lr=1e-3)
     ),
+    "wrong labels": partial(made, ForwardForward, layers, num_blocks=3, negatives="uniform", label=AppendedLabel),
+    "hybrids": partial(made, ForwardForwardHybrids, layers, num_blocks=3),
     "Barlow Twins": partial(made, BlockwiseSSL, vgg, num_blocks=3, **without_labels),
     "VICReg": partial(made, BlockwiseSSL, vgg, num_blocks=3, loss=lightly.loss.VICRegLoss, **without_labels),
 }

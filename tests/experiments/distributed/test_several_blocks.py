@@ -12,7 +12,7 @@ from lightning.fabric.plugins.environments.lightning import find_free_network_po
 from torch import nn
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import StepLR
-from training import Batches, batches, made, train
+from training import CLASSES, Batches, batches, made, train
 
 from datamodules.batch import Batch
 from experiments.distributed.block_parallel import BlockParallel
@@ -23,6 +23,7 @@ from losses.processes import gathered
 from losses.winners import WinnerTakeAll
 from models.methods.blockwise_ssl import BlockwiseSSL
 from models.methods.decoupled_greedy import DecoupledGreedy
+from models.methods.forward_forward import ForwardForward
 from models.methods.layerwise import Layerwise
 from models.methods.loco import LoCo
 from models.methods.neuron_groups import NeuronGroups
@@ -34,15 +35,28 @@ from models.networks.heads.classifiers import LinearHead
 from models.networks.heads.embeddings import BiasFreeProjector
 from models.networks.heads.expansion import ConvExpansion
 from models.networks.heads.pooling import GlobalPooling
+from models.networks.layers.labels import AppendedLabel
+from models.networks.mlp import MLP
 from models.networks.vgg import VGG
 
 STEPS = 4
 plain_vgg = partial(VGG, plan=(8, 8, "M", 16, 16))
+layers = partial(MLP, hidden=(12, 11, 10), batch_norm=False)
 
 
 def without_labels(method, loss, **options):
     projector = partial(nn.Linear, out_features=10)
     return partial(made, method, loss=loss, pooling=GlobalPooling, projector=projector, num_blocks=3, **options)
+
+
+class NextLabels(ForwardForward):
+    """Forward-Forward whose wrong labels are drawn by nobody, and so alike in all processes."""
+
+    def step_input(self, batch):
+        if batch.arrived:
+            return batch.arrived
+        contrast = self._contrast(batch, (batch.labels + 1) % CLASSES)
+        return 0, contrast._replace(neutral=self.neutral(batch.images))
 
 
 METHODS = {
@@ -66,6 +80,14 @@ METHODS = {
     ),
     "cells": partial(
         made, UnsupervisedForwardForward, num_blocks=3, cell=AdversarialCell, optimizer=partial(AdamW, lr=1e-3)
+    ),
+    "wrong labels": partial(
+        made,
+        NextLabels,
+        partial(MLP, hidden=(12, 11, 10), batch_norm=False),
+        num_blocks=3,
+        negatives="uniform",
+        label=AppendedLabel,
     ),
     "SimCLR": without_labels(BlockwiseSSL, lightly.loss.NTXentLoss),
     "SimCLR, gathered by lightly": without_labels(
