@@ -95,6 +95,7 @@ def show_summary(folder: Path, summary: Mapping[str, Any]) -> None:
         **{f"block {k}": f"block{k}/" for k in range(1, last + 1)},
         f"block {last}, group 1": f"block{last}/group1/",
         "ensemble": "ensemble/",
+        "energy of labels": "energy/",
         f"model ({'final head' if 'test/final/top1' in metrics else 'last block'})": "",
     }
     found = {title: [metrics.get(name.format(what)) for name in judged.values()] for title, what in predictors.items()}

@@ -2,7 +2,8 @@
 
     python -m experiments.studies.forward_forward --widths 1000 1000 1000 --repetitions 11
 
-Random 28×28 images, hard negatives, peer normalisation, SGD with momentum; one thread, no loader, no Lightning; in turns.
+Random 28×28 images, hard negatives, peer normalisation, SGD with momentum; one thread, no loader, no Lightning; in
+turns.
 """
 
 import argparse

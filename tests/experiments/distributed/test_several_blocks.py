@@ -81,14 +81,7 @@ METHODS = {
     "cells": partial(
         made, UnsupervisedForwardForward, num_blocks=3, cell=AdversarialCell, optimizer=partial(AdamW, lr=1e-3)
     ),
-    "wrong labels": partial(
-        made,
-        NextLabels,
-        partial(MLP, hidden=(12, 11, 10), batch_norm=False),
-        num_blocks=3,
-        negatives="uniform",
-        label=AppendedLabel,
-    ),
+    "wrong labels": partial(made, NextLabels, layers, num_blocks=3, negatives="uniform", label=AppendedLabel),
     "SimCLR": without_labels(BlockwiseSSL, lightly.loss.NTXentLoss),
     "SimCLR, gathered by lightly": without_labels(
         BlockwiseSSL, partial(lightly.loss.NTXentLoss, gather_distributed=True)

@@ -16,9 +16,12 @@ SHAPE, CLASSES = (3, 6, 6), 4
 sgd = partial(SGD, lr=0.05, momentum=0.9, dampening=0.9)
 
 
-def made(network=partial(MLP, hidden=[15, 12, 11], batch_norm=False), shape=SHAPE, **options):
+layers = partial(MLP, hidden=[15, 12, 11], batch_norm=False)
+
+
+def made(network=layers, **options):
     torch.manual_seed(0)
-    return ForwardForwardHybrids(network, shape, CLASSES, **{"optimizer": sgd, **options})
+    return ForwardForwardHybrids(network, SHAPE, CLASSES, **{"optimizer": sgd, **options})
 
 
 def batches(count, shift=0):

@@ -54,5 +54,5 @@ def test_only_the_last_relu_of_a_block_is_replaced():
 
 
 def test_a_block_that_ends_otherwise_is_refused():
-    with pytest.raises(NetworkError, match="block 2 ends with Dropout: set --model.peer 0"):
+    with pytest.raises(NetworkError, match="block 2 ends with Dropout: set --model"):
         end_straight_through(nn.Sequential(nn.ReLU(), nn.Dropout()), "block 2")
