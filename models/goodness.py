@@ -24,7 +24,7 @@ from typing_extensions import override
 from losses.classification import top1
 from losses.errors import NetworkError, UsageError
 from losses.goodness import Goodness, PeerNormalisation, logistic_loss, separation, unit_length
-from models.local_learning import LocalLearning, pooled
+from models.local_learning import LocalLearning, concatenated, pooled
 from models.method import Classifier, LabelledImages
 from models.networks.chain import NetworkCallable
 from models.networks.cut import Cut, block_shapes, cut_chain
@@ -224,17 +224,14 @@ class GoodnessLearning(Classifier, LocalLearning):
 
     @override
     def block_features(self, images: Tensor, last: int | None = None) -> dict[str, Tensor]:
-        """``block<k>/gap``: what block k hands on; with the last block ``block<K>/all`` and ``…/all_but_first``.
+        """What probes read of images of which no class is said.
 
-        These are the directions of the activities of all blocks, or of all but the first, side by side.
+        ``block<k>/gap``: what block k hands on. Of the last block asked for ``block<k>/all``: the directions of the
+        activities of blocks 1 … k, side by side; and ``block<k>/all_but_first``.
         """
-        activities = [*islice(self.walk(images), last)]
-        named = zip(self.block_names, activities, strict=False)
-        found = {f"{name}/gap": pooled(self.handed(rows)) for name, rows in named}
-        if len(activities) == self.num_blocks > 1:
-            read = [*map(_flat, activities)]
-            found |= {f"block{self.num_blocks}/{kind}": torch.cat(read[k:], 1) for k, kind in enumerate(_SIDE_BY_SIDE)}
-        return found
+        activities = dict(zip(self.block_names[:last], self.walk(images), strict=False))
+        found = {f"{name}/gap": pooled(self.handed(rows)) for name, rows in activities.items()}
+        return found | concatenated([*activities][-1], [*map(_flat, activities.values())])
 
     @override
     def plan(self) -> StepPlan:
@@ -242,9 +239,6 @@ class GoodnessLearning(Classifier, LocalLearning):
         plan = super().plan()
         missing = sum(self.widths[self.read_from - 1 : -1])
         return replace(plan, blocks=[*plan.blocks, nn.Sequential(nn.Flatten(), nn.ZeroPad1d((missing, 0)))], views=2)
-
-
-_SIDE_BY_SIDE = "all", "all_but_first"
 
 
 def _flat(activities: Tensor) -> Tensor:

@@ -14,7 +14,6 @@ A block ends in a normalisation of each sample's features to mean 0 and deviatio
 decoder, the next block and classifiers read, so that no block passes on by its length how well it did.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -26,7 +25,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from losses.errors import UsageError
-from models.local_learning import LocalLearning, pooled
+from models.local_learning import LocalLearning, concatenated, pooled
 from models.method import LabelledImages
 from models.networks.chain import NetworkCallable
 from models.networks.cut import Cut, block_shapes, cut_chain
@@ -170,9 +169,3 @@ def latent(features: Tensor, grid: int = 4) -> Tensor:
         rows, columns = features.shape[2:]
         features = F.adaptive_avg_pool2d(features, (min(rows, grid), min(columns, grid)))
     return features.flatten(1)
-
-
-def concatenated(name: str, latents: Sequence[Tensor]) -> dict[str, Tensor]:
-    """``<name>/all`` of features of several blocks ``(B, d)``, and of more than two ``<name>/all_but_first``."""
-    kinds = {"all": latents, "all_but_first": latents[1:]}
-    return {f"{name}/{kind}": torch.cat([*some], dim=1) for kind, some in kinds.items() if len(some) > 1}

@@ -51,17 +51,18 @@ def settings(builder: Builder) -> dict[str, Any]:
     """The settings of a training in the field's terms, as they are in its parts."""
     model, data, trainer = builder.model, builder.datamodule, builder.trainer
     optimizers, schedulers = builder.optimization
-    by_epoch, parts = model.scheduler_interval == "epoch", model.schedule.parts
+    by_epoch, blocks, parts = model.scheduler_interval == "epoch", model.num_blocks, model.schedule.parts
     return {
         "epochs": trainer.max_epochs,
         "batch": data.batch_size * trainer.world_size,
         "processes": trainer.world_size,
         "BatchNorm over processes": bool(getattr(trainer.strategy, "_layer_sync", None)),
         "precision": str(trainer.precision),
-        "optimizer": _same([_groups(optimizer) for optimizer in optimizers[:parts]]),
+        "optimizer": _same([_groups(optimizer) for optimizer in optimizers[:blocks]]),
+        "final optimizer": _groups(optimizers[blocks]) if parts > blocks else None,  # of a final head
         "second optimizer": _groups(optimizers[parts]) if optimizers[parts:] else None,  # if a block has several
         "third optimizer": _groups(optimizers[2 * parts]) if optimizers[2 * parts :] else None,
-        "rate in epoch": _same([_rates(one, trainer.max_epochs) for one in schedulers[:parts]]) if by_epoch else None,
+        "rate in epoch": _same([_rates(one, trainer.max_epochs) for one in schedulers[:blocks]]) if by_epoch else None,
         "second rate in epoch": _rates(schedulers[parts], trainer.max_epochs) if schedulers[parts:] else None,
         "third rate in epoch": _rates(schedulers[2 * parts], trainer.max_epochs) if schedulers[2 * parts :] else None,
         "rate at step": None if by_epoch else RateAtStep(schedulers[0]),

@@ -141,7 +141,7 @@ def test_features_are_directions_and_side_by_side():
     expected = {"block1/gap": one, "block2/gap": two, "block3/gap": three}
     expected |= {"block3/all": torch.cat([one, two, three], 1), "block3/all_but_first": torch.cat([two, three], 1)}
     torch.testing.assert_close(found, expected)
-    assert list(model.block_features(images, last=2)) == ["block1/gap", "block2/gap"]
+    assert list(model.block_features(images, last=2)) == ["block1/gap", "block2/gap", "block2/all"]
 
 
 @pytest.mark.parametrize("normalise", [True, False])
