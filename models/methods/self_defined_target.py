@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from typing_extensions import override
 
 from losses.winners import WinnerTakeAll
@@ -100,7 +101,7 @@ class SelfDefinedTarget(LocalLearning):
         outputs = self.heads[k](features)
         mask = self.target(k).mask(outputs)
         outputs = mask * outputs
-        return (outputs - self.targets[k](outputs.detach(), mask)).square().mean()
+        return F.mse_loss(outputs, self.targets[k](outputs.detach(), mask))
 
     @override
     def on_train_epoch_start(self) -> None:

@@ -13,9 +13,12 @@ from torch.optim.lr_scheduler import LinearLR
 from training import Recorder, assert_equal_weights, assert_isolated, train
 
 from datamodules.augment import Augment
+from datamodules.batch import Batch
 from datamodules.digits import Digits
+from experiments.measure.workbench import plain_steps
 from experiments.probing.association import associate
 from experiments.probing.features import Splits, block_reader
+from experiments.studies.plain_self_defined_target import PlainSelfDefinedTarget
 from losses.errors import UsageError
 from losses.winners import WinnerTakeAll
 from models.methods.self_defined_target import SelfDefinedTarget
@@ -142,3 +145,19 @@ def test_layers_have_rates_of_their_own(optimizer):
     assert [(len(group["params"]), group["lr"]) for group in groups] == [(2, 1.0), (1, 2.0), (2, 3.0)]
     with pytest.raises(ValueError, match="rates of all 3 layers"):
         optimizer([*network.parameters()], rates=[1.0, 2.0])
+
+
+def test_the_plain_loop_that_speed_is_compared_with_does_the_same_work():
+    images, network = torch.rand(4, 16, 1, 8, 8), partial(MLP, hidden=[], input_dropout=0.3)
+    model = made(network, outputs=50, init_gain=None, target={"winners": 6, "rate": 0.4, "dropout": 0.2})
+    layer = nn.Linear(64, 50)
+    layer.load_state_dict(model.heads[0][1].state_dict())
+    plain = PlainSelfDefinedTarget(layer, partial(SGD, lr=2.0))
+    for batch in images:
+        torch.manual_seed(1)
+        plain.step(batch)
+        torch.manual_seed(1)
+        next(plain_steps(model, Batch(batch, torch.zeros(16, dtype=torch.int64))))
+    torch.testing.assert_close(model.heads[0][1].weight, layer.weight)
+    torch.testing.assert_close(model.target(0).threshold, plain.threshold)
+    assert plain.threshold.abs().max() > 0.01
