@@ -138,7 +138,7 @@ def settings_of(model: LocalLearning, data: ImageDataModule, trainer: L.Trainer)
 
 def _leanest_segments(model: LocalLearning, place: Workbench) -> int:
     """The number of checkpointing segments with the lowest peak; it is near the root of the number of units."""
-    units = sum(len([*block.children()]) for block in model.blocks)
+    units = len([*end_to_end(model).blocks[0].children()])
     candidates = range(2, min(units, 2 * isqrt(units) + 1) + 1) if units > 1 else [1]
     return min(candidates, key=lambda segments: place.peak_bytes(end_to_end(model, segments)))
 

@@ -11,6 +11,7 @@ from training import Recorder, assert_equal_weights, assert_isolated, train
 
 from datamodules.augment import Augment
 from datamodules.digits import Digits
+from experiments.cli import main
 from experiments.measure.cost import network_cost
 from experiments.measure.yardstick import end_to_end
 from experiments.probing.features import Splits, block_reader
@@ -300,3 +301,8 @@ def test_maps_that_a_decoder_cannot_rebuild_are_refused():
 
     with pytest.raises(NetworkError, match="No transposed convolution makes maps of 8×8 from 7×7"):
         made(odd, num_blocks=2)
+
+
+def test_bench_measures_it_although_its_blocks_have_more_parts_than_the_whole(tmp_path, capsys):
+    main(["bench", "--config=unsupervised_forward_forward/digits", "--steps=2", "--repetitions=1"])
+    assert "this method" in capsys.readouterr().out
