@@ -1,7 +1,7 @@
 """Forward-Forward as one would write it without a library: a loop over layers, with hard negatives.
 
 Slow in nothing, general in nothing: what :class:`models.ForwardForward` is compared with, in tests for equality, in
-``forward_forward.py`` for speed. Where the published rule adds the peers' term to the signal of the total input,
+``step_time.py`` for speed. Where the published rule adds the peers' term to the signal of the total input,
 whether a unit is on or off, a loss on the total input does the same here.
 """
 
