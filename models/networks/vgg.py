@@ -29,6 +29,7 @@ class VGG(Chain):
             published VGG6a with 6 and 10 groups is not known.
         dropout: share of every unit's activations dropped in training.
         negative_slope: of the ReLUs; not 0 makes them leaky.
+        batch_norm: put a BatchNorm between every convolution or linear map and its ReLU, instead of a bias.
 
     Raises:
         NetworkError: the plan does not start with a convolution, pools twice in a row, or pools more
@@ -45,6 +46,7 @@ class VGG(Chain):
         width_multiple: PositiveInt = 1,
         dropout: Share = 0.0,
         negative_slope: NonNegativeFloat = 0.0,
+        batch_norm: bool = True,
     ) -> None:
         channels, rows, columns = image_shape
         name, halvings = type(self).__name__, list(plan).count("M")
@@ -61,8 +63,9 @@ class VGG(Chain):
         convolutions = [(out, after == "M") for out, after in pairwise([*plan, 0]) if out != "M"]
         for i, (out, pool) in enumerate(convolutions, start=1):
             out = width_multiple * max(1, math.floor(out * width / width_multiple + 0.5))
-            layers: list[nn.Module] = [nn.Conv2d(channels, out, kernel_size=3, padding=1, bias=False)]
-            layers += [nn.BatchNorm2d(out), rectifier(negative_slope)]
+            layers: list[nn.Module] = [nn.Conv2d(channels, out, kernel_size=3, padding=1, bias=not batch_norm)]
+            layers += [nn.BatchNorm2d(out)] if batch_norm else []
+            layers += [rectifier(negative_slope)]
             # The pooling belongs to the unit before it, so that a cut hands on a quarter of the bytes.
             layers += [nn.MaxPool2d(2)] if pool else []
             layers += [nn.Dropout(dropout)] if dropout else []
@@ -70,7 +73,7 @@ class VGG(Chain):
             channels = out
         features = channels * (rows >> halvings) * (columns >> halvings)
         widths = [features, *(max(1, round(out * width)) for out in hidden)]
-        units |= hidden_units(widths, batch_norm=True, dropout=dropout, negative_slope=negative_slope)
+        units |= hidden_units(widths, batch_norm, dropout=dropout, negative_slope=negative_slope)
         classifier = nn.Linear(widths[-1], num_classes)
         head = classifier if hidden else nn.Sequential(nn.Flatten(), classifier)
         super().__init__(units, head, image_shape, name if width == 1 else f"{name}×{width:g}")
