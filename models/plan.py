@@ -20,6 +20,7 @@ class Schedule:
         epochs_per_block: epochs of each, one part after the other: a number for all, or a list of one for each;
             None: all learn in every epoch.
         frozen: how many of the first parts never learn, while the others do so together.
+        own_rates: each part has a learning-rate schedule of its own, made for its own epochs.
 
     Raises:
         UsageError: fewer than one epoch, a list of more or fewer numbers than parts, no part that learns, or frozen
@@ -29,6 +30,7 @@ class Schedule:
     parts: int
     epochs_per_block: int | Sequence[int] | None = None
     frozen: int = 0
+    own_rates: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.frozen < self.parts:
@@ -82,8 +84,11 @@ class Schedule:
     def stride(self, epoch: int) -> int:
         """Steps of a part's learning-rate schedule in an epoch (counted from 0), for one of the longest part.
 
-        A part of fewer epochs than others goes through the same schedule in longer strides, to its end.
+        A part of fewer epochs than others goes through the same schedule in longer strides, to its end; through one of
+        its own step by step.
         """
+        if self.own_rates:
+            return 1
         place, epochs = self.turn(epoch)
         longest = max(self.lengths, default=epochs)
         return (place + 1) * longest // epochs - place * longest // epochs
@@ -99,7 +104,7 @@ class Schedule:
             UsageError: more or fewer epochs than all parts take one by one, or a schedule that counts steps of parts
                 with different numbers of epochs.
         """
-        if interval == "step" and len(set(self.lengths)) > 1:
+        if interval == "step" and not self.own_rates and len(set(self.lengths)) > 1:
             raise UsageError(
                 f"Blocks of different epochs_per_block, {self.lengths}, go through one schedule in strides of epochs: "
                 "set --model.scheduler_interval epoch."

@@ -7,13 +7,14 @@ from typing import Any
 from lightly.transforms.byol_transform import BYOLView1Transform
 from lightly.transforms.multi_view_transform import MultiViewTransform
 from lightly.transforms.simclr_transform import SimCLRViewTransform
+from lightly.transforms.torchvision_v2_compatibility import ToTensor
 from lightly.transforms.vicreg_transform import VICRegViewTransform
 from torchvision.transforms import v2
 
 from datamodules.files import DataError
 from datamodules.images import Images, MemoryImages
 from datamodules.views.batched import cuts, steps, translate
-from ranges import NonNegativeFloat, Share
+from ranges import NonNegativeFloat, PositiveInt, Share
 
 
 @dataclass
@@ -172,3 +173,19 @@ class VICRegViews(PlainViews):
         jitter = {"cj_bright": 0.4, "cj_contrast": 0.4, "cj_sat": 0.2, "cj_hue": 0.1}
         own = {"gaussian_blur": blur, "sigmas": (0.1, 2), "solarize_prob": solarize}
         super().__init__(VICRegViewTransform, [own | jitter] * 2, input_size, **shared)
+
+
+class ShiftedViews(MultiViewTransform):
+    """Two views that show the image shifted, each by whole pixels of its own; black where nothing is.
+
+    Runs image by image: ``batched: false``.
+
+    Args:
+        input_size: side of the images, in pixels; the data module gives it.
+        pixels: largest shift, along either axis, to either side.
+    """
+
+    def __init__(self, input_size: int, pixels: PositiveInt = 2) -> None:
+        share = pixels / input_size
+        view = v2.Compose([v2.RandomAffine(degrees=0, translate=(share, share)), ToTensor()])
+        super().__init__([view, view])

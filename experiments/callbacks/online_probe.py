@@ -61,9 +61,10 @@ class OnlineProbe(L.Callback):
             self._hooks.pop().remove()
 
     def _listener(self, name: str) -> Any:
-        def keep(block: nn.Module, inputs: Any, output: Tensor) -> None:
+        def keep(block: nn.Module, inputs: Any, output: Tensor | tuple[Tensor, ...]) -> None:
             if name not in self._features:
-                self._features[name] = pooled(output.detach())
+                features = output[0] if isinstance(output, tuple) else output  # the others are for the loss
+                self._features[name] = pooled(features.detach())
 
         return keep
 

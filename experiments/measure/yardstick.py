@@ -8,6 +8,7 @@ from models.goodness import GoodnessLearning
 from models.local_learning import LocalLearning
 from models.methods.backprop import Backprop
 from models.methods.blockwise_ssl import BlockwiseSSL
+from models.methods.self_contrastive_forward_forward import SelfContrastive
 from models.methods.self_defined_target import SelfDefinedTarget
 from models.methods.unsupervised_forward_forward import UnsupervisedForwardForward
 from models.networks.heads.pooling import GlobalPooling
@@ -98,4 +99,11 @@ def _checkpointed(whole: LocalLearning, segments: int) -> LocalLearning:
 def _(model: GoodnessLearning, checkpoint_segments: int = 0) -> LocalLearning:
     """Backpropagation through the network's own classifier; no label is in the input."""
     options = {"optimizer": model.make_optimizer}
+    return Backprop(model.make_network, model.image_shape, model.num_classes, checkpoint_segments, **options)
+
+
+@end_to_end.register
+def _(model: SelfContrastive, checkpoint_segments: int = 0) -> LocalLearning:
+    """Backpropagation of labels through the same layers: nothing of the method is end to end."""
+    options = {"optimizer": model.rules[0].optimizer or model.make_optimizer}
     return Backprop(model.make_network, model.image_shape, model.num_classes, checkpoint_segments, **options)

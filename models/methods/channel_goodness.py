@@ -7,9 +7,9 @@
            cross-entropy                     cross-entropy
 
 G. Hinton's Forward-Forward (arXiv 2212.13345) has goodness rise on positive data and fall on negative data; here it
-rises in the channels of an image's class and falls in all others, so that no negative data is made. A. Papachristodoulou
-et al., "Convolutional Channel-wise Competitive Learning for the Forward-Forward Algorithm", AAAI 2024 (arXiv
-2312.12668); L. Sun et al., "DeeperForward", ICLR 2025.
+rises in the channels of an image's class and falls in all others, so that no negative data is made.
+A. Papachristodoulou et al., "Convolutional Channel-wise Competitive Learning for the Forward-Forward Algorithm", AAAI
+2024 (arXiv 2312.12668); L. Sun et al., "DeeperForward", ICLR 2025.
 
 That is decoupled greedy learning with heads that have no weights, in a network that hands no goodness on.
 """
@@ -78,7 +78,7 @@ class ChannelGoodness(DecoupledGreedy):
 
     @override
     def block_logits(self, images: Tensor) -> dict[str, Tensor]:
-        """Goodnesses of the blocks that have learned, and last their ``sum``, of blocks ``votes_from`` … K, or of the last."""
+        """Goodnesses of the blocks that have learned, and last the ``sum`` of those from ``votes_from`` on."""
         goodness = super().block_logits(images)
         voters = [name for name in goodness if name in self.block_names[self.votes_from - 1 :]] or [*goodness][-1:]
         return goodness | {"sum": torch.stack([goodness[name] for name in voters]).sum(0)}

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from models.networks.heads.goodness import require_class_sets
+from models.networks.layers.class_sets import ClassSetNorm
 from models.networks.vgg import VGG, Plan
 
 
@@ -38,13 +38,11 @@ class GoodnessVGG(VGG):
     ) -> None:
         super().__init__(image_shape, num_classes, plan, batch_norm=False, **options)
         units = [unit for unit in self.units if isinstance(unit, nn.Sequential)]
-        units[0].insert(0, nn.GroupNorm(1, image_shape[0], affine=False))
+        units[0].insert(0, ClassSetNorm(image_shape[0], 1))
         for before, unit in pairwise(units):
-            channels = _width(before)
-            require_class_sets(channels, num_classes)
-            unit.insert(0, nn.GroupNorm(num_classes, channels, affine=False))
+            unit.insert(0, ClassSetNorm(_width(before), num_classes))
 
 
 def _width(unit: nn.Module) -> int:
     """Channels or units that a unit hands on."""
-    return next(len(layer.weight) for layer in unit if isinstance(layer, nn.Conv2d | nn.Linear))
+    return next(len(layer.weight) for layer in unit.children() if isinstance(layer, nn.Conv2d | nn.Linear))

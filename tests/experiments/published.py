@@ -65,9 +65,9 @@ def settings(builder: Builder) -> dict[str, Any]:
         "rate in epoch": _same([_rates(one, trainer.max_epochs) for one in schedulers[:blocks]]) if by_epoch else None,
         "second rate in epoch": _rates(schedulers[parts], trainer.max_epochs) if schedulers[parts:] else None,
         "third rate in epoch": _rates(schedulers[2 * parts], trainer.max_epochs) if schedulers[2 * parts :] else None,
-        "rate at step": None if by_epoch else RateAtStep(schedulers[0]),
+        "rate at step": None if by_epoch else _rates_at_step(schedulers, model.schedule.own_rates),
         "data": _plain(data) | {"mean": data.mean, "std": data.std},
-        "views": _views(data.views, data.image_shape[1]) if data.views else None,
+        "views": _views(data.views, data.image_shape[1]) if data.views and data.views.batched else None,
         "model": _plain(model),
         "network": _plain(builder.options.model.init_args.network.init_args),  # first weights are not on meta
         "blocks end at": [[*dict(block.named_children())][-1] for block in model.blocks],
@@ -80,6 +80,7 @@ def settings(builder: Builder) -> dict[str, Any]:
         "widths": {"blocks": [*map(_widths, model.blocks)], "heads": [*map(_widths, model.heads)]},
         "loss": _plain(model.losses[0]) if hasattr(model, "losses") else None,
         "target": _plain(model.targets[0]) if hasattr(model, "targets") else None,
+        "rules": dict(enumerate(map(_plain, model.rules), 1)) if hasattr(model, "rules") else None,
         "noise": _plain(model.noise) if hasattr(model, "noise") else None,
     }
 
@@ -111,9 +112,16 @@ def _groups(optimizer: Optimizer) -> dict[str, Any]:
     return {"class": type(optimizer).__name__, **options, "vectors": others[0] if others else None}
 
 
+def _rates_at_step(schedulers: list[LRScheduler], own: bool) -> Any:
+    """Of the schedule of all blocks, or of each block's own, by its number from 1."""
+    return dict(enumerate(map(RateAtStep, schedulers), 1)) if own else RateAtStep(schedulers[0])
+
+
 def _same(of_each_block: list[Any]) -> Any:
-    assert all(one == of_each_block[0] for one in of_each_block), of_each_block
-    return of_each_block[0]
+    """What all blocks have, or, if they differ, what each has, by its number from 1."""
+    if all(one == of_each_block[0] for one in of_each_block):
+        return of_each_block[0]
+    return dict(enumerate(of_each_block, 1))
 
 
 def _plain(thing: object) -> dict[str, Any]:

@@ -30,6 +30,8 @@ def test_config_runs(config, tmp_path, monkeypatch):
         options += ["--data.validation=0.1"]
     if config.parent.name == "blockwise_ssl" and config.stem.startswith("imagenet"):
         options += ["--model.projector.init_args.widths=[16,16,16]"]  # up to 600 M parameters otherwise
+    if config.parent.name == "channel_goodness" and data == "ImageFolder":
+        options += ["--model.network.plan=[6,M,6,M,9,9]"]  # of 3 classes
     main(["fit", "--config", str(config), f"--runs={tmp_path / 'runs'}", *options])
     assert not (tmp_path / "runs").exists()
 

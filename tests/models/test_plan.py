@@ -68,3 +68,10 @@ def test_frozen_parts_go_forward_and_never_learn():
 def test_some_part_learns_and_frozen_ones_wait_for_none(frozen, epochs, message):
     with pytest.raises(UsageError, match=message):
         Schedule(3, epochs, frozen)
+
+
+def test_schedules_of_their_own_are_gone_through_step_by_step():
+    schedule = Schedule(2, [1, 4], own_rates=True)
+    assert [schedule.stride(epoch) for epoch in range(5)] == [1] * 5
+    schedule.require_fit(5, "step")
+    assert Schedule(2, [1, 4]).stride(0) == 4

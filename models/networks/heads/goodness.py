@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from losses.errors import NetworkError
 from models.networks.heads.classifiers import Head
+from models.networks.layers.class_sets import require_class_sets
 from models.networks.layers.pooling import GlobalAveragePool
 from ranges import PositiveFloat
 
@@ -51,16 +51,3 @@ class ClassGoodness(Head):
         x = features.to(torch.promote_types(features.dtype, torch.float32))
         activity = super().forward(x.square() if self.squares else x)  # (B, C)
         return activity.unflatten(1, (self.num_classes, -1)).mean(2) / self.temperature
-
-
-def require_class_sets(channels: int, num_classes: int) -> None:
-    """Refuse channels that cannot be shared out evenly among classes.
-
-    Raises:
-        NetworkError: they cannot.
-    """
-    if channels % num_classes:
-        raise NetworkError(
-            f"{channels} channels cannot be {num_classes} equal sets, one for each class: choose a multiple of "
-            f"{num_classes}, such as {max(1, round(channels / num_classes)) * num_classes}."
-        )

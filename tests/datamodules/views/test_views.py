@@ -1,9 +1,11 @@
 """Views in the data modules: which pairs training gets, when, and what is refused."""
 
+import numpy as np
 import pytest
 import torch
 from fake_data import write_data_set
 from lightly.transforms import DINOTransform, SimCLRTransform
+from PIL import Image
 
 from datamodules.augment import Augment, normalise
 from datamodules.base import ImageDataModule
@@ -13,7 +15,7 @@ from datamodules.images import MemoryImages
 from datamodules.views.batched import translate
 from datamodules.views.colour import Blur, Gray, Solarize
 from datamodules.views.pairs import DevicePairs, PairedImages
-from datamodules.views.transforms import BarlowTwinsViews, SimCLRViews, VICRegViews, Views
+from datamodules.views.transforms import BarlowTwinsViews, ShiftedViews, SimCLRViews, VICRegViews, Views
 from experiments.measure.workbench import RandomImages
 
 TRAIN, TEST = 93, 30
@@ -306,3 +308,27 @@ def test_recipes_are_those_of_the_papers(recipe, jitter, blurs, solarizes):
         assert widths(operations["Jitter"]) == pytest.approx([width / 2 for width in jitter])
         assert operations["Gray"] == Gray(0.1)
         assert (operations["Crop"].scale, operations["Crop"].flip) == ((0.6, 1.0), 0.3)
+
+
+def test_shifted_views_show_the_image_up_to_so_many_pixels_away():
+    torch.manual_seed(0)
+    image = np.zeros((9, 9), np.uint8)
+    image[3:6, 3:6] = np.arange(1, 10).reshape(3, 3) * 25
+    views = ShiftedViews(9, pixels=2)
+    found = set()
+    for _ in range(300):
+        a, b = views(Image.fromarray(image))
+        for view in (a, b):
+            rows, columns = (view[0] > 0).nonzero(as_tuple=True)
+            top, left = int(rows.min()), int(columns.min())
+            shown = (view[0, top : top + 3, left : left + 3] * 255).round()
+            assert torch.equal(shown, torch.from_numpy(image[3:6, 3:6]).float())
+            found.add((top - 3, left - 3))
+    assert found == {(row, column) for row in range(-2, 3) for column in range(-2, 3)}
+
+
+def test_both_views_are_shifted_apart():
+    torch.manual_seed(0)
+    image = Image.fromarray(np.eye(9, dtype=np.uint8) * 255)
+    pairs = [ShiftedViews(9)(image) for _ in range(20)]
+    assert sum(not torch.equal(a, b) for a, b in pairs) > 10

@@ -25,6 +25,7 @@ from losses.errors import UsageError
 from losses.processes import Sharing
 from losses.winners import WinnerTakeAll
 from models.methods.blockwise_ssl import BlockwiseSSL
+from models.methods.channel_goodness import ChannelGoodness
 from models.methods.decoupled_greedy import DecoupledGreedy
 from models.methods.forward_forward import ForwardForward
 from models.methods.forward_forward_hybrids import ForwardForwardHybrids
@@ -33,13 +34,16 @@ from models.methods.layerwise import Layerwise
 from models.methods.loco import LoCo
 from models.methods.neuron_groups import NeuronGroups
 from models.methods.predsim import PredSim
+from models.methods.self_contrastive_forward_forward import SelfContrastive
 from models.methods.self_defined_target import SelfDefinedTarget
 from models.methods.unsupervised_forward_forward import UnsupervisedForwardForward
+from models.networks.goodness_vgg import GoodnessVGG
 from models.networks.heads.cells import AdversarialCell
 from models.networks.heads.classifiers import LinearHead
 from models.networks.heads.embeddings import BiasFreeProjector
 from models.networks.layers.labels import AppendedLabel
 from models.networks.mlp import MLP
+from models.networks.pair_layers import PairCNN, PairConv, PairMLP
 from models.networks.vgg import VGG
 
 STEPS = 5
@@ -68,6 +72,11 @@ METHODS = {
     ),
     "wrong labels": partial(made, ForwardForward, layers, num_blocks=3, negatives="uniform", label=AppendedLabel),
     "hybrids": partial(made, ForwardForwardHybrids, layers, num_blocks=3),
+    "channels' goodness": partial(made, ChannelGoodness, partial(GoodnessVGG, plan=(10, "M", 20, 20)), num_blocks=3),
+    "self-contrastive": partial(made, SelfContrastive, partial(PairMLP, hidden=[12, 10, 8])),
+    "self-contrastive, paired anew": partial(
+        made, SelfContrastive, partial(PairCNN, layers=[PairConv(8), PairConv(8), PairConv(8)])
+    ),
     "Barlow Twins": partial(made, BlockwiseSSL, vgg, num_blocks=3, **without_labels),
     "VICReg": partial(made, BlockwiseSSL, vgg, num_blocks=3, loss=lightly.loss.VICRegLoss, **without_labels),
 }

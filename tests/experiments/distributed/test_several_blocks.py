@@ -22,6 +22,7 @@ from losses import SubsampledNTXent
 from losses.processes import gathered
 from losses.winners import WinnerTakeAll
 from models.methods.blockwise_ssl import BlockwiseSSL
+from models.methods.channel_goodness import ChannelGoodness
 from models.methods.decoupled_greedy import DecoupledGreedy
 from models.methods.forward_forward import ForwardForward
 from models.methods.layerwise import Layerwise
@@ -30,6 +31,7 @@ from models.methods.neuron_groups import NeuronGroups
 from models.methods.predsim import PredSim
 from models.methods.self_defined_target import SelfDefinedTarget
 from models.methods.unsupervised_forward_forward import UnsupervisedForwardForward
+from models.networks.goodness_vgg import GoodnessVGG
 from models.networks.heads.cells import AdversarialCell
 from models.networks.heads.classifiers import LinearHead
 from models.networks.heads.embeddings import BiasFreeProjector
@@ -82,6 +84,7 @@ METHODS = {
         made, UnsupervisedForwardForward, num_blocks=3, cell=AdversarialCell, optimizer=partial(AdamW, lr=1e-3)
     ),
     "wrong labels": partial(made, NextLabels, layers, num_blocks=3, negatives="uniform", label=AppendedLabel),
+    "channels' goodness": partial(made, ChannelGoodness, partial(GoodnessVGG, plan=(10, "M", 20, 20)), num_blocks=2),
     "SimCLR": without_labels(BlockwiseSSL, lightly.loss.NTXentLoss),
     "SimCLR, gathered by lightly": without_labels(
         BlockwiseSSL, partial(lightly.loss.NTXentLoss, gather_distributed=True)
