@@ -25,9 +25,8 @@ from typing_extensions import override
 
 from losses.errors import NetworkError, UsageError
 from losses.self_contrastive import neighbour, self_contrastive_loss, separated, standardised, unit_goodness
-from models.local_learning import LocalLearning, pooled
+from models.local_learning import LocalLearning, concatenated, pooled
 from models.method import LabelledImages
-from models.methods.unsupervised_forward_forward import concatenated
 from models.networks.chain import NetworkCallable
 from models.networks.cut import Cut, cut_chain
 from models.networks.pair_layers import Activity, PairLayer, PairMLP, Pairs
@@ -63,7 +62,7 @@ class SelfContrastive(LocalLearning):
     negative one has another image's second half: of the image so many places on, a number drawn anew for each batch and
     layer. Several processes pair the images of each apart.
 
-    Logged per block in training: ``loss``, ``goodness_positive``, ``goodness_negative`` and ``separated`` (share of
+    Logged per block in training: ``loss``, ``positive_goodness``, ``negative_goodness`` and ``separation`` (share of
     goodnesses on their side of the thresholds).
 
     Args:
@@ -160,9 +159,9 @@ class SelfContrastive(LocalLearning):
         rule, z = self.rules[k], features.preactivations
         positive, negative = unit_goodness(z.to(torch.promote_types(z.dtype, torch.float32))).chunk(2)
         if self.logs_this_step:
-            self.record(k, "goodness_positive", positive.detach().mean())
-            self.record(k, "goodness_negative", negative.detach().mean())
-            self.record(k, "separated", separated(positive, negative, rule.above, rule.below))
+            self.record(k, "positive_goodness", positive.detach().mean())
+            self.record(k, "negative_goodness", negative.detach().mean())
+            self.record(k, "separation", separated(positive, negative, rule.above, rule.below))
         return self_contrastive_loss(positive, negative, rule.above, rule.below, rule.penalty)
 
     @override

@@ -240,8 +240,8 @@ def test_goodness_tells_pairs_apart_and_is_logged(tmp_path):
 
     train(model, tmp_path, images(), [Look()], max_epochs=4, limit_train_batches=1.0, log_every_n_steps=1)
     first, last = (found[k] for k in (1, -1))  # none before the first
-    for name in ("goodness_positive", "goodness_negative", "separated", "loss"):
+    for name in ("positive_goodness", "negative_goodness", "separation", "loss"):
         assert f"train/block1/{name}" in last
-    assert last["train/block1/goodness_positive"] > last["train/block1/goodness_negative"]
-    assert last["train/block1/separated"] > max(0.7, first["train/block1/separated"])
+    assert last["train/block1/positive_goodness"] > last["train/block1/negative_goodness"]
+    assert last["train/block1/separation"] > max(0.7, first["train/block1/separation"])
     assert last["train/block1/loss"] < first["train/block1/loss"]
