@@ -90,6 +90,7 @@ def data():
 
 
 def fit(make, folder, name, callbacks=(), **options):
+    os.environ.pop("PL_GLOBAL_SEED", None)  # of a command in this process: only several processes begin with it again
     model = make()
     last = ModelCheckpoint(folder, name, save_on_train_epoch_end=True)
     options = {"limit_train_batches": 1.0, "enable_checkpointing": True, "use_distributed_sampler": False} | options
