@@ -152,6 +152,7 @@ class Trainer(L.Trainer):
         label_shares: list[Share] = [1.0],  # noqa: B006 (never changed; help shows it)
         association: bool = False,
         standardise: bool = False,
+        shared: bool = True,
         supervised_epochs: NonNegativeInt = 0,
     ) -> None:
         """Linear probe and kNN on the frozen features of every block of a run.
@@ -184,6 +185,7 @@ class Trainer(L.Trainer):
             association: also let every output stand for the class whose images it answers most, which trains nothing.
             standardise: give linear classifiers features with mean 0 and standard deviation 1 over
                 the training images, each feature by itself; it can change which features look best.
+            shared: also train one linear classifier for the features of all widths of a network that has several.
             supervised_epochs: also train the same network with labels, end to end, for so many epochs.
         """
         protocol = Protocol(
@@ -203,6 +205,7 @@ class Trainer(L.Trainer):
             label_shares=label_shares,
             association=association,
             standardise=standardise,
+            shared=shared,
         )
         controls = random, reestimate_batch_norm, supervised_epochs
         run = partial(probe_run, model, datamodule, self, Path(checkpoint), protocol, blocks, *controls)

@@ -47,6 +47,22 @@ class LabelledImages(Protocol):
         """The block that goes on, and what it reads, if those before it have learned from the batch elsewhere."""
 
 
+def view_pairs(batch: LabelledImages) -> dict[float, tuple[Tensor, Tensor]]:
+    """A batch's pairs of views, ``(B, C, H, W)`` each, by their strength, weakest first.
+
+    Raises:
+        UsageError: there are none, or of one image only.
+    """
+    if not batch.views:
+        raise UsageError(
+            "Self-supervised blocks learn from pairs of views: give the data views, for example "
+            "--data.views.transform datamodules.SimCLRViews."
+        )
+    if len(batch.labels) < 2:
+        raise UsageError("Pairs of views of one image have nothing to differ from: batches hold at least 2.")
+    return {strength: (a, b) for strength, a, b in batch.views}
+
+
 class Method(L.LightningModule):
     """A way to train a network of blocks on images.
 
@@ -111,6 +127,14 @@ class Method(L.LightningModule):
             last: number of the last block to compute, from 1; by default all K.
         """
         raise NotImplementedError(f"{type(self).__name__} does not say what its blocks' features are.")
+
+    @property
+    def nested_features(self) -> Sequence[str]:
+        """Kinds of :meth:`block_features` whose channels are the first of the widest one's, which comes first; or none.
+
+        One linear classifier can read all of them.
+        """
+        return ()
 
     def block_logits(self, images: Tensor) -> dict[str, Tensor]:
         """Name of each block that predicts → its logits ``(B, classes)``, in order; the last are the model's."""

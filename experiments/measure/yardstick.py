@@ -10,6 +10,7 @@ from models.methods.backprop import Backprop
 from models.methods.blockwise_ssl import BlockwiseSSL
 from models.methods.self_contrastive_forward_forward import SelfContrastive
 from models.methods.self_defined_target import SelfDefinedTarget
+from models.methods.slimclr import SlimCLR
 from models.methods.unsupervised_forward_forward import UnsupervisedForwardForward
 from models.networks.heads.pooling import GlobalPooling
 from models.networks.memory.checkpointed import Checkpointed
@@ -107,3 +108,18 @@ def _(model: SelfContrastive, checkpoint_segments: int = 0) -> LocalLearning:
     """Backpropagation of labels through the same layers: nothing of the method is end to end."""
     options = {"optimizer": model.rules[0].optimizer or model.make_optimizer}
     return Backprop(model.make_network, model.image_shape, model.num_classes, checkpoint_segments, **options)
+
+
+@end_to_end.register
+def _(model: SlimCLR, checkpoint_segments: int = 0) -> LocalLearning:
+    """The whole network alone."""
+    whole = SlimCLR(
+        model.make_network,
+        model.image_shape,
+        model.num_classes,
+        widths=(1.0,),
+        contrast=model.make_contrast,
+        projector=model.make_projector,
+        optimizer=model.make_optimizer,
+    )
+    return _checkpointed(whole, checkpoint_segments)

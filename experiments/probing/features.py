@@ -40,6 +40,10 @@ class Features:
     def __getitem__(self, rows: slice | Tensor) -> "Features":
         return Features({kind: values[rows] for kind, values in self.kinds.items()}, self.labels[rows])
 
+    def only(self, kinds: Sequence[str]) -> "Features":
+        """Those of some kinds."""
+        return Features({kind: self.kinds[kind] for kind in kinds}, self.labels)
+
     def labelled(self, share: float, held_out: int, seed: int) -> "tuple[Features, Features, Features]":
         """Those to learn from, those held out, and both, if a share has labels: drawn class by class, in their order.
 
@@ -280,6 +284,16 @@ def block_reader(model: Method, blocks: Sequence[int]) -> Compute:
         return {kind: values for kind, values in found.items() if kind.partition("/")[0] in wanted}
 
     return compute
+
+
+def of_kinds(compute: Compute, kinds: Sequence[str]) -> Compute:
+    """What computes some kinds of features alone."""
+
+    def computed(images: Tensor) -> dict[str, Tensor]:
+        found = compute(images)
+        return {kind: found[kind] for kind in kinds}
+
+    return computed
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR
+from typing_extensions import override
 
 from experiments.probing.features import Examples, Features
 from experiments.probing.protocol import Protocol
@@ -91,10 +92,19 @@ class LinearProbe:
 
     def _logits(self, kind: str, features: Tensor) -> Tensor:
         """``(B, learning rates, classes)``."""
-        weight = torch.cat([head.weight for head in self.heads[kind]])
-        bias = torch.cat([head.bias for head in self.heads[kind]])
+        weight, bias = self._weights(kind, features.shape[1])
         logits = F.linear(features.to(self._device), weight, bias).unflatten(1, (len(self.rates[kind]), -1))
         return logits.sigmoid() if self._protocol.sigmoid else logits
+
+    def _weights(self, kind: str, width: int) -> tuple[Tensor, Tensor]:
+        """Of all heads that read features so wide, one above the other: ``(rates · classes, d)``, and biases."""
+        heads = self.heads[kind]
+        return torch.cat([head.weight for head in heads]), torch.cat([head.bias for head in heads])
+
+    @staticmethod
+    def best(accuracies: Mapping[str, Sequence[float]]) -> dict[str, int]:
+        """Kind → place of its best learning rate, by the accuracies with each."""
+        return {kind: list(top1).index(max(top1)) for kind, top1 in accuracies.items()}
 
     @torch.no_grad()
     def accuracy(self, features: Features, top: int = 1) -> dict[str, list[float]]:
@@ -108,6 +118,33 @@ class LinearProbe:
         return {kind: (count / len(features)).tolist() for kind, count in right.items()}
 
 
+class SharedProbe(LinearProbe):
+    """One linear head that all kinds of features share: each is read by the first columns of the widest one's.
+
+    It learns from the sum of all their losses, and has one learning rate for them; arguments as of
+    :class:`LinearProbe`, the rates of all kinds being the same. S. Zhao et al., IJCV 2024: least squares on some of the
+    features are the first columns of those on all only if these features are uncorrelated with the others.
+    """
+
+    def __init__(self, widths: Mapping[str, int], *options: Any) -> None:
+        super().__init__(widths, *options)
+        widest = max(widths, key=lambda kind: widths[kind])
+        self.heads = {widest: self.heads[widest]}
+
+    @override
+    def _weights(self, kind: str, width: int) -> tuple[Tensor, Tensor]:
+        [widest] = self.heads
+        weight, bias = super()._weights(widest, width)
+        return weight[:, :width], bias
+
+    @staticmethod
+    @override
+    def best(accuracies: Mapping[str, Sequence[float]]) -> dict[str, int]:
+        """The same for all: with the best mean accuracy."""
+        sums = [sum(top1) for top1 in zip(*accuracies.values(), strict=True)]
+        return dict.fromkeys(accuracies, sums.index(max(sums)))
+
+
 def fit_linear(
     train: Examples,
     known: Examples,
@@ -116,6 +153,7 @@ def fit_linear(
     protocol: Protocol,
     device: torch.device,
     after_epoch: Callable[[LinearProbe], None] = lambda probe: None,
+    make: type[LinearProbe] = LinearProbe,
 ) -> tuple[LinearProbe, dict[str, float]]:
     """Choose a learning rate per kind of features, train with it.
 
@@ -127,6 +165,7 @@ def fit_linear(
         protocol: how to learn.
         device: where to.
         after_epoch: called with the final classifiers after each of their epochs.
+        make: class of the classifiers.
 
     Returns:
         The classifiers after their last epoch, and kind → the chosen learning rate.
@@ -134,13 +173,13 @@ def fit_linear(
     widths = {kind: values.shape[1] for kind, values in val.kinds.items()}
 
     def begin(rates: Mapping[str, Sequence[float]]) -> LinearProbe:
-        return LinearProbe(widths, rates, num_classes, device, protocol)
+        return make(widths, rates, num_classes, device, protocol)
 
     rates = dict.fromkeys(widths, protocol.learning_rates[0])
     if len(protocol.learning_rates) > 1:
         tried = begin(dict.fromkeys(widths, protocol.learning_rates))
         found = tried.fit(train).accuracy(val)
-        rates = {kind: protocol.learning_rates[top1.index(max(top1))] for kind, top1 in found.items()}
+        rates = {kind: protocol.learning_rates[place] for kind, place in make.best(found).items()}
     linear = begin({kind: [rate] for kind, rate in rates.items()})
     for _ in linear.training(known):
         after_epoch(linear)

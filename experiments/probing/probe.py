@@ -17,9 +17,9 @@ from datamodules.base import ImageDataModule
 from experiments.probing.association import associate
 from experiments.probing.batch_norm import reestimate
 from experiments.probing.corruptions import corrupted_accuracy, corruption_names
-from experiments.probing.features import Examples, Features, Splits, Standardisation, block_reader, draw
+from experiments.probing.features import Examples, Features, Splits, Standardisation, block_reader, draw, of_kinds
 from experiments.probing.knn import knn_classes
-from experiments.probing.linear_probe import LinearProbe, fit_linear
+from experiments.probing.linear_probe import LinearProbe, SharedProbe, fit_linear
 from experiments.probing.probe_results import Findings, record, show
 from experiments.probing.processes import goes_on_alone, shared
 from experiments.probing.protocol import Protocol
@@ -95,7 +95,9 @@ def probe_network(
     for share in protocol.label_shares:
         train, val, both = known.labelled(share, len(splits.val), protocol.seed)
         with findings.timed("linear probes"):
-            examples = splits.augmented(device, compute) if protocol.augment else (train, both)
+            examples: tuple[Examples, Examples] = train, both
+            if protocol.augment:
+                examples = splits.augmented(device, compute)
             linear, found = judge_linearly(examples, val, test, model.num_classes, protocol, device)
         if protocol.corrupted_images:
             with findings.timed("corrupted images"):
@@ -103,6 +105,14 @@ def probe_network(
                 found |= corrupted_accuracy(linear, some, splits, device, compute)
         few = protocol.labels(share)
         findings.metrics |= {f"{prefix}{protocol.linear}{few}/{name}": value for name, value in found.items()}
+        if protocol.shared and len(kinds := model.nested_features) > 1:
+            with findings.timed("shared probe"):
+                examples = train.only(kinds), both.only(kinds)
+                if protocol.augment:
+                    examples = splits.augmented(device, of_kinds(compute, kinds))
+                nested = val.only(kinds), test.only(kinds)
+                _, found = judge_linearly(examples, *nested, model.num_classes, protocol, device, SharedProbe)
+            findings.metrics |= {f"{prefix}{protocol.shared_linear}{few}/{name}": v for name, v in found.items()}
 
 
 def judge_linearly(
@@ -112,6 +122,7 @@ def judge_linearly(
     num_classes: int,
     protocol: Protocol,
     device: torch.device,
+    make: type[LinearProbe] = LinearProbe,
 ) -> tuple[LinearProbe, dict[str, float]]:
     """Fit linear classifiers to examples without and with those for validation; judge them on test images.
 
@@ -125,7 +136,7 @@ def judge_linearly(
         if protocol.best_on_test:
             epochs.append(linear.accuracy(test))
 
-    linear, rates = fit_linear(*examples, val, num_classes, protocol, device, after_epoch)
+    linear, rates = fit_linear(*examples, val, num_classes, protocol, device, after_epoch, make)
     found = {f"{kind}/lr": rate for kind, rate in rates.items()}
     for top in (1, 5) if num_classes > 5 else (1,):
         found |= {f"{kind}/top{top}": share for kind, [share] in linear.accuracy(test, top).items()}

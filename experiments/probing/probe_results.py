@@ -31,14 +31,16 @@ class Findings:
 
 
 _NAME = re.compile(
-    r"(?P<network>\w+/)?(?P<judge>probe_lin|association|knn|effective_rank)[^/]*?(_labels(?P<share>[\d.e-]+))?"
-    r"/block(?P<block>\d+)/(?P<kind>\w+)(?P<figure>/.+)?"
+    r"(?P<network>\w+/)?(?P<judge>probe_lin|probe_shared|association|knn|effective_rank)[^/]*?"
+    r"(_labels(?P<share>[\d.e-]+))?"
+    r"/block(?P<block>\d+)/(?P<kind>[\w.]+)(?P<figure>/.+)?"
 )
 _HEADINGS = {
     "probe_lin/top1": "linear",
     "probe_lin/top5": "top-5",
     "probe_lin/top1_best_on_test": "best on test",
     "probe_lin/corrupted/top1": "corrupted",
+    "probe_shared/top1": "shared",
     "association/top1": "association",
     "association/top1_by_largest": "by the largest",
     "knn/top1": "kNN",

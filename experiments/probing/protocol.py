@@ -36,6 +36,7 @@ class Protocol:
     label_shares: Sequence[float] = (1.0,)
     association: bool = False
     standardise: bool = False
+    shared: bool = True
 
     def __post_init__(self) -> None:
         if not self.learning_rates:
@@ -63,6 +64,11 @@ class Protocol:
             "standardised": self.standardise,
         }
         return "_".join([f"probe_lin{self.epochs}", *(name for name, differs in others.items() if differs)])
+
+    @property
+    def shared_linear(self) -> str:
+        """What metrics call the linear probe that all widths share."""
+        return self.linear.replace("lin", "shared", 1)
 
     def labels(self, share: float) -> str:
         """What metrics add for a share of the labels."""

@@ -28,7 +28,7 @@ from losses import SubsampledNTXent, correlation_parts, largest_deviation, prete
 from losses.errors import UsageError
 from losses.processes import gathered
 from models.local_learning import LocalLearning, TrainingError, pooled
-from models.method import LabelledImages
+from models.method import LabelledImages, view_pairs
 from models.networks.chain import NetworkCallable
 from models.networks.cut import Cut, block_shapes, cut_chain
 from models.networks.heads.embeddings import BiasFreeProjector, EmbeddingHead, ProjectorCallable
@@ -142,14 +142,7 @@ class BlockwiseSSL(LocalLearning):
     @override
     def step_input(self, batch: LabelledImages) -> tuple[int, Any]:
         """The first block; the pairs of views that some block takes, by their strength."""
-        if not batch.views:
-            raise UsageError(
-                "Self-supervised blocks learn from pairs of views: give the data views, for example "
-                "--data.views.transform datamodules.SimCLRViews."
-            )
-        pairs = {strength: (a, b) for strength, a, b in batch.views}
-        if len(batch.labels) < 2:
-            raise UsageError("Pairs of views of one image have nothing to differ from: batches hold at least 2.")
+        pairs = view_pairs(batch)
         self._strengths = self.difficulty.view_strengths(self.num_blocks, list(pairs))
         taken = set(self._strengths[: self.learners.stop])
         return batch.arrived or (0, {strength: pairs[strength] for strength in taken})

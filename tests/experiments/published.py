@@ -81,6 +81,7 @@ def settings(builder: Builder) -> dict[str, Any]:
         "loss": _plain(model.losses[0]) if hasattr(model, "losses") else None,
         "target": _plain(model.targets[0]) if hasattr(model, "targets") else None,
         "rules": dict(enumerate(map(_plain, model.rules), 1)) if hasattr(model, "rules") else None,
+        "contrast": _plain(model.contrast) if hasattr(model, "contrast") else None,
         "noise": _plain(model.noise) if hasattr(model, "noise") else None,
     }
 

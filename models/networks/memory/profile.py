@@ -84,16 +84,16 @@ def profile(
     costs = []
     graphs = []  # keeps every saved tensor alive, so that no storage identity is used twice
     for index, unit in enumerate(units):
-        y, cost = _run(unit, x, convention)
+        y, cost = _run(unit, x, batch_size, convention)
         head = make_head(index, cost.output_shape)
-        out, head_cost = (None, None) if head is None else _run(head, y, convention)
+        out, head_cost = (None, None) if head is None else _run(head, y, batch_size, convention)
         graphs.append((y, out))
         costs.append((cost, head_cost))
         x = y
     return costs
 
 
-def _run(module: nn.Module, x: Tensor, convention: Convention) -> tuple[Any, Cost]:
+def _run(module: nn.Module, x: Any, batch_size: int, convention: Convention) -> tuple[Any, Cost]:
     state = on_meta(module)
     meter = SavedTensorMeter(exclude=state.values())
     elements: list[int] = []
@@ -104,7 +104,7 @@ def _run(module: nn.Module, x: Tensor, convention: Convention) -> tuple[Any, Cos
     operations = counter.macs + (sum(elements) if convention == "published" else 0)
     cost = Cost(
         parameters=sum(p.numel() for p in module.parameters()),
-        forward_macs=operations // x.shape[0],
+        forward_macs=operations // batch_size,
         saved=dict(meter.alive),
         recomputed=_recomputed_bytes(module, x),
         output_shape=tuple(y.shape[1:]),

@@ -1,0 +1,114 @@
+"""The linear probe that all widths of a slimmable network share: against a plain loop, and by command."""
+
+import copy
+
+import pytest
+import torch
+from helpers import CONFIGS, fit, summary
+from torch.nn import functional as F
+from torch.optim import SGD
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from experiments.cli import main
+from experiments.probing.features import Features
+from experiments.probing.linear_probe import LinearProbe, SharedProbe, fit_linear
+from experiments.probing.protocol import Protocol
+
+CPU = torch.device("cpu")
+WIDE, NARROW = "block1/gap", "block1/w0.5"
+
+
+def features(count=120, correlated=True, seed=0):
+    """Four features of which the first two are a narrower network's; the label is theirs and the others' together."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, 4, generator=generator)
+    labels = (x[:, 0] + x[:, 2] > 0).long()
+    if correlated:
+        x[:, 2:] = x[:, 2:] + 2 * x[:, :2]
+    return Features({WIDE: x, NARROW: x[:, :2]}, labels)
+
+
+def shared(*rates, **options):
+    protocol = Protocol(epochs=3, batch_size=32, **options)
+    return SharedProbe({WIDE: 4, NARROW: 2}, {WIDE: rates, NARROW: rates}, 2, CPU, protocol)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.05])
+def test_it_is_one_layer_that_learns_from_the_sum_of_the_losses(decay):
+    known, rates = features(), (0.1, 0.5)
+    joint = shared(*rates, weight_decay=decay)
+    [heads] = joint.heads.values()
+    first = copy.deepcopy(heads[0])
+    joint.fit(known)
+    for row, rate in enumerate(rates):
+        mine = copy.deepcopy(first)
+        optimizer = SGD(mine.parameters(), lr=rate, momentum=0.9, weight_decay=decay)
+        schedule = CosineAnnealingLR(optimizer, 3)
+        generator = torch.Generator().manual_seed(0)
+        torch.empty(2, 4).normal_(generator=generator)  # the weights of both kinds are drawn before
+        torch.empty(2, 2).normal_(generator=generator)
+        for _ in range(3):
+            for batch in known.epoch(32, generator):
+                x = batch.kinds[WIDE]
+                narrow = F.linear(x[:, :2], mine.weight[:, :2], mine.bias)
+                loss = F.cross_entropy(mine(x), batch.labels) + F.cross_entropy(narrow, batch.labels)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            schedule.step()
+        torch.testing.assert_close(heads[row].weight, mine.weight)
+        right = {WIDE: mine(known.kinds[WIDE]), NARROW: F.linear(known.kinds[NARROW], mine.weight[:, :2], mine.bias)}
+        for kind, logits in right.items():
+            expected = (logits.argmax(1) == known.labels).float().mean().item()
+            assert joint.accuracy(known)[kind][row] == pytest.approx(expected)
+
+
+def test_all_widths_have_one_learning_rate_the_best_on_average():
+    found = SharedProbe.best({WIDE: [0.9, 0.8, 0.1], NARROW: [0.1, 0.7, 0.9]})
+    assert found == {WIDE: 1, NARROW: 1}
+    assert LinearProbe.best({WIDE: [0.9, 0.8, 0.1], NARROW: [0.1, 0.7, 0.9]}) == {WIDE: 0, NARROW: 2}
+    known, protocol = features(), Protocol(epochs=1, learning_rates=(0.01, 0.1))
+    probe, rates = fit_linear(known, known, known, 2, protocol, CPU, make=SharedProbe)
+    assert isinstance(probe, SharedProbe)
+    assert len({*rates.values()}) == 1
+
+
+def squares(x, y):
+    """The weights that least squares gives, and the error that they leave."""
+    w = torch.linalg.solve(x.T @ x, x.T @ y)
+    return w, (x @ w - y).square().sum()
+
+
+@pytest.mark.parametrize("correlated", [False, True])
+def test_least_squares_on_the_first_features_are_the_first_rows_only_without_correlation(correlated):
+    torch.manual_seed(0)
+    x = torch.linalg.qr(torch.randn(50, 4, dtype=torch.double)).Q
+    if correlated:
+        x[:, 2:] += x[:, :2]
+    y = torch.randn(50, 3, dtype=torch.double)
+    (whole, error), (narrow, narrow_error) = squares(x, y), squares(x[:, :2], y)
+    assert torch.allclose(whole[:2], narrow) != correlated
+    # One layer for both widths, that of the least sum of both errors.
+    both = torch.cat([x, torch.cat([x[:, :2], torch.zeros(50, 2, dtype=torch.double)], 1)])
+    _, shared_error = squares(both, torch.cat([y, y]))
+    if correlated:
+        assert shared_error > error + narrow_error + 1e-6
+    else:
+        torch.testing.assert_close(shared_error, error + narrow_error)
+
+
+def test_probe_judges_every_width_alone_and_with_one_classifier(tmp_path):
+    options = ("--model.network.plan=[8,M,16]", "--trainer.limit_train_batches=2", "--trainer.accelerator=cpu")
+    folder = fit(tmp_path, "--model.start_epoch=1", *options, config=CONFIGS / "slimclr" / "digits.yaml")
+    before = (folder / "checkpoints" / "last.ckpt").read_bytes()
+    main(["probe", f"--checkpoint={folder}", "--epochs=2", "--k=5"])
+    assert (folder / "checkpoints" / "last.ckpt").read_bytes() == before
+    found = summary(folder)["metrics"]
+    for kind in ("gap", "w0.5", "w0.25"):
+        for judge in ("probe_lin2", "probe_shared2", "knn_k5_t0.1"):
+            assert 0 <= found[f"{judge}/block1/{kind}/top1"] <= 1
+    assert len({found[f"probe_shared2/block1/{kind}/lr"] for kind in ("gap", "w0.5", "w0.25")}) == 1
+    assert "probe_shared2/block1/embedding/top1" not in found
+    assert "knn_k5_t0.1/block1/embedding_w0.25/top1" in found
+    main(["probe", f"--checkpoint={folder}", "--epochs=1", "--k=5", "--shared=false"])
+    assert not any(name.startswith("probe_shared1") for name in summary(folder)["metrics"])
