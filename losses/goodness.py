@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
-from losses.processes import gathered
+from losses.processes import mean_over_processes
 from ranges import PositiveFloat
 
 
@@ -34,8 +34,8 @@ class Goodness:
     temperature: PositiveFloat = 1.0
 
     def of(self, activities: Tensor) -> Tensor:
-        """Goodness ``(B,)`` of activities ``(B, …)``."""
-        squares = activities.flatten(1).square()
+        """Goodness ``(B,)``, float32, of activities ``(B, …)``: sums of squares are too much for half precision."""
+        squares = activities.flatten(1).float().square()
         return squares.sum(1) if self.over == "sum" else squares.mean(1)
 
     def logits(self, goodness: Tensor, units: int) -> Tensor:
@@ -64,7 +64,7 @@ def separation(positive: Tensor, negative: Tensor) -> Tensor:
 
 def unit_length(rows: Tensor) -> Tensor:
     """Rows ``(B, …)`` over the root mean square of each: their goodness is gone, their direction stays."""
-    return F.rms_norm(rows, rows.shape[1:], eps=1e-16)  # a row of zeros stays one
+    return F.rms_norm(rows.float(), rows.shape[1:], eps=1e-16)  # a row of zeros stays one
 
 
 class PeerNormalisation(nn.Module):
@@ -91,15 +91,14 @@ class PeerNormalisation(nn.Module):
 
     @override
     def forward(self, positive: Tensor) -> Tensor:
-        """− weight · Σ_j (mean of all m − m_j) h_j, the mean over the rows; m learns of them first.
+        """− weight · Σ_j (mean of all m − m_j) h_j of the rows' mean h; m learns of it first.
 
         Args:
             positive: activities of the positive rows, ``(B, …)``.
         """
-        rows = positive.flatten(1)
-        self.mean.lerp_(gathered(rows.detach()).mean(0), 1 - self.memory)
-        pull = self.mean.mean() - self.mean
-        return -self.weight * (rows @ pull).mean()
+        activity = positive.flatten(1).float().mean(0)
+        self.mean.lerp_(mean_over_processes(activity.detach()), 1 - self.memory)
+        return -self.weight * (activity * (self.mean.mean() - self.mean)).sum()
 
 
 def wrong_labels(labels: Tensor, logits: Tensor) -> Tensor:

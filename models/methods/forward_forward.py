@@ -99,8 +99,8 @@ class ForwardForward(GoodnessLearning):
     @override
     def block_logits(self, images: Tensor) -> dict[str, Tensor]:
         """``energy``, if blocks that count have learned, and ``final``."""
-        energy = {"energy": self.energies(images)} if self.learned >= self.read_from else {}
-        return energy | super().block_logits(images)
+        final = super().block_logits(images)  # first: what listens to blocks takes the first that it hears
+        return {"energy": self.energies(images), **final} if self.learned >= self.read_from else final
 
     def energies(self, images: Tensor) -> Tensor:
         """Mean square of the activities of those blocks that count and have learned, with each label, ``(B, classes)``.

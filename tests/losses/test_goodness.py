@@ -26,6 +26,15 @@ def test_goodness_by_hand():
     assert Goodness("mean", threshold=2, temperature=0.5).logits(torch.tensor([2.5]), 2).tolist() == [1]
 
 
+def test_halves_are_added_up_in_full_precision():
+    rows = torch.randn(4, 1000).bfloat16()
+    assert torch.equal(Goodness().of(rows), Goodness().of(rows.float()))
+    assert torch.equal(unit_length(rows), unit_length(rows.float()))
+    ours, theirs = PeerNormalisation(1000), PeerNormalisation(1000)
+    assert torch.equal(ours(rows), theirs(rows.float()))
+    assert torch.equal(ours.mean, theirs.mean)
+
+
 @pytest.mark.parametrize("over", ["sum", "mean"])
 def test_rows_of_ones_are_as_likely_positive_as_not(over):
     goodness, rows = Goodness(over), torch.ones(3, 7)
@@ -35,7 +44,7 @@ def test_rows_of_ones_are_as_likely_positive_as_not(over):
 def test_gradient_is_the_published_signal_over_the_batch():
     """(1 − p) h up for positive rows, p h down for negative ones, added up and divided by B."""
     torch.manual_seed(0)
-    x, goodness = torch.randn(10, 4, dtype=torch.float64, requires_grad=True), Goodness()
+    x, goodness = torch.randn(10, 4, requires_grad=True), Goodness()
     h = x.relu()
     logits = goodness.logits(goodness.of(h), 4)
     logistic_loss(*logits.chunk(2)).backward()

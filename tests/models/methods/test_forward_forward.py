@@ -211,7 +211,11 @@ def test_what_listens_to_a_block_hears_images_without_labels_first():
         model.blocks[1].register_forward_hook(lambda block, x, y, heard=heard: heard.append(y.detach()))
         model.update_block = lambda k, loss: None
         model.training_step(batch, 0)
-        torch.testing.assert_close(heard[0], [*model.walk(batch.images)][1].detach())
+        expected = [*model.walk(batch.images)][1].detach()
+        torch.testing.assert_close(heard[0], expected)
+        heard.clear()
+        evaluated(model, batch)
+        torch.testing.assert_close(heard[0], expected)
 
 
 def test_separation_and_goodness_are_logged(tmp_path):
@@ -304,6 +308,19 @@ def test_what_fits_no_block_is_refused():
         made(partial(MLP, hidden=WIDTHS, batch_norm=False, dropout=0.1))
     with pytest.raises(NetworkError, match="AppendedLabel"):
         made(partial(VGG, plan=(8, 8)), (3, 8, 8))
+
+
+def test_a_readout_optimizer_that_cannot_step_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="This optimizer, or its scheduler, cannot train blocks"):
+        train(made(readout_optimizer=partial(Adam, lr=-1.0)), tmp_path, Batches(batches(1)))
+
+
+def test_half_precision_trains(tmp_path):
+    model = made()
+    train(model, tmp_path, Batches(batches(3)), precision="bf16-mixed")
+    assert model.heads[0].mean.dtype == torch.float32
+    assert (model.heads[0].mean != 0.5).any()
+    assert model.monitor == "val/final/top1"
 
 
 def test_blocks_with_hard_negatives_stay_in_one_place():
