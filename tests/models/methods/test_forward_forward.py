@@ -279,9 +279,12 @@ def test_blocks_one_after_the_other(tmp_path):
     train(model, tmp_path, data, max_epochs=4)
     predictions = [{name.partition("/")[0] for name in names if "/top1" in name} for names in evaluations]
     assert predictions == [set(), {"energy"}, {"energy"}, {"energy", "final"}]
+    images, model.learned = batches(1)[0].images, 2  # the third block does not count yet
+    second = [expected_activities(model, with_pixels(images, code))[1] for code in torch.eye(CLASSES)]
+    torch.testing.assert_close(model.energies(images), torch.stack([a.square().mean(1) for a in second], 1))
     model.learned = 3
     with pytest.raises(UsageError, match="read-out has not learned"):
-        model(batches(1)[0].images)
+        model(images)
     assert model.heads[3].weight.any()
 
 
