@@ -90,13 +90,15 @@ def show_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     judged = {"validation": "val/{}top1", "test": "test/{}top1"}
     if not labelled:
         judged = {"online probe, validation": "probe_online/{}gap/top1"}
+    beside = {"final": "final head", "sum": "sum of goodnesses"}
+    whose = next((title for name, title in beside.items() if f"test/{name}/top1" in metrics), "last block")
     predictors = {
         "input": "input/",
         **{f"block {k}": f"block{k}/" for k in range(1, last + 1)},
         f"block {last}, group 1": f"block{last}/group1/",
         "ensemble": "ensemble/",
         "energy of labels": "energy/",
-        f"model ({'final head' if 'test/final/top1' in metrics else 'last block'})": "",
+        f"model ({whose})": "",
     }
     found = {title: [metrics.get(name.format(what)) for name in judged.values()] for title, what in predictors.items()}
     rows = [[title, *(f"{100 * top1:.2f}" for top1 in row)] for title, row in found.items() if None not in row]

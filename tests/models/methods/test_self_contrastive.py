@@ -15,8 +15,10 @@ from training import Recorder, assert_equal_weights, assert_isolated, batches, t
 from datamodules.augment import Augment
 from datamodules.digits import Digits
 from experiments.callbacks.online_probe import OnlineProbe
+from experiments.measure.yardstick import end_to_end
 from losses.errors import NetworkError, UsageError
 from models.methods import self_contrastive_forward_forward as scff
+from models.methods.backprop import Backprop
 from models.methods.self_contrastive_forward_forward import LayerRule, SelfContrastive
 from models.networks.pair_layers import PairCNN, PairConv, PairMLP
 from models.networks.vgg import VGG
@@ -137,6 +139,12 @@ def test_pairs_are_those_of_the_step(batch, shifts):
             one.block_output(1, torch.ones(6, 12))
     assert shifts[::2] == shifts[1::2]
     assert len({*shifts}) == 5
+    of_another_layer = []
+    for step in range(30):
+        model.trainer = SimpleNamespace(global_step=step)
+        model.block_output(0, (batch.images, batch.images))
+        of_another_layer.append(shifts.pop())
+    assert of_another_layer != shifts[::2]
 
 
 def test_one_image_alone_is_refused(batch):
@@ -176,6 +184,20 @@ def test_each_layer_has_its_rule(tmp_path):
     # 5 steps: halved after 2 and 4; 10 steps: after 3, 6 and 9
     rates = [optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers]
     assert rates == pytest.approx([0.1 / 4, 0.5 / 1000])
+
+
+def test_a_layer_s_own_schedule_is_tried_before_training(tmp_path):
+    with pytest.raises(UsageError, match="step_size of StepLR must not be negative"):
+        train(made(rules=[LayerRule(scheduler=partial(StepLR, step_size=-1))]), tmp_path, images())
+
+
+def test_it_is_compared_with_backpropagation_of_its_first_layer_s_optimizer():
+    model = made(rules=[LayerRule(optimizer=partial(AdamW, lr=0.1)), LayerRule()])
+    whole = end_to_end(model)
+    assert isinstance(whole, Backprop)
+    assert isinstance(whole.part_optimizer(0), AdamW)
+    assert isinstance(end_to_end(made()).part_optimizer(0), SGD)
+    assert model.plan().views == 2
 
 
 def test_one_rule_is_all_layers_s():
