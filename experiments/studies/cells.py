@@ -15,7 +15,7 @@ import logging
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -103,11 +103,10 @@ def read(model: Method, data: ImageDataModule, seconds: float = 0.0) -> Result:
     return Result(each, concatenated, without_first, seconds)
 
 
-def results(task: Task, seed: int) -> dict[str, Result]:
-    """Row → what was found, with one seed."""
+def results(task: Task, seed: int, kinds: Sequence[str], controls: bool = True) -> Iterator[tuple[str, Result]]:
+    """Rows and what was found, with one seed: of networks without cells, and of these kinds of cells."""
     data = task.load(seed)
     images, optimizer = (data.image_shape, data.num_classes), partial(AdamW, lr=1e-3, fused=True)
-    found: dict[str, Result] = {}
 
     def cells(network: Callable[..., Chain], cell: CellCallable, **schedule: Any) -> UnsupervisedForwardForward:
         torch.manual_seed(seed)
@@ -117,18 +116,19 @@ def results(task: Task, seed: int) -> dict[str, Result]:
         torch.manual_seed(seed)
         return Backprop(network, *images, optimizer=optimizer)
 
-    found["pixels"] = read(backprop(partial(MLP, hidden=[])), data)
-    for name, network in NETWORKS.items():
-        found[f"{name}, untrained"] = read(cells(network, AutoEncoderCell), data)
+    if controls:
+        yield "pixels", read(backprop(partial(MLP, hidden=[])), data)
+    for name, network in NETWORKS.items() if controls else ():
+        yield f"{name}, untrained", read(cells(network, AutoEncoderCell), data)
         model = backprop(network)
         seconds = trained(model, data, task.epochs)
         [figures] = silent_trainer(accelerator="cpu").test(model, datamodule=data, verbose=False)
-        found[f"{name}, backpropagation"] = Result([100 * figures["test/top1"]], seconds=seconds)
-    for name, (network, cell) in CELLS.items():
+        yield f"{name}, backpropagation", Result([100 * figures["test/top1"]], seconds=seconds)
+    for name in kinds:
+        network, cell = CELLS[name]
         joint, separate = cells(network, cell), cells(network, cell, epochs_per_block=task.epochs)
-        found[f"{name}, joint"] = read(joint, data, trained(joint, data, task.epochs))
-        found[f"{name}, separate"] = read(separate, data, trained(separate, data, 3 * task.epochs))
-    return found
+        yield f"{name}, joint", read(joint, data, trained(joint, data, task.epochs))
+        yield f"{name}, separate", read(separate, data, trained(separate, data, 3 * task.epochs))
 
 
 def cell_of_table(values: Sequence[float | None]) -> str:
@@ -152,23 +152,28 @@ def rows(of_seeds: Sequence[Mapping[str, Result]]) -> list[list[str]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the table, after every seed anew."""
+    """Print each figure as it is found, and the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", choices=[*DATA])
     parser.add_argument("--root", default="data")
     parser.add_argument("--images", type=int, default=8000)
     parser.add_argument("--test_images", type=int, default=5000)
     parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--cells", choices=[*CELLS], nargs="+", default=[*CELLS])
+    parser.add_argument("--without_controls", action="store_true", help="of cells alone")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     options = parser.parse_args(arguments)
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     task = Task(options.data, options.root, options.images, options.test_images, options.epochs)
-    of_seeds = []
+    of_seeds: list[dict[str, Result]] = []
     for seed in options.seeds:
-        of_seeds.append(results(task, seed))
-        print(tables.markdown(HEADINGS, rows(of_seeds)), flush=True)
+        of_seeds.append({})
+        for name, result in results(task, seed, options.cells, not options.without_controls):
+            of_seeds[-1][name] = result
+            print(f"seed {seed}:", *rows([{name: result}])[0], flush=True)
+    print(tables.markdown(HEADINGS, rows(of_seeds)))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from experiments.studies.cells import Result, Task, cell_of_table, read, results, rows, trained
+from experiments.studies.cells import CELLS, Result, Task, cell_of_table, read, results, rows, trained
 from models.methods.unsupervised_forward_forward import UnsupervisedForwardForward
 from models.networks.mlp import MLP
 from models.networks.strided import StridedCNN
@@ -60,7 +60,7 @@ def test_every_row_is_trained_as_it_says_from_the_same_weights(monkeypatch):
     monkeypatch.setattr(torch.nn.Module, "trained_for", 0, raising=False)
     monkeypatch.setattr("experiments.studies.cells.read", read_nothing)
     monkeypatch.setattr("experiments.studies.cells.trained", train_nothing)
-    names = [*results(TASK._replace(epochs=2), 0)]
+    names = [*dict(results(TASK._replace(epochs=2), 0, [*CELLS]))]
     assert names[:3] == ["pixels", "perceptron, untrained", "perceptron, backpropagation"]
     untrained = [row for row in seen if not row[-1]]
     assert len(untrained) == 3
@@ -70,6 +70,10 @@ def test_every_row_is_trained_as_it_says_from_the_same_weights(monkeypatch):
     cells = ["AutoEncoderCell", "DenoisingCell", "AdversarialCell", "AdversarialCell", "AutoEncoderCell"]
     assert [cell for cell, *_ in joint] == [cell for cell, *_ in separate] == cells
     assert joint[-1][1].startswith("StridedCNN")
+    seen.clear()
+    some = dict(results(TASK._replace(epochs=2), 0, ["denoising"], controls=False))
+    assert [*some] == ["denoising, joint", "denoising, separate"]
+    assert len(seen) == 2
 
 
 def test_training_is_timed_and_moves_weights():

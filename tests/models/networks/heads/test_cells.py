@@ -18,6 +18,7 @@ SHAPES = {
     "several halvings": ((8, 4, 4), (3, 32, 32)),
     "one position": ((8, 1, 1), (3, 8, 8)),
     "sides apart": ((8, 4, 8), (3, 8, 8)),
+    "sides far apart": ((8, 2, 8), (3, 8, 8)),
 }
 
 
