@@ -100,6 +100,7 @@ def test_least_squares_on_the_first_features_are_the_first_rows_only_without_cor
 def test_probe_judges_every_width_alone_and_with_one_classifier(tmp_path):
     options = ("--model.network.plan=[8,M,16]", "--trainer.limit_train_batches=2", "--trainer.accelerator=cpu")
     folder = fit(tmp_path, "--model.start_epoch=1", *options, config=CONFIGS / "slimclr" / "digits.yaml")
+    assert (folder / "checkpoints" / "best.ckpt").is_file()
     before = (folder / "checkpoints" / "last.ckpt").read_bytes()
     main(["probe", f"--checkpoint={folder}", "--epochs=2", "--k=5"])
     assert (folder / "checkpoints" / "last.ckpt").read_bytes() == before

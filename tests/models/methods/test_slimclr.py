@@ -114,6 +114,16 @@ def test_without_distillation_and_weights_the_loss_is_the_sum_of_the_widths_loss
     assert 0 <= recorded["w0.25/pretext_top1"] <= 1
 
 
+def test_pretext_accuracy_is_the_share_of_rows_whose_first_entry_is_the_largest():
+    model, recorded = made(), {}
+    model.record = lambda k, name, value: recorded.update({name: value})
+    rows = torch.tensor([[0.9, 0.1, 0.2], [0.3, 0.2, 0.1], [0.2, 0.1, 0.5], [0.8, 0.1, 0.7]])
+    model._cosines = lambda k, width, views, keys: rows if width == 1 else -rows
+    loss_of(model, batch())
+    assert recorded["w1/pretext_top1"] == 0.75
+    assert recorded["w0.5/pretext_top1"] == recorded["w0.25/pretext_top1"] == 0
+
+
 def test_the_scale_of_the_distillation_is_the_square_of_its_temperature_unless_told():
     assert made(distillation_temperature=3.0).distillation_scale == 9
     assert made(distillation_temperature=3.0, distillation_scale=0.5).distillation_scale == 0.5
