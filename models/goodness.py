@@ -156,7 +156,8 @@ class GoodnessLearning(Classifier, LocalLearning):
 
     def handed(self, activities: Tensor) -> Tensor:
         """What the next block reads of a block's activities."""
-        return (unit_length(activities) if self.normalise else activities).detach()
+        activities = activities.detach()
+        return unit_length(activities) if self.normalise else activities
 
     # -- the read-out and its optimizer -------------------------------------------------------
 
