@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from losses.errors import UsageError
 from losses.processes import flat
 
 _AHEAD = 2
@@ -81,8 +82,17 @@ class Outbox:
         self._on_the_way: deque[tuple[list[dist.Work | None], list[Tensor]]] = deque()
 
     def send(self, tree: Any) -> None:
-        """Send a batch, whose tensors must not be changed any more."""
+        """Send a batch, whose tensors must not be changed any more.
+
+        Raises:
+            UsageError: they have different numbers of rows.
+        """
         leaves, spec = tree_flatten(tree)
+        if len(rows := {leaf.shape[:1] for leaf in leaves if isinstance(leaf, Tensor)}) > 1:
+            raise UsageError(
+                "What a block hands on to another process has a row for each image, but here are tensors of "
+                f"{' and '.join(str(*shape) for shape in sorted(rows))} rows: hand on several tensors of a row each."
+            )
         if self._form is None:
             self._announce(Form.of(leaves, spec))
         assert self._form

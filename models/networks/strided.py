@@ -6,8 +6,9 @@ from torch import nn
 
 from losses.errors import NetworkError
 from models.networks.chain import Chain, rectifier
-from models.networks.heads.classifiers import LinearHead
 from ranges import PositiveInt
+
+_GRID = 4  # positions per side that the classifier reads
 
 
 class StridedCNN(Chain):
@@ -41,4 +42,7 @@ class StridedCNN(Chain):
             units[f"conv{i}"] = nn.Sequential(nn.Conv2d(read, written, 3, stride, padding=1), rectifier())
             read, sides = written, [-(-side // stride) for side in sides]
         name = "-".join(["StridedCNN", *map(str, channels)])
-        super().__init__(units, LinearHead((read, *sides), num_classes, (4, 4)), image_shape, name)
+        rows, columns = (min(side, _GRID) for side in sides)
+        linear = nn.Linear(read * rows * columns, num_classes)
+        classifier = nn.Sequential(nn.AdaptiveAvgPool2d((rows, columns)), nn.Flatten(), linear)
+        super().__init__(units, classifier, image_shape, name)
