@@ -22,7 +22,7 @@ def test_config_runs(config, tmp_path, monkeypatch):
     options = ["--trainer.devices=1", "--trainer.fast_dev_run=true", "--trainer.accelerator=cpu", "--data.batch_size=2"]
     if data in WRITERS:
         options += [f"--data.root={write_data_set(data, tmp_path, monkeypatch)}", "--data.num_workers=0"]
-    if "labels" in asked["init_args"]:
+    if "labels" in asked.get("init_args", {}):
         options += ["--data.labels=20"]
     if data == "ImageNet":
         options += ["--data.image_size=64", "--data.validation=0.2"]

@@ -21,6 +21,7 @@ BRIEF = ("--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--trainer
 QUICK = (*BRIEF, "--trainer.limit_test_batches=1", "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu")
 OPTIONS = {
     "closed_form": ("--trainer.max_epochs=2", "--model.widths=[20]"),
+    "self_contrastive": ("--model.epochs_per_block=1", "--trainer.max_epochs=2"),
     "layerwise": ("--model.units_per_block=3", "--model.epochs_per_block=1", "--trainer.max_epochs=2"),
 }
 METHODS = sorted({path.parent.name for path in CONFIGS.glob("*/digits.yaml")} - {"communication", "probe"})

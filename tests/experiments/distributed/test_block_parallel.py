@@ -16,6 +16,7 @@ from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import StepLR
 from training import Batches, assert_same, batches, made, train
 
+from datamodules.batch import Batch
 from experiments.cli import main
 from experiments.distributed import block_parallel
 from experiments.distributed.block_parallel import BlockParallel
@@ -86,7 +87,8 @@ def data():
     """Five batches, the last of them smaller."""
     *whole, last = batches(STEPS)
     ((strength, a, b),) = last.views
-    return [*whole, last._replace(images=last.images[:4], labels=last.labels[:4], views=((strength, a[:4], b[:4]),))]
+    smaller = Batch(last.images[:4], last.labels[:4], ((strength, a[:4], b[:4]),), last.indices[:4])
+    return [*whole, smaller]
 
 
 def fit(make, folder, name, callbacks=(), **options):

@@ -132,7 +132,8 @@ def test_a_command_trains_and_tests_as_one_process(several, tmp_path):
     assert ours["test/top1"] == pytest.approx(theirs["test/top1"], abs=0.01)
     assert ours["val/block2/loss"] == pytest.approx(theirs["val/block2/loss"], rel=1e-3)
     entropies = {name: value for name, value in theirs.items() if re.match("entropy/(?!total)", name)}
-    assert entropies == pytest.approx({name: ours[name] for name in entropies}, rel=1e-3)  # of whole weights alone
+    # Of whole weights alone. Rounding moves a weight or two into another bin, by 0.01 bits each.
+    assert entropies == pytest.approx({name: ours[name] for name in entropies}, abs=0.02)
 
 
 def test_features_and_predictions_travel_and_no_gradient(several):
