@@ -8,7 +8,7 @@ from models.goodness import GoodnessLearning
 from models.local_learning import LocalLearning
 from models.methods.backprop import Backprop
 from models.methods.blockwise_ssl import BlockwiseSSL
-from models.methods.self_contrastive_forward_forward import SelfContrastive
+from models.methods.self_contrastive import SelfContrastive
 from models.methods.self_defined_target import SelfDefinedTarget
 from models.methods.slimclr import SlimCLR
 from models.methods.unsupervised_forward_forward import UnsupervisedForwardForward

@@ -35,7 +35,7 @@ from models.methods.layerwise import Layerwise
 from models.methods.loco import LoCo
 from models.methods.neuron_groups import NeuronGroups
 from models.methods.predsim import PredSim
-from models.methods.self_contrastive_forward_forward import SelfContrastive
+from models.methods.self_contrastive import SelfContrastive
 from models.methods.self_defined_target import SelfDefinedTarget
 from models.methods.unsupervised_forward_forward import UnsupervisedForwardForward
 from models.networks.goodness_vgg import GoodnessVGG

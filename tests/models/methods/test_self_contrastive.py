@@ -17,9 +17,9 @@ from datamodules.digits import Digits
 from experiments.callbacks.online_probe import OnlineProbe
 from experiments.measure.yardstick import end_to_end
 from losses.errors import NetworkError, UsageError
-from models.methods import self_contrastive_forward_forward as scff
+from models.methods import self_contrastive as scff
 from models.methods.backprop import Backprop
-from models.methods.self_contrastive_forward_forward import LayerRule, SelfContrastive
+from models.methods.self_contrastive import LayerRule, SelfContrastive
 from models.networks.pair_layers import PairCNN, PairConv, PairMLP
 from models.networks.vgg import VGG
 
