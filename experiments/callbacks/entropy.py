@@ -32,7 +32,8 @@ class Entropy(L.Callback):
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log the initial weights."""
+        """Log the initial weights. A run that goes on within an epoch has an update of it to come, too."""
+        self.on_train_epoch_start(trainer, pl_module)
         if trainer.global_step == 0:
             metrics = _logged({name: _of_weights(weight) for name, weight in weights_of(pl_module).items()}, pl_module)
             for logger in trainer.loggers:

@@ -44,6 +44,7 @@ class Meter(L.Callback):
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._tick = time.perf_counter()
+        self._images, self._start = 0, None  # one that goes on within an epoch does not begin it
 
     @override
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

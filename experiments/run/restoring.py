@@ -1,7 +1,7 @@
 """What a run goes on from is put back in its places; faults of that name the checkpoint."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +29,26 @@ class Restoring(_CheckpointConnector):
         """Restore loops, optimizers and schedules; what an optimizer remembers of a weight has its shape, or less.
 
         Raises:
-            RunError: the checkpoint lacks something, or something in it is strange.
+            RunError: the checkpoint lacks something, or something in it is strange, or an epoch would have no end.
         """
         with self._faults_told():
-            super().restore_training_state()
             restored = self._loaded_checkpoint and self.trainer.state.fn == TrainerFn.FITTING
+            if restored:
+                self._require_an_epochs_end(self._loaded_checkpoint["loops"]["fit_loop"])
+            super().restore_training_state()
             for optimizer in self.trainer.optimizers if restored else ():
                 for weight, remembered in optimizer.state.items():
                     for value in filter(torch.is_tensor, remembered.values()):
                         value.expand_as(weight)
+
+    def _require_an_epochs_end(self, loop: Mapping[str, Any]) -> None:
+        """See that no epoch was cut off behind its last batch: Lightning would go on without what comes at its end."""
+        epoch = loop["epoch_progress"]["current"]
+        if loop["epoch_loop.batch_progress"]["is_last_batch"] and epoch["processed"] < epoch["ready"]:
+            raise RunError(
+                f"The checkpoint {self._ckpt_path} was saved behind the last batch of an epoch and before its end, at "
+                "which schedules step: go on from a last.ckpt, or from one that was saved at another step."
+            )
 
     @contextlib.contextmanager
     def _faults_told(self) -> Iterator[None]:

@@ -1,5 +1,6 @@
 """Neuron groups on processes of their own train as in one process: features and predictions are all they exchange."""
 
+import csv
 import os
 import re
 from copy import deepcopy
@@ -131,9 +132,23 @@ def test_a_command_trains_and_tests_as_one_process(several, tmp_path):
     ours, theirs = (summary(folder / "run")["metrics"] for folder in (tmp_path, several))
     assert ours["test/top1"] == pytest.approx(theirs["test/top1"], abs=0.01)
     assert ours["val/block2/loss"] == pytest.approx(theirs["val/block2/loss"], rel=1e-3)
-    entropies = {name: value for name, value in theirs.items() if re.match("entropy/(?!total)", name)}
-    # Of whole weights alone. Rounding moves a weight or two into another bin, by 0.01 bits each.
-    assert entropies == pytest.approx({name: ours[name] for name in entropies}, abs=0.02)
+    # Entropies are of whole weights alone. Updates of the second epoch are left out: rounding has grown by then, and
+    # one that is moved into another bin changes a small tensor's entropy by more.
+    ours, theirs = (first_entropies(folder / "run") for folder in (tmp_path, several))
+    assert theirs == pytest.approx({name: ours[name] for name in theirs}, rel=1e-4)
+    ours, theirs = (summary(folder / "run")["metrics"] for folder in (tmp_path, several))
+    entropies = {name: value for name, value in theirs.items() if re.match("entropy/(?!total)(?!.*update)", name)}
+    assert entropies == pytest.approx({name: ours[name] for name in entropies}, rel=1e-3)
+
+
+def first_entropies(run):
+    """Those that a run's first epoch has logged."""
+    with (run / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["epoch"] == "0"]
+    named = [(name, value) for row in rows for name, value in row.items() if re.match("entropy/(?!total)", name)]
+    found = {name: float(value) for name, value in named if value}
+    assert len(found) > 60
+    return found
 
 
 def test_features_and_predictions_travel_and_no_gradient(several):

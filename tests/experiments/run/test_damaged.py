@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 import yaml
-from helpers import SMALL, fault, fit
+from helpers import DIGITS, SMALL, fault, fit
 
 from experiments.cli import main
 from experiments.run.errors import RunError
@@ -149,3 +149,25 @@ def test_a_resume_beside_a_damaged_configuration_is_told_what_to_do(copied, tmp_
     assert f"{copied}/config.yaml is damaged (it is list, not a mapping). Mend or remove it" in capsys.readouterr().err
     (copied / "config.yaml").unlink()
     assert yaml.safe_load((fit(tmp_path, *line) / "config.yaml").read_text())["trainer"]["max_epochs"] == 3
+
+
+@pytest.mark.parametrize(("step", "refused"), [(2, True), (3, False)])
+def test_an_epoch_that_would_have_no_end_is_not_gone_on_from(step, refused, tmp_path, capsys):
+    """Saved behind the second batch of two, before schedules step; behind the first of the second epoch."""
+    command = ("fit", f"--config={DIGITS}", *SMALL, f"--runs={tmp_path}", "--trainer.max_epochs=2", *QUICK[1:])
+    command += ("--trainer.limit_train_batches=2", "--trainer.callbacks+=Entropy")
+    saving = (
+        "ModelCheckpoint",
+        f"dirpath={tmp_path}",
+        f"every_n_train_steps={step}",
+        "save_top_k=-1",
+        "save_weights_only=false",
+    )
+    kept = [f"--trainer.callbacks{'.' if '=' in option else '+='}{option}" for option in saving]
+    main([*command, "--name=one", *kept])
+    [file] = tmp_path.glob(f"*step={step}.ckpt")
+    again = (*command, "--name=other", f"--ckpt_path={file}")
+    if refused:
+        assert f"{file} was saved behind the last batch of an epoch and before its end" in fault(capsys, *again)
+    else:
+        main([*again])

@@ -92,10 +92,9 @@ def test_half_precision_is_as_near_to_the_exact_gradients_as_the_plain_module(ta
         (y, expected), (z, found) = (gradients(module, maps(dtype=torch.float32)) for module in (plain, ours))
     assert z.dtype == y.dtype
     torch.testing.assert_close(z, y, rtol=0, atol=0)
+    torch.testing.assert_close(found[0], expected[0], rtol=0.02, atol=0.02 * float(expected[0].abs().max()))
     for one, other, true in zip(found, expected, exact, strict=True):
-        error, usual = (float((gradient - true).norm() / true.norm()) for gradient in (one, other))
-        assert error < 1.5 * usual + 0.01
-        assert usual < 0.1
+        assert (one - true).norm() <= 1.1 * (other - true).norm()
 
 
 def test_a_map_that_varies_not_and_one_image():
