@@ -1,5 +1,6 @@
 """Equilibrium propagation: its update against formulas and against backpropagation through the settling."""
 
+from dataclasses import fields
 from functools import partial
 
 import pytest
@@ -15,6 +16,7 @@ from losses.winners import WinnerTakeAll
 from models.methods.equilibrium_propagation import EquilibriumPropagation
 from models.networks.mlp import MLP
 from models.networks.vgg import VGG
+from models.parts.settling import Settling, drawn_masks
 
 
 def layers(*hidden, **options):
@@ -24,7 +26,8 @@ def layers(*hidden, **options):
 def made(network, image_shape=(1, 8, 8), **options):
     torch.manual_seed(0)
     rule = options.pop("target", {"winners": 2})
-    options = {"outputs": 20, "init_gain": 0.5, "optimizer": partial(SGD, lr=0.05), **options}
+    phases = Settling(**{f.name: options.pop(f.name) for f in fields(Settling) if f.name in options})
+    options = {"outputs": 20, "init_gain": 0.5, "optimizer": partial(SGD, lr=0.05), "settling": phases, **options}
     return EquilibriumPropagation(network, image_shape, 10, target=partial(WinnerTakeAll, **rule), **options)
 
 
@@ -36,6 +39,12 @@ def interior(model):
     return model.double()
 
 
+def masks_of(model, x):
+    """Of pixels, units and outputs, as a step draws them."""
+    masks = drawn_masks((model.blocks[0], model.heads[0]), x)
+    return [*masks, model.target(0).mask(x.new_empty(len(x), model.outputs))]
+
+
 def gradients(model, x):
     model.local_loss(0, model.block_output(0, x), Batch(x, torch.zeros(len(x)))).backward()
     found = [parameter.grad for parameter in model.parameters()]
@@ -45,8 +54,7 @@ def gradients(model, x):
 
 @pytest.mark.parametrize(("beta", "factor"), [(0.2, 0.780), (-0.2, 1.031)])
 def test_the_update_of_one_layer_is_that_of_the_formula(beta, factor):
-    model, x = interior(made(layers(), free_steps=200)), torch.rand(5, 1, 4, 16).double()
-    model.beta = beta if model.nudging == "random_sign" else 0
+    model, x = interior(made(layers(), free_steps=200, beta=beta)), torch.rand(5, 1, 4, 16).double()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "randint", lambda *_: torch.tensor(0))  # the sign is +
         weight, bias = gradients(model, x)
@@ -60,8 +68,7 @@ def test_the_update_of_one_layer_is_that_of_the_formula(beta, factor):
 
 def through_time(model, x, target):
     """Gradient of ½ ‖y − T‖² / B through all the settling."""
-    rest = [x.new_zeros(len(x), layer.out_features) for layer in model.layers]
-    y = model.settle(x, rest, [torch.ones_like(s) for s in rest], 300)[-1]
+    y = model.settling.free(model.layers, x)[-1]
     return torch.autograd.grad((y - target).square().sum() / 2 / len(x), [*model.parameters()])
 
 
@@ -70,9 +77,8 @@ def test_towards_small_nudges_the_update_is_that_of_backpropagation(nudging):
     x, distances = torch.rand(4, 1, 8, 8).double(), []
     for beta in (0.1, 0.01, 0.001):
         model = interior(made(layers(12, 16), free_steps=300, nudged_steps=300, beta=beta, nudging=nudging))
-        rest = [x.new_zeros(4, layer.out_features) for layer in model.layers]
         with torch.no_grad():
-            y = model.settle(x.flatten(1), rest, [torch.ones_like(s) for s in rest], 300)[-1]
+            y = model.settling.free(model.layers, x.flatten(1))[-1]
         target = WinnerTakeAll(20, winners=2).double()(y, torch.ones_like(y))
         theirs = through_time(model, x.flatten(1), target)
         pairs = zip(gradients(model, x), theirs, strict=True)
@@ -83,9 +89,8 @@ def test_towards_small_nudges_the_update_is_that_of_backpropagation(nudging):
 
 
 def test_states_settle_at_what_draws_them():
-    model, x = interior(made(layers(12, 16))), torch.rand(3, 64).double()
-    rest = [x.new_zeros(3, layer.out_features) for layer in model.layers]
-    s1, s2, y = model.settle(x, rest, [torch.ones_like(s) for s in rest], 300)
+    model, x = interior(made(layers(12, 16), free_steps=300)), torch.rand(3, 64).double()
+    s1, s2, y = model.settling.free(model.layers, x)
     w1, w2, w3 = model.layers
     torch.testing.assert_close(s1, w1(x) + s2 @ w2.weight)
     torch.testing.assert_close(s2, w2(s1) + y @ w3.weight)
@@ -96,7 +101,7 @@ def test_masked_units_stay_at_rest_and_learn_nothing():
     model = interior(made(layers(12, dropout=0.5), free_steps=5, target={"winners": 2, "dropout": 0.5}))
     x = torch.rand(1, 1, 8, 8).double()
     torch.manual_seed(1)
-    _, hidden, outputs = model._masks(x.flatten(1))
+    _, hidden, outputs = masks_of(model, x.flatten(1))
     assert 0 < hidden.mean() < 1
     assert 0 < outputs.mean() < 1
     torch.manual_seed(1)
@@ -108,16 +113,20 @@ def test_masked_units_stay_at_rest_and_learn_nothing():
 
 def test_pixels_and_units_are_left_out_by_their_own_shares():
     network = layers(400, input_dropout=0.3, dropout=0.1)
-    masks = made(network, outputs=500, target={"dropout": 0.2})._masks(torch.rand(100, 64))
+    masks = masks_of(made(network, outputs=500, target={"dropout": 0.2}), torch.rand(100, 64))
     assert [mask.mean().item() for mask in masks] == pytest.approx([0.7, 0.9, 0.8], abs=0.02)
 
 
-def test_the_sign_of_the_nudge_is_drawn_for_each_batch(tmp_path):
-    model, signs = made(layers()), []
-    nudged = model.nudged
-    model.nudged = lambda *args: signs.append(args[-1]) or nudged(*args)
-    train(model, tmp_path, Digits(batch_size=16), limit_train_batches=10, limit_val_batches=0)
-    assert set(signs) == {0.2, -0.2}
+def test_the_sign_of_the_nudge_is_drawn_for_each_batch(tmp_path, monkeypatch):
+    found, nudged = [], Settling.nudged
+
+    def noted(self, *args):
+        found.append(nudged(self, *args))
+        return found[-1]
+
+    monkeypatch.setattr(Settling, "nudged", noted)
+    train(made(layers()), tmp_path, Digits(batch_size=16), limit_train_batches=10, limit_val_batches=0)
+    assert {beta for [(beta, _)] in found} == {0.2, -0.2}
 
 
 def test_outputs_learn_their_targets_and_a_resumed_run_the_same(tmp_path):
