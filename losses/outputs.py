@@ -34,7 +34,7 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from losses.errors import UsageError
-from ranges import PositiveFloat
+from ranges import PositiveFloat, Share
 
 _CLAMP = 8.0
 
@@ -64,11 +64,19 @@ OutputLossCallable = Callable[[], OutputLoss]
 
 
 class CrossEntropy(OutputLoss):
-    """Softmax and cross-entropy: −log p of the true class."""
+    """Softmax and cross-entropy: −log p of the true class.
+
+    Args:
+        smoothing: s, of the targets (1 − s) t + s / C (C. Szegedy et al., CVPR 2016).
+    """
+
+    def __init__(self, smoothing: Share = 0.0) -> None:
+        super().__init__()
+        self.smoothing = smoothing
 
     @override
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits, labels, reduction="none")  # torch's fused operator: −log p
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:  # torch's fused operator
+        return F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.smoothing)
 
 
 class SoftmaxMSE(OutputLoss):

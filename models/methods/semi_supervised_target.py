@@ -80,12 +80,20 @@ class SemiSupervisedTarget(DecoupledGreedy):
     @override
     def local_loss(self, k: int, features: Tensor, batch: LabelledImages) -> Tensor:
         """The output loss of labels or, of images without any, of the classes that win."""
-        if self._kind(self.current_epoch) != _UNLABELLED:
+        if self.has_labels:
             return super().local_loss(k, features, batch)
         logits = self.heads[k](features)
-        outputs = logits.detach().sigmoid()
-        winners = self.targets[k](outputs, torch.ones_like(outputs)).argmax(1)
-        return self.prediction_loss(logits, winners)
+        return self.prediction_loss(logits, self.winners(k, logits.detach().sigmoid()))
+
+    def winners(self, k: int, outputs: Tensor) -> Tensor:
+        """Classes that win for block k, ``(B,)``, by outputs ``(B, classes)`` from which H is taken off and learns."""
+        target: Tensor = self.targets[k](outputs, torch.ones_like(outputs))
+        return target.argmax(1)
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether the images of this epoch have labels."""
+        return self._kind(self.current_epoch) != _UNLABELLED
 
     def _kind(self, epoch: int) -> int:
         if epoch < self.pretraining_epochs:

@@ -38,6 +38,7 @@ FORMULAS = {
     SigmoidMSE(): lambda z, t: (z.sigmoid() - t) * z.sigmoid() * (1 - z.sigmoid()),
     SigmoidCrossEntropy(): lambda z, t: (z.sigmoid().softmax(dim=1) - t) * z.sigmoid() * (1 - z.sigmoid()),
     CrossEntropy(): lambda z, t: z.softmax(dim=1) - t,
+    CrossEntropy(smoothing=0.3): lambda z, t: z.softmax(dim=1) - 0.7 * t - 0.3 / z.shape[1],
     Pow3GB(): lambda z, t: 0.001 * z**3 - t,
     LinearOutput(): lambda z, t: z - t,
     ExpGB(): lambda z, t: 0.1 * exp(z) - t,
