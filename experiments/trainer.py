@@ -153,6 +153,7 @@ class Trainer(L.Trainer):
         association: bool = False,
         standardise: bool = False,
         shared: bool = True,
+        distilled: bool = False,
         supervised_epochs: NonNegativeInt = 0,
     ) -> None:
         """Linear probe and kNN on the frozen features of every block of a run.
@@ -186,6 +187,8 @@ class Trainer(L.Trainer):
             standardise: give linear classifiers features with mean 0 and standard deviation 1 over
                 the training images, each feature by itself; it can change which features look best.
             shared: also train one linear classifier for the features of all widths of a network that has several.
+            distilled: also train linear classifiers for them of which the narrower ones learn from the predictions of
+                the widest one's, too, as is published.
             supervised_epochs: also train the same network with labels, end to end, for so many epochs.
         """
         protocol = Protocol(
@@ -206,6 +209,7 @@ class Trainer(L.Trainer):
             association=association,
             standardise=standardise,
             shared=shared,
+            distilled=distilled,
         )
         controls = random, reestimate_batch_norm, supervised_epochs
         run = partial(probe_run, model, datamodule, self, Path(checkpoint), protocol, blocks, *controls)

@@ -63,8 +63,7 @@ class LinearProbe:
         for _ in range(self._protocol.epochs):
             for batch in examples.epoch(self._protocol.batch_size, self._generator):
                 labels = batch.labels.to(self._device)
-                losses = [self._loss(kind, self._dropped(values), labels) for kind, values in batch.kinds.items()]
-                loss = sum(losses, start=torch.zeros((), device=self._device))
+                loss = self._loss({kind: self._dropped(values) for kind, values in batch.kinds.items()}, labels)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -84,10 +83,14 @@ class LinearProbe:
         drawn = torch.empty(features.shape).bernoulli_(kept, generator=self._generator)
         return features * drawn.to(features.device) / kept
 
-    def _loss(self, kind: str, features: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropies of all learning rates, added up."""
-        logits, count = self._logits(kind, features), len(self.rates[kind])  # (B, rates, classes)
-        each = F.cross_entropy(logits.flatten(0, 1), labels.repeat_interleave(count), reduction="sum")
+    def _loss(self, kinds: Mapping[str, Tensor], labels: Tensor) -> Tensor:
+        """Mean cross-entropies of all kinds and learning rates, added up."""
+        each = [self._cross_entropy(kind, self._logits(kind, values), labels) for kind, values in kinds.items()]
+        return sum(each, start=torch.zeros((), device=self._device))
+
+    def _cross_entropy(self, kind: str, logits: Tensor, labels: Tensor) -> Tensor:
+        """Of one kind, with labels ``(B,)``: of all its learning rates, added up."""
+        each = F.cross_entropy(logits.flatten(0, 1), labels.repeat_interleave(len(self.rates[kind])), reduction="sum")
         return each / len(labels)
 
     def _logits(self, kind: str, features: Tensor) -> Tensor:
@@ -143,6 +146,25 @@ class SharedProbe(LinearProbe):
         """The same for all: with the best mean accuracy."""
         sums = [sum(top1) for top1 in zip(*accuracies.values(), strict=True)]
         return dict.fromkeys(accuracies, sums.index(max(sums)))
+
+
+class DistilledProbe(LinearProbe):
+    """A linear head for each kind, of which the narrower ones learn as much from the widest one as from labels.
+
+    S. Zhao et al., IJCV 2024, released code: (cross-entropy with labels + that with the widest's softmax, detached) / 2.
+    All kinds have the same number of learning rates; heads of one place learn together.
+    """
+
+    @override
+    def _loss(self, kinds: Mapping[str, Tensor], labels: Tensor) -> Tensor:
+        logits = {kind: self._logits(kind, values) for kind, values in kinds.items()}
+        widest = max(kinds, key=lambda kind: kinds[kind].shape[1])
+        taught = logits[widest].detach().softmax(2)
+        loss = self._cross_entropy(widest, logits.pop(widest), labels)
+        for kind, narrower in logits.items():
+            distance = -(taught * narrower.log_softmax(2)).sum((1, 2)).mean()
+            loss = loss + (self._cross_entropy(kind, narrower, labels) + distance) / 2
+        return loss
 
 
 def fit_linear(

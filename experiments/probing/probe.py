@@ -19,7 +19,7 @@ from experiments.probing.batch_norm import reestimate
 from experiments.probing.corruptions import corrupted_accuracy, corruption_names
 from experiments.probing.features import Examples, Features, Splits, Standardisation, block_reader, draw, of_kinds
 from experiments.probing.knn import knn_classes
-from experiments.probing.linear_probe import LinearProbe, SharedProbe, fit_linear
+from experiments.probing.linear_probe import DistilledProbe, LinearProbe, SharedProbe, fit_linear
 from experiments.probing.probe_results import Findings, record, show
 from experiments.probing.processes import goes_on_alone, shared
 from experiments.probing.protocol import Protocol
@@ -105,14 +105,17 @@ def probe_network(
                 found |= corrupted_accuracy(linear, some, splits, device, compute)
         few = protocol.labels(share)
         findings.metrics |= {f"{prefix}{protocol.linear}{few}/{name}": value for name, value in found.items()}
-        if protocol.shared and len(kinds := model.nested_features) > 1:
-            with findings.timed("shared probe"):
+        kinds = model.nested_features
+        judges = {"shared": (protocol.shared, SharedProbe), "distilled": (protocol.distilled, DistilledProbe)}
+        for judge, make in [(name, make) for name, (asked, make) in judges.items() if asked and len(kinds) > 1]:
+            with findings.timed(f"{judge} probe"):
                 examples = train.only(kinds), both.only(kinds)
                 if protocol.augment:
                     examples = splits.augmented(device, of_kinds(compute, kinds))
                 nested = val.only(kinds), test.only(kinds)
-                _, found = judge_linearly(examples, *nested, model.num_classes, protocol, device, SharedProbe)
-            findings.metrics |= {f"{prefix}{protocol.shared_linear}{few}/{name}": v for name, v in found.items()}
+                _, found = judge_linearly(examples, *nested, model.num_classes, protocol, device, make)
+            name = f"{prefix}{protocol.linear_of_widths(judge)}{few}"
+            findings.metrics |= {f"{name}/{metric}": value for metric, value in found.items()}
 
 
 def judge_linearly(

@@ -31,7 +31,7 @@ class Findings:
 
 
 _NAME = re.compile(
-    r"(?P<network>\w+/)?(?P<judge>probe_lin|probe_shared|association|knn|effective_rank)[^/]*?"
+    r"(?P<network>\w+/)?(?P<judge>probe_lin|probe_shared|probe_distilled|association|knn|effective_rank)[^/]*?"
     r"(_labels(?P<share>[\d.e-]+))?"
     r"/block(?P<block>\d+)/(?P<kind>[\w.]+)(?P<figure>/.+)?"
 )
@@ -41,6 +41,7 @@ _HEADINGS = {
     "probe_lin/top1_best_on_test": "best on test",
     "probe_lin/corrupted/top1": "corrupted",
     "probe_shared/top1": "shared",
+    "probe_distilled/top1": "distilled",
     "association/top1": "association",
     "association/top1_by_largest": "by the largest",
     "knn/top1": "kNN",

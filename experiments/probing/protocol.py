@@ -37,6 +37,7 @@ class Protocol:
     association: bool = False
     standardise: bool = False
     shared: bool = True
+    distilled: bool = False
 
     def __post_init__(self) -> None:
         if not self.learning_rates:
@@ -45,7 +46,6 @@ class Protocol:
             raise RunError("Shares of labels are above 0, up to 1: give for example --label_shares [0.01,1].")
         if self.augment and [*self.label_shares] != [1]:
             raise RunError("Linear classifiers on augmented images learn from all labels: leave --label_shares out.")
-
         if self.dropout >= 1:
             raise RunError("dropout 1 leaves a linear classifier nothing to learn from: choose a share below 1.")
 
@@ -65,10 +65,9 @@ class Protocol:
         }
         return "_".join([f"probe_lin{self.epochs}", *(name for name, differs in others.items() if differs)])
 
-    @property
-    def shared_linear(self) -> str:
-        """What metrics call the linear probe that all widths share."""
-        return self.linear.replace("lin", "shared", 1)
+    def linear_of_widths(self, judge: str) -> str:
+        """What metrics call another linear probe of all widths."""
+        return self.linear.replace("lin", judge, 1)
 
     def labels(self, share: float) -> str:
         """What metrics add for a share of the labels."""

@@ -1,6 +1,7 @@
-"""The linear probe that all widths of a slimmable network share: against a plain loop, and by command."""
+"""Linear probes of all widths of a slimmable network, shared or distilled: against a plain loop, and by command."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from experiments.cli import main
 from experiments.probing.features import Features
-from experiments.probing.linear_probe import LinearProbe, SharedProbe, fit_linear
+from experiments.probing.linear_probe import DistilledProbe, LinearProbe, SharedProbe, fit_linear
 from experiments.probing.protocol import Protocol
 
 CPU = torch.device("cpu")
@@ -73,6 +74,36 @@ def test_all_widths_have_one_learning_rate_the_best_on_average():
     assert len({*rates.values()}) == 1
 
 
+@pytest.mark.parametrize("sigmoid", [False, True])
+def test_narrower_heads_learn_as_much_from_the_widest_one_as_from_labels(sigmoid):
+    """Two learning rates side by side; the widest head learns from labels alone."""
+    known, rates = features(), (0.1, 0.5)
+    protocol = Protocol(epochs=2, batch_size=32, sigmoid=sigmoid)
+    probe = DistilledProbe({NARROW: 2, WIDE: 4}, {NARROW: rates, WIDE: rates}, 2, CPU, protocol)
+    first = {kind: copy.deepcopy(heads[0]) for kind, heads in probe.heads.items()}
+    probe.fit(known)
+    for row, rate in enumerate(rates):
+        mine = copy.deepcopy(first)
+        optimizer = SGD([p for head in mine.values() for p in head.parameters()], lr=rate, momentum=0.9)
+        schedule = CosineAnnealingLR(optimizer, 2)
+        generator = torch.Generator().manual_seed(0)
+        torch.empty(2, 2).normal_(generator=generator)  # the weights of both kinds are drawn before
+        torch.empty(2, 4).normal_(generator=generator)
+        for _ in range(2):
+            for batch in known.epoch(32, generator):
+                z = {kind: head(batch.kinds[kind]) for kind, head in mine.items()}
+                z = {kind: logits.sigmoid() for kind, logits in z.items()} if sigmoid else z
+                to_widest = F.cross_entropy(z[NARROW], z[WIDE].detach().softmax(1))
+                narrow = (F.cross_entropy(z[NARROW], batch.labels) + to_widest) / 2
+                loss = F.cross_entropy(z[WIDE], batch.labels) + narrow
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            schedule.step()
+        for kind, head in mine.items():
+            torch.testing.assert_close(probe.heads[kind][row].weight, head.weight)
+
+
 def squares(x, y):
     """The weights that least squares gives, and the error that they leave."""
     w = torch.linalg.solve(x.T @ x, x.T @ y)
@@ -102,14 +133,14 @@ def test_probe_judges_every_width_alone_and_with_one_classifier(tmp_path):
     folder = fit(tmp_path, "--model.start_epoch=1", *options, config=CONFIGS / "slimclr" / "digits.yaml")
     assert (folder / "checkpoints" / "best.ckpt").is_file()
     before = (folder / "checkpoints" / "last.ckpt").read_bytes()
-    main(["probe", f"--checkpoint={folder}", "--epochs=2", "--k=5"])
+    main(["probe", f"--checkpoint={folder}", "--epochs=2", "--k=5", "--distilled=true"])
     assert (folder / "checkpoints" / "last.ckpt").read_bytes() == before
     found = summary(folder)["metrics"]
     for kind in ("gap", "w0.5", "w0.25"):
-        for judge in ("probe_lin2", "probe_shared2", "knn_k5_t0.1"):
+        for judge in ("probe_lin2", "probe_shared2", "probe_distilled2", "knn_k5_t0.1"):
             assert 0 <= found[f"{judge}/block1/{kind}/top1"] <= 1
     assert len({found[f"probe_shared2/block1/{kind}/lr"] for kind in ("gap", "w0.5", "w0.25")}) == 1
     assert "probe_shared2/block1/embedding/top1" not in found
     assert "knn_k5_t0.1/block1/embedding_w0.25/top1" in found
     main(["probe", f"--checkpoint={folder}", "--epochs=1", "--k=5", "--shared=false"])
-    assert not any(name.startswith("probe_shared1") for name in summary(folder)["metrics"])
+    assert not any(re.match("probe_(shared|distilled)1", name) for name in summary(folder)["metrics"])
