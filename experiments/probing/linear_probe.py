@@ -151,7 +151,7 @@ class SharedProbe(LinearProbe):
 class DistilledProbe(LinearProbe):
     """A linear head for each kind, of which the narrower ones learn as much from the widest one as from labels.
 
-    S. Zhao et al., IJCV 2024, released code: (cross-entropy with labels + that with the widest's softmax, detached) / 2.
+    S. Zhao et al., IJCV 2024, released code: (cross-entropy with labels + with the widest one's softmax, detached) / 2.
     All kinds have the same number of learning rates; heads of one place learn together.
     """
 
