@@ -126,9 +126,11 @@ class Images(Dataset[Batch], ABC):
                 np.arange(len(self)), train_size=count, random_state=seed, stratify=self.labels.numpy()
             )
         except ValueError as fault:
+            classes = len(self.labels.unique())
             raise DataError(
-                f"Of {len(self)} training images {count} with labels do not reach for each class, or leave none "
-                "without: change --data.labels."
+                f"{count} of {len(self)} training images with labels are too "
+                f"{'few, one for each class at least' if count < classes else 'many: each class needs one without'}. "
+                f"Choose --data.labels from {classes} to {len(self) - classes}."
             ) from fault
         return torch.from_numpy(np.sort(drawn))
 

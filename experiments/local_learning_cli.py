@@ -37,6 +37,7 @@ from experiments.callbacks.read_test_split import ReadTestSplit
 from experiments.callbacks.tensorboard import TensorBoardPage
 from experiments.distributed.strategy import CompressedDDP
 from experiments.measure.cost import macs_of
+from experiments.named_configs import probe_config
 from experiments.parser import Parser
 from experiments.refusals import FAULTS, build, in_one_line, plain_seed, raised_in, refusals_told, require_plain
 from experiments.run.checkpoint import load_checkpoint, require_same_network
@@ -259,7 +260,7 @@ class LocalLearningCLI(LightningCLI):
             summary = summarise(name, config, self.model, self.datamodule, self.trainer, took, metrics)
             log_to_hparams(summary, self.trainer)
             write_json(self.run.path / SUMMARY, summary)  # last: with it the run is finished
-            show_summary(self.run.path, summary)
+            show_summary(self.run.path, summary, probe_config(type(self.model)))
 
     def _keep_arguments(self) -> None:
         """Note in the model, and so in its checkpoints, what it was built from: ``load_from_checkpoint`` goes by it."""

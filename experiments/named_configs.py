@@ -28,6 +28,12 @@ def config_path(name: str, folder: Path = Path()) -> Path:
     return next(filter(os.path.isfile, paths), paths[0])  # Path's own raises where a name is too long for a file
 
 
+def probe_config(method: type) -> str | None:
+    """Name of the probe's config that comes along for a method, or for one that it is made of; or None."""
+    names = [f"probe/{kind.__module__.rpartition('.')[2]}" for kind in method.__mro__]
+    return next((name for name in names if (CONFIGS / f"{name}.yaml").is_file()), None)
+
+
 def config_file(name: str) -> Path:
     """The same, which is there.
 

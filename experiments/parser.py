@@ -1,10 +1,12 @@
 """A command-line parser that says what is wrong in one sentence."""
 
 import builtins
+import os
 import re
 import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 import yaml
@@ -12,7 +14,7 @@ from jsonargparse import get_loader, set_loader
 from lightning.pytorch.cli import LightningArgumentParser
 from typing_extensions import override
 
-from experiments.run.limited_yaml import limited
+from experiments.run.limited_yaml import limited, read_yaml
 from losses.errors import UsageError, causes, where_to_look
 
 
@@ -46,6 +48,8 @@ class Parser(LightningArgumentParser):
     def _fault(self, message: str, error: BaseException | None) -> str:
         if ours := [cause for cause in causes(error) if isinstance(cause, UsageError)]:
             return str(ours[-1])
+        if broken := [cause for cause in causes(error) if isinstance(cause, yaml.MarkedYAMLError)]:
+            return self._broken_yaml(broken[-1])
         within = [why for words, why in self.refusals.items() if words in message]  # not all is in the chain of causes
         faults = [cause for fault in (error, *within) for cause in causes(fault)]
         lines = [str(fault).partition("\n")[0] for fault in faults]
@@ -59,11 +63,27 @@ class Parser(LightningArgumentParser):
         meant = (did_you_mean(name, () if plain else self._candidates(name)) for name in wrong)
         return f"{said}.{next(filter(None, meant), '') or ''.join(map(where_to_look, faults[-1:]))}"
 
+    def _broken_yaml(self, fault: yaml.MarkedYAMLError) -> str:
+        """Which file, or value, is no YAML, and where in it."""
+        mark, files = fault.problem_mark, [path for arg in self.args for path in arg.split("=") if os.path.isfile(path)]
+        broken = next(filter(_is_broken, files), None)
+        where = f"{broken}, line {mark.line + 1}, column {mark.column + 1}," if broken and mark else broken or "A value"
+        tabs = " YAML is indented by spaces, not by tabs." if "cannot start any token" in str(fault) else ""
+        return f"{where} is no YAML: {' '.join((fault.problem or '').split())}.{tabs}"
+
     def _candidates(self, name: str) -> Iterable[str]:
         """What may be meant by it: no class, if it stands where an option's name does."""
         options = [arg.partition("=")[0] for arg in self.args if arg.startswith("--")]
         as_option = any(name in option.lstrip("-").split(".") for option in options)
         return (known for known in self.known if not (as_option and known[:1].isupper()))
+
+
+def _is_broken(file: str) -> bool:
+    try:
+        read_yaml(Path(file))
+    except UsageError:
+        return True
+    return False
 
 
 def did_you_mean(wrong: str, known: Iterable[str]) -> str:

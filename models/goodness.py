@@ -78,6 +78,8 @@ class GoodnessLearning(Classifier, LocalLearning):
         UsageError: there is no block ``read_from``.
     """
 
+    charts = ("separation", "positive_goodness", "negative_goodness")
+
     def __init__(
         self,
         network: NetworkCallable,

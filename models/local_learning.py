@@ -73,6 +73,8 @@ class LocalLearning(Method):
     heads: nn.ModuleList
     losses_read_images: ClassVar[bool] = False
     """Whether the losses of all blocks read the images themselves."""
+    charts: ClassVar[Sequence[str]] = ()
+    """Metrics of the method's own, ``train/block<k>/<metric>``, of which TensorBoard draws all blocks in one chart."""
     blocks_share_batch: ClassVar[bool] = True
     """Whether all blocks learn from the batch of a step, each once."""
 
@@ -343,6 +345,11 @@ class LocalLearning(Method):
     def block_features(self, images: Tensor, last: int | None = None) -> dict[str, Tensor]:
         named = zip(self.block_names[:last], self.walk(images), strict=False)
         return {f"{name}/gap": pooled(features) for name, features in named}
+
+    @property
+    def judged_modules(self) -> Sequence[nn.Module]:
+        """Of each block what gives its ``judged_features`` (not averaged over positions) in training and evaluation."""
+        return [*self.blocks]
 
     def validation_step(self, batch: LabelledImages, batch_idx: int) -> None:
         """Send the images through the blocks, where an online probe reads their features."""

@@ -119,6 +119,9 @@ class Method(L.LightningModule):
         """Logged metric whose best value ``best.ckpt`` keeps, larger is better; None for no such file."""
         return None
 
+    judged_features: ClassVar[str] = "gap"
+    """Kind of :meth:`block_features` that stands for a block: the online probe reads it, reports show it."""
+
     def block_features(self, images: Tensor, last: int | None = None) -> dict[str, Tensor]:
         """What probes read: ``block<k>/gap`` → features of block k, averaged over positions, ``(B, C_k)``.
 

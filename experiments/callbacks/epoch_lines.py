@@ -15,6 +15,6 @@ class EpochLines(L.Callback):
         """Print; validation is over by now."""
         if trainer.is_global_zero:
             metrics = pl_module.latest | trainer.callback_metrics
-            shown = accuracies(metrics, pl_module.part_names, ("val", "probe")) or {"val top-1 %": "not validated"}
+            shown = accuracies(metrics, pl_module, ("val", "probe")) or {"val top-1 %": "not validated"}
             line = ", ".join(f"{kind} {values}" for kind, values in shown.items())
             print(f"epoch {trainer.current_epoch + 1}, {line}", flush=True)

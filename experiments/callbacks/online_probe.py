@@ -27,7 +27,8 @@ from ranges import PositiveFloat
 class OnlineProbe(L.Callback):
     """Logs ``probe_online/block<k>/gap/top1`` on the validation images after every epoch.
 
-    A classifier reads its block's detached output, averaged over positions, and has an optimizer of
+    A classifier reads its block's detached output, averaged over positions (or another kind of features, if
+    :attr:`models.method.Method.judged_features` says so, under the name of that kind), and has an optimizer of
     its own: SGD, momentum 0.9. It takes the first output that each block makes of a batch (of views
     one above the other the first B rows), so no image goes through the network for its sake, and
     neither weights nor BatchNorm statistics of the network are touched. Of logged steps
@@ -52,8 +53,8 @@ class OnlineProbe(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: LocalLearning, stage: str) -> None:
         pl_module.require_shared_batch(type(self).__name__)
         if stage in ("fit", "validate"):
-            named = zip(pl_module.block_names, pl_module.blocks, strict=True)
-            self._hooks = [block.register_forward_hook(self._listener(name)) for name, block in named]
+            named = zip(pl_module.block_names, pl_module.judged_modules, strict=True)
+            self._hooks = [module.register_forward_hook(self._listener(name)) for name, module in named]
 
     @override
     def teardown(self, trainer: L.Trainer, pl_module: LocalLearning, stage: str) -> None:
@@ -116,7 +117,10 @@ class OnlineProbe(L.Callback):
         self, trainer: L.Trainer, pl_module: LocalLearning, outputs: Any, batch: LabelledImages, *_: Any
     ) -> None:
         taken = self._taken(batch).items()
-        logits = {f"{name}/gap": self.heads[name](x) for name, x in taken if name in self.heads}  # none before step 1
+        kind = pl_module.judged_features
+        logits = {
+            f"{name}/{kind}": self.heads[name](x) for name, x in taken if name in self.heads
+        }  # none before step 1
         self._evaluation.update(logits, batch.labels, {})
 
     @override

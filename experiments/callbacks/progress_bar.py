@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from models.method import Method
 
-_NAMES = {"train": "train/{}/top1", "val": "val/{}/top1", "probe": "probe_online/{}/gap/top1"}
+_NAMES = {"train": "train/{block}/top1", "val": "val/{block}/top1", "probe": "probe_online/{block}/{features}/top1"}
 
 
 class BlockProgressBar(TQDMProgressBar):
@@ -21,17 +21,18 @@ class BlockProgressBar(TQDMProgressBar):
 
     @override
     def get_metrics(self, trainer: L.Trainer, pl_module: Method) -> dict[str, Any]:
-        return accuracies(pl_module.latest | trainer.callback_metrics, pl_module.part_names, ("train", "val", "probe"))
+        return accuracies(pl_module.latest | trainer.callback_metrics, pl_module, ("train", "val", "probe"))
 
 
-def accuracies(metrics: Mapping[str, Any], blocks: Sequence[str], kinds: Sequence[str]) -> dict[str, str]:
+def accuracies(metrics: Mapping[str, Any], model: Method, kinds: Sequence[str]) -> dict[str, str]:
     """``<kind> top-1 %`` → each block's accuracy, of those kinds (``train``, ``val``, ``probe``) that there are.
 
     Of many blocks every other one is shown, until at most eight remain, the last always.
     """
     shown = {}
     for kind in kinds:
-        names = [name for name in map(_NAMES[kind].format, blocks) if name in metrics]
+        names = [_NAMES[kind].format(block=block, features=model.judged_features) for block in model.part_names]
+        names = [name for name in names if name in metrics]
         while len(names) > 8:
             names = names[-1::-2][::-1]
         if names:

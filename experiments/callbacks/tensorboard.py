@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 _EVERY = ("train/{}/loss", "train/{}/grad_norm", "train/{}/lr")
 _WITH_LABELS = ("val/{}/top1", "train/{}/top1", *_EVERY)
-_WITHOUT_LABELS = ("probe_online/{}/gap/top1", *_EVERY, "train/{}/pretext_top1", "train/{}/deviation")
 """Metrics that have a chart with all blocks in it."""
 
 
@@ -35,7 +34,9 @@ class TensorBoardPage(L.Callback):
         page = tensorboard_page(trainer)
         if page and isinstance(pl_module, LocalLearning):
             page.add_text("cut", markdown_table(pl_module, trainer.datamodule.batch_size), trainer.global_step)
-            metrics = _WITH_LABELS if pl_module.predicts_classes else _WITHOUT_LABELS
+            probe = f"probe_online/{{}}/{pl_module.judged_features}/top1"
+            metrics = [*(_WITH_LABELS if pl_module.predicts_classes else (probe, *_EVERY))]
+            metrics += [f"train/{{}}/{name}" for name in pl_module.charts]
             charts = {name.replace("/{}", ""): ["Multiline", [name.format(r"(block\d+|final)")]] for name in metrics}
             page.add_custom_scalars({"All blocks": charts})
 

@@ -69,7 +69,10 @@ class Features:
             ) from fault
         rows = torch.from_numpy(np.sort(drawn))
         if rows[-1] < cut:
-            raise RunError(f"Of {share:g} of the labels none is held out: choose larger --label_shares.")
+            raise RunError(
+                f"Of {share:g} of the {len(self)} labels, {len(drawn)}, none is held out to choose a learning rate on: "
+                "choose larger --label_shares."
+            )
         return self[rows[rows < cut]], self[rows[rows >= cut]], self[rows]
 
     def epoch(self, batch_size: int, generator: torch.Generator) -> Iterator["Features"]:

@@ -76,7 +76,8 @@ def _probe_heading(protocol: str) -> str:
     network, _, name = protocol.rpartition("/")
     epochs, *options = name.removeprefix("probe_lin").split("_")
     linear = f"linear probe ({', '.join([f'{epochs} epochs', *options])})"
-    judge = linear if name.startswith("probe_lin") else f"kNN ({name.removeprefix('knn_').replace('_', ', ')})"
+    knn = f"kNN ({name.removeprefix('knn_').replace('_', ', ')})"
+    judge = linear if name.startswith("probe_lin") else knn if name.startswith("knn_") else name
     return f"{judge}{_NETWORKS[network]}, each block, %"
 
 

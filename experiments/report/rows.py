@@ -17,7 +17,9 @@ SETTING = [*METHOD, "num_blocks", "num_groups", "settings"]
 TIMES = ["images_per_second", "seconds"]
 """Metrics that depend on the machine."""
 
-_PROBE = re.compile(r"((?:random/|reestimated/)?(?:probe_lin\d+(?:_(?!labels)[^/_]+)*|knn_[^/]+))/block\d+/gap/top1")
+_PROBE = re.compile(
+    r"((?:random/|reestimated/)?(?:probe_lin\d+(?:_(?!labels)[^/_]+)*|knn_[^/]+|association))/block\d+/(gap|outputs)/top1"
+)
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,9 @@ class Row:
     @cached_property
     def probes(self) -> dict[str, dict[int, float]]:
         """Protocol (``probe_lin100``, ``knn_k200_t0.1``) → test top-1, in %, of each block that was probed so."""
-        protocols = {found[1] for name in self.mean.index if (found := _PROBE.match(name))}
-        return {protocol: self.blocks(f"{protocol}/{{}}/gap/top1") for protocol in protocols}
+        # Of a block's outputs, if it has such, in place of what they read.
+        kinds = {found[1]: found[2] for name in sorted(self.mean.index) if (found := _PROBE.match(name))}
+        return {protocol: self.blocks(f"{protocol}/{{}}/{kind}/top1") for protocol, kind in kinds.items()}
 
     def linear_probe(self) -> dict[int, float]:
         """That of the longest linear probe; empty if there is none."""

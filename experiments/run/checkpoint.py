@@ -93,8 +93,10 @@ def require_same_network(path: Path, checkpoint: Mapping[str, Any], model: "Meth
     """
     model.take_shape_of(checkpoint)
     if differences := network_differences(checkpoint["state_dict"], model):
+        saved = checkpoint.get("hyper_parameters", {}).get("_class_path", "").rpartition(".")[2]
+        other = f"a {saved}, not of a {own}" if saved != (own := type(model).__name__) and saved else ""
         raise RunError(
-            f"The checkpoint {path} is of another network or another cut: {differences[0]} "
+            f"The checkpoint {path} is of {other or 'another network or another cut'}: {differences[0]} "
             f"({len(differences)} differences). Use the {CONFIG} of the run that wrote it."
         )
 

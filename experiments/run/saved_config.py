@@ -39,7 +39,7 @@ class SavedConfig(SaveConfigCallback):
             if before and (changed := changes(before, self._lasting())):
                 print(
                     f"note: resumed with other settings than before: {', '.join(changed)}. "
-                    "Optimizers and schedules go on with the checkpoint's.",
+                    "Optimizers and schedules go on with the checkpoint's: rates stay where a schedule had ended.",
                     file=sys.stderr,
                 )
 

@@ -83,13 +83,20 @@ def log_to_hparams(summary: Mapping[str, Any], trainer: L.Trainer) -> None:
             logger.experiment.close()
 
 
-def show_summary(folder: Path, summary: Mapping[str, Any]) -> None:
-    """Print each block's accuracy, the model's, and where to look further."""
+def show_summary(folder: Path, summary: Mapping[str, Any], probe: str | None = None) -> None:
+    """Print each block's accuracy, the model's, and where to look further.
+
+    Args:
+        folder: of the run.
+        summary: what :func:`summarise` gives.
+        probe: name of a config that judges such a run.
+    """
     metrics, last = summary["metrics"], summary["num_blocks"]
     labelled = "test/top1" in metrics
     judged = {"validation": "val/{}top1", "test": "test/{}top1"}
     if not labelled:
-        judged = {"online probe, validation": "probe_online/{}gap/top1"}
+        kinds = [name.split("/")[2] for name in metrics if name.startswith("probe_online/")]
+        judged = {"online probe, validation": f"probe_online/{{}}{''.join(kinds[:1])}/top1"}
     beside = {"final": "final head", "sum": "sum of goodnesses"}
     whose = next((title for name, title in beside.items() if f"test/{name}/top1" in metrics), "last block")
     predictors = {
@@ -103,11 +110,12 @@ def show_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     found = {title: [metrics.get(name.format(what)) for name in judged.values()] for title, what in predictors.items()}
     rows = [[title, *(f"{100 * top1:.2f}" for top1 in row)] for title, row in found.items() if None not in row]
     title = f"{summary['method']}, {summary['network']}, {summary['dataset']}"
-    tables.show(["top-1 %", *judged], rows, words=["top-1 %"], title=title)
+    if rows:
+        tables.show(["top-1 %", *judged], rows, words=["top-1 %"], title=title)
     print("\n".join([_effort(summary), *_spared(metrics)]))
     print(f"Run folder: {folder}\nTo watch:   tensorboard --logdir {folder}")
     if not labelled:
-        print(f"To judge:   local-learning probe --checkpoint {folder}")
+        print(f"To judge:   local-learning probe {f'--config {probe} ' if probe else ''}--checkpoint {folder}")
 
 
 def _effort(summary: Mapping[str, Any]) -> str:

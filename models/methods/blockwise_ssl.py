@@ -80,6 +80,8 @@ class BlockwiseSSL(LocalLearning):
         UsageError: a difficulty that does not fit the loss or the number of blocks.
     """
 
+    charts = ("pretext_top1", "deviation")
+
     def __init__(
         self,
         network: NetworkCallable,

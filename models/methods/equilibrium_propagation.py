@@ -10,10 +10,11 @@ Weights learn from the difference between the two, layer by layer: ΔW ∝ (s_l 
 goes through the settling.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from losses.errors import UsageError
@@ -53,7 +54,7 @@ class EquilibriumPropagation(SelfDefinedTarget):
         if self.num_blocks > 1:
             raise UsageError("Layers that settle together are one block: leave num_blocks at 1.")
         require_settling(self.part_modules(0)[:2])
-        self.settling = settling
+        self.settling, self.settled_outputs = settling, nn.Identity()
 
     @property
     def layers(self) -> Layers:
@@ -77,14 +78,21 @@ class EquilibriumPropagation(SelfDefinedTarget):
             free = self.settling.free(self.layers, x, masks)
             target = self.targets[0](free[-1], masks[-1])
             nudged = self.settling.nudged(self.layers, x, free, masks, lambda y: target - y)
+        self.settled_outputs(free[-1])
         update = contrast(self.layers, x, free, nudged)
         return update - update.detach() + (free[-1] - target).square().mean()
 
     # -- beside training ------------------------------------------------------------------------
+
+    @property
+    @override
+    def judged_modules(self) -> Sequence[nn.Module]:
+        """What the free outputs go through: heads alone make none."""
+        return [self.settled_outputs]
 
     @override
     def block_features(self, images: Tensor, last: int | None = None) -> dict[str, Tensor]:
         """``block1/outputs`` ``(B, N)`` and ``block1/gap``, what they read: all settled freely."""
         x = images.flatten(1)
         *_, read, outputs = x, *self.settling.free(self.layers, x)
-        return {"block1/gap": read, "block1/outputs": outputs}
+        return {"block1/gap": read, "block1/outputs": self.settled_outputs(outputs)}

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from losses.errors import NetworkError
 from losses.goodness import unit_length, wrong_labels
 from models.goodness import Contrast, GoodnessLearning
 from models.method import LabelledImages
@@ -58,7 +59,14 @@ class ForwardForward(GoodnessLearning):
         **options: Any,
     ) -> None:
         join = label(image_shape, num_classes)
-        super().__init__(network, join.shape, num_classes, **options)
+        try:
+            super().__init__(network, join.shape, num_classes, **options)
+        except NetworkError as fault:
+            if join.shape == image_shape:
+                raise
+            raise NetworkError(
+                f"{fault} What it reads is one row of all pixels and the label ({type(join).__name__}): take an MLP."
+            ) from fault
         self.label, self.negatives, self.image_shape = join, negatives, image_shape
 
     # -- the algorithm ------------------------------------------------------------------------
@@ -107,7 +115,7 @@ class ForwardForward(GoodnessLearning):
 
         Their sum is what is published; between labels of an image that makes no difference.
         """
-        labels = torch.arange(self.num_classes, device=images.device).repeat(len(images))
+        labels = torch.arange(self.num_classes, device=images.device).repeat(images.shape[0])
         rows = unit_length(self.label(images.repeat_interleave(self.num_classes, 0), labels))
         counted = islice(self.passing(rows), self.read_from - 1, self.learned)
         squares = torch.stack([activities.flatten(1).square().sum(1) for activities in counted]).sum(0)

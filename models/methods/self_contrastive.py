@@ -78,6 +78,8 @@ class SelfContrastive(LocalLearning):
         UsageError: more or fewer rules than layers, or schedulers for some of them.
     """
 
+    charts = ("separation", "positive_goodness", "negative_goodness")
+
     def __init__(
         self,
         image_shape: tuple[int, int, int],

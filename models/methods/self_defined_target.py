@@ -13,7 +13,7 @@ Outputs and a target for each of several blocks are this suite's own.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -58,6 +58,8 @@ class SelfDefinedTarget(LocalLearning):
         NetworkError: the network cannot be cut as asked.
         UsageError: more winners than outputs.
     """
+
+    charts = ("never_won", "win_entropy")
 
     def __init__(
         self,
@@ -120,6 +122,21 @@ class SelfDefinedTarget(LocalLearning):
             log_epoch(self, {f"train/{self.part_names[k]}/{name}": value for name, value in found.items()})
 
     # -- beside training ------------------------------------------------------------------------
+
+    judged_features = "outputs"
+
+    @property
+    @override
+    def judged_modules(self) -> Sequence[nn.Module]:
+        """What makes the outputs."""
+        return [*self.heads]
+
+    @override
+    def validation_step(self, batch: LabelledImages, batch_idx: int) -> None:
+        """Send the images through blocks and heads, where an online probe reads the outputs."""
+        self.block_features(batch.images)
+
+    test_step = validation_step
 
     @override
     def block_features(self, images: Tensor, last: int | None = None) -> dict[str, Tensor]:

@@ -77,6 +77,8 @@ class SlimCLR(LocalLearning):
         UsageError: compilation.
     """
 
+    charts = ("w[0-9.]+/pretext_top1", "w[0-9.]+/gradient_ratio")
+
     def __init__(
         self,
         network: NetworkCallable,

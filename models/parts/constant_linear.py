@@ -18,8 +18,15 @@ class ConstantThenLinear(LambdaLR):
     """
 
     def __init__(self, optimizer: Optimizer, epochs: PositiveInt) -> None:
-        def factor(finished: int) -> float:
-            epoch = finished + 1
-            return 1.0 if epoch <= epochs / 2 else max(1 + 2 * (epochs - epoch), 0) / epochs
+        super().__init__(optimizer, _Factor(epochs))
 
-        super().__init__(optimizer, factor)
+
+class _Factor:
+    """Finished epochs → share of the rate. An object, since schedules keep those in checkpoints, and functions not."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def __call__(self, finished: int) -> float:
+        epoch = finished + 1
+        return 1.0 if epoch <= self.epochs / 2 else max(1 + 2 * (self.epochs - epoch), 0) / self.epochs

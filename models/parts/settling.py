@@ -51,7 +51,7 @@ class Settling:
             x: pixels, ``(B, C·H·W)``, which stay as they are.
             masks: 1 or 0 for every unit of each state, 0 for one that stays at 0; all 1 by default.
         """
-        rest = [x.new_zeros(len(x), layer.out_features) for layer in layers]
+        rest = [x.new_zeros(x.shape[0], layer.out_features) for layer in layers]
         return self._settled(layers, x, rest, masks or [*map(torch.ones_like, rest)], self.free_steps)
 
     def nudged(

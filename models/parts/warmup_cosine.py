@@ -29,11 +29,18 @@ class WarmupCosine(LambdaLR):
         warmup: NonNegativeInt = 10,
         start: NonNegativeFloat = 0.00125,
     ) -> None:
-        def factor(finished: int) -> float:
-            epoch = finished + 1
-            cosine = 0.5 * (1 + math.cos(math.pi * min(epoch / epochs, 1)))
-            if epoch <= warmup:
-                return cosine * (epoch - 1) / warmup + start * (warmup + 1 - epoch)
-            return cosine
+        super().__init__(optimizer, _Factor(epochs, warmup, start))
 
-        super().__init__(optimizer, factor)
+
+class _Factor:
+    """Finished epochs → share of the rate. An object, since schedules keep those in checkpoints, and functions not."""
+
+    def __init__(self, epochs: int, warmup: int, start: float) -> None:
+        self.epochs, self.warmup, self.start = epochs, warmup, start
+
+    def __call__(self, finished: int) -> float:
+        epoch = finished + 1
+        cosine = 0.5 * (1 + math.cos(math.pi * min(epoch / self.epochs, 1)))
+        if epoch <= self.warmup:
+            return cosine * (epoch - 1) / self.warmup + self.start * (self.warmup + 1 - epoch)
+        return cosine

@@ -33,6 +33,7 @@ FIT = ("fit", "--config", str(DIGITS), *SMALL, "--trainer.max_epochs=2")
         (["--model.scheduler.alpha=1"], ["--model.scheduler: Option 'alpha' is not accepted."]),
         (["--model.output_loss=ExpGB", "--model.output_loss.alpa=1"], ["alpa", "Did you mean alpha?"]),
         (["--trainer.strategy.hook=EntropyCoded"], ["--trainer.strategy: ", "hook"]),
+        (["--model.cut", "{by: units"], ["A value is no YAML: "]),
         (["--model.cut.after=conv1"], ["--model.cut.after: ", "Expected a <class 'list'>"]),
         (["--trainer.max_steps=many"], ["--trainer.max_steps: ", "Expected a <class 'int'>", "many"]),
         (["--model.cut.by=macc"], ["--model.cut.by: ", "activation_bytes"]),  # near an option's name, but a value
@@ -140,8 +141,23 @@ LAUGHS = "a: &a [x, x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}, *{a}]\n" for a, 
         (b"model: " + b"[" * 5000 + b"]" * 5000, "nested more than 100 deep"),
         (f"{LAUGHS}model: *n".encode(), "more than 100,000 values"),
         (b"1" * 5000, "4300 digits"),
+        (b"model:\n\tclip: 1", "file.yaml, line 2, column 1, is no YAML: "),
+        (b"model:\n\tclip: 1", "YAML is indented by spaces, not by tabs."),
+        (b"model: {clip: 1", "file.yaml, line "),
     ],
-    ids=["latin", "utf-16", "nul", "contains itself", "is its own argument", "deep", "billion laughs", "long number"],
+    ids=[
+        "latin",
+        "utf-16",
+        "nul",
+        "contains itself",
+        "is its own argument",
+        "deep",
+        "billion laughs",
+        "long number",
+        "tab",
+        "what to do about it",
+        "open",
+    ],
 )
 @pytest.mark.parametrize("command", ["fit --config", "suite"])
 def test_a_file_that_cannot_be_read_is_told(content, said, command, tmp_path, capsys):

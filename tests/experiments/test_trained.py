@@ -14,7 +14,7 @@ from test_load_from_checkpoint import QUICK, SHY, last, saved
 from datamodules.digits import Digits
 from datamodules.toys import Checkerboard
 from experiments.run.errors import RunError
-from experiments.run.trained import load
+from experiments.run.trained import TrainedNetwork, load
 from losses.errors import UsageError
 
 PAGE = Path(__file__).parents[2] / "docs" / "python.md"
@@ -48,6 +48,26 @@ def test_a_trained_network_is_used_as_the_page_says(copied, monkeypatch):
     before = load("runs/RUN")
     assert not torch.equal(before(images), network(images))  # fine-tuned
     assert torch.equal(before(images), names["logits"])  # of the method alone
+
+
+EXPORTED = [
+    "channel_goodness",
+    "forward_forward",
+    "forward_forward_hybrids",
+    "infopro",
+    "neuron_groups",
+    "predsim",
+    "semi_supervised_equilibrium",
+]
+
+
+@pytest.mark.parametrize("method", EXPORTED)
+def test_every_method_that_predicts_classes_is_exported_for_batches_of_any_size(method, builder):
+    builder.build(CONFIGS / method / "digits.yaml")
+    network = TrainedNetwork(builder.model, builder.datamodule.mean, builder.datamodule.std).eval()
+    images = torch.zeros(4, 8, 8, 1, dtype=torch.uint8, device="meta")
+    exported = torch.export.export(network, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},)).module()
+    assert exported(torch.zeros(7, 8, 8, 1, dtype=torch.uint8, device="meta")).shape == (7, 10)
 
 
 @pytest.mark.parametrize("method", ["closed_form", "neuron_groups"])

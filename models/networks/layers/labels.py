@@ -32,7 +32,7 @@ class LabelledInput(nn.Module):
     @override
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """Images with labels ``(B,)``, or, if none are given, neutral: all classes' pixels share the strength."""
-        neutral = images.new_full((len(images), self.num_classes), self.strength / self.num_classes)
+        neutral = images.new_full((images.shape[0], self.num_classes), self.strength / self.num_classes)
         return self.join(images, neutral if labels is None else self.coded(labels))
 
     def join(self, images: Tensor, pixels: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import csv
 from functools import partial
 
 import lightning.pytorch as L
+import pytest
 import torch
 from helpers import fit, summary
 from torch.nn import functional as F
@@ -13,9 +14,13 @@ from training import assert_equal_weights, train
 from datamodules.batch import Batch
 from experiments.callbacks.epoch_lines import EpochLines
 from experiments.callbacks.online_probe import OnlineProbe
+from losses.winners import WinnerTakeAll
 from models.local_learning import pooled
 from models.methods.decoupled_greedy import DecoupledGreedy
+from models.methods.equilibrium_propagation import EquilibriumPropagation
+from models.methods.self_defined_target import SelfDefinedTarget
 from models.networks.heads.classifiers import AuxHead
+from models.networks.mlp import MLP
 from models.networks.vgg import VGG
 
 
@@ -61,6 +66,22 @@ def test_a_classifier_takes_the_steps_of_plain_sgd(tmp_path):
         F.cross_entropy(head(features), labels).backward()
         sgd.step()
     assert torch.allclose(probe.heads["block1"].weight, head.weight, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", [SelfDefinedTarget, EquilibriumPropagation])
+def test_of_self_defined_targets_the_outputs_are_read(method, tmp_path):
+    """And not the pixels, which is all that a single layer of outputs reads."""
+    probe, layers = OnlineProbe(), partial(MLP, hidden=[], batch_norm=False, clamped=True)
+    model = method(layers, (1, 8, 8), 10, outputs=20, target=partial(WinnerTakeAll, winners=2))
+    trainer = train(model, tmp_path, callbacks=[probe])
+    assert probe.heads["block1"].weight.shape == (10, 20)
+    assert 0 <= trainer.callback_metrics["probe_online/block1/outputs/top1"] <= 1
+    probe.setup(trainer, model, "fit")
+    images = torch.rand(5, 1, 8, 8)
+    outputs = model.eval().block_features(images)["block1/outputs"]
+    probe._features.clear()
+    model.validation_step(Batch(images, torch.zeros(5)), 0)
+    assert torch.equal(probe._features["block1"], outputs)
 
 
 def test_of_several_passes_the_first_rows_of_the_first_are_taken():

@@ -297,6 +297,14 @@ def test_report_shows_every_way_of_probing(protocol, heading):
     assert parts["probes"].to_dict("list") == {f"{heading}, each block, %": ["50.0"]}
 
 
+def test_report_shows_outputs_in_place_of_what_they_read():
+    found = {"block1/gap/top1": 0.9, "block1/outputs/top1": 0.8, "block1/outputs/top1_by_largest": 0.7}
+    metrics = {f"{judge}/{name}": value for judge in ("association", "probe_lin20") for name, value in found.items()}
+    _, parts = cells_of(rows(line(**{**probed(1), "metrics": metrics})))
+    headings = ["association, each block, %", "linear probe (20 epochs), each block, %"]
+    assert parts["probes"].to_dict("list") == {heading: ["80.0"] for heading in headings}
+
+
 def test_report_shows_no_probe_of_few_labels():
     _, parts = cells_of(rows(line(**{**probed(1), "metrics": {"probe_lin20_adam_labels0.1/block1/gap/top1": 0.5}})))
     assert not [*parts["probes"]]

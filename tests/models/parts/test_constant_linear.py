@@ -18,3 +18,10 @@ def test_rate_stays_and_then_falls_to_its_share(epochs, shares):
         optimizer.step()
         schedule.step()
     assert seen == pytest.approx([0.2 * share for share in shares])
+
+
+def test_a_restored_schedule_has_the_length_of_the_one_that_was_saved():
+    optimizer = SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.2)
+    saved, other = ConstantThenLinear(optimizer, 4), ConstantThenLinear(optimizer, 8)
+    other.load_state_dict(saved.state_dict())
+    assert [saved.lr_lambdas[0](epoch) for epoch in range(6)] == [other.lr_lambdas[0](epoch) for epoch in range(6)]

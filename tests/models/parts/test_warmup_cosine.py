@@ -48,3 +48,10 @@ def test_goes_on_from_a_checkpoint():
     for ours, theirs in zip(resumed, whole, strict=True):
         ours.load_state_dict(theirs.state_dict())
     assert rates(*resumed, 2) == pytest.approx([published_rate(8), published_rate(9)])
+
+
+def test_a_restored_schedule_has_the_length_of_the_one_that_was_saved():
+    optimizer = SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.2)
+    saved, other = WarmupCosine(optimizer, epochs=4, warmup=1), WarmupCosine(optimizer, epochs=8, warmup=2)
+    other.load_state_dict(saved.state_dict())
+    assert [saved.lr_lambdas[0](epoch) for epoch in range(6)] == [other.lr_lambdas[0](epoch) for epoch in range(6)]
