@@ -68,6 +68,12 @@ def test_queue_is_read_without_changing_and_takes_in_when_told():
     assert int(resumed.queue.bank_ptr) == 6
 
 
+def test_settings_are_those_of_the_papers_unless_told():
+    queue, pairs = QueueContrast(2), PairContrast(2)
+    assert (queue.temperature, queue.momentum, len(queue.queue.bank)) == (0.2, 0.999, 65536)
+    assert (pairs.temperature, pairs.momentum) == (0.1, None)
+
+
 def test_distillation_has_its_gradient_and_its_minimum():
     torch.manual_seed(0)
     teacher = torch.randn(4, 7, dtype=torch.double, requires_grad=True)

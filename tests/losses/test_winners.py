@@ -50,6 +50,13 @@ def test_k_outputs_of_each_image_win_and_smoothing_keeps_their_sum():
     torch.testing.assert_close(WinnerTakeAll(20, winners=4, smoothing=0.3)(y, everybody).sum(1), torch.full((7,), 4.0))
 
 
+def test_wins_are_counted_whole_whether_masked_or_smoothed():
+    rule, y = WinnerTakeAll(10, winners=3, dropout=0.5, smoothing=0.3), torch.rand(6, 10)
+    rule(y, torch.zeros(6, 10))
+    expected = torch.zeros(6, 10).scatter_(1, y.topk(3, dim=1).indices, 1.0).sum(0)
+    assert torch.equal(rule.wins, expected)
+
+
 def test_masked_outputs_have_no_error_and_others_that_of_the_mean_square():
     rule = WinnerTakeAll(10, winners=3, dropout=0.4)
     y = torch.rand(6, 10, requires_grad=True)
@@ -85,6 +92,11 @@ def test_with_batches_thresholds_count_wins():
     rise = rule.threshold - 0.5 / 5 * rule.wins
     torch.testing.assert_close(rise, rise[:1].expand(12))
     assert rule.threshold.sum().item() == pytest.approx(0, abs=1e-5)
+
+
+def test_settings_are_the_published_ones_unless_told():
+    rule = WinnerTakeAll(20)
+    assert (rule.winners, rule.rate, rule.dropout, rule.smoothing, rule.memory) == (6, 0.4, 0, 0, None)
 
 
 @pytest.mark.parametrize("options", [{"winners": 11}, {"winners": 0}, {"dropout": 1.0}])

@@ -18,12 +18,13 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from datamodules.augment import Augment
 from datamodules.digits import Digits
 from datamodules.images import MemoryImages
+from datamodules.views.transforms import SimCLRViews, Views
 from experiments.cli import main
 from experiments.distributed.ddp import Launcher
 from experiments.probing.features import AugmentedFeatures, Features, Splits, block_reader
 from experiments.probing.knn import knn_classes
 from experiments.probing.linear_probe import LinearProbe, fit_linear
-from experiments.probing.probe import probe_network
+from experiments.probing.probe import judge_linearly, probe_network
 from experiments.probing.probe_results import Findings, record
 from experiments.probing.protocol import Protocol
 from experiments.probing.saved_network import Checkpoint
@@ -104,6 +105,22 @@ def test_an_image_counts_if_its_class_is_among_the_likeliest():
     features = Features({"block1/gap": torch.zeros(10, 5)}, torch.tensor([0] * 5 + [1] * 3 + [2] * 2))
     shares = [probe.accuracy(features, top)["block1/gap"] for top in (1, 2, 3)]
     torch.testing.assert_close(torch.tensor(shares), torch.tensor([[0.2, 0.5], [0.5, 0.7], [1.0, 1.0]]))
+
+
+def test_of_many_images_all_count():
+    probe, features = linear_probe(0.1), blobs(9000)
+    probe.fit(features[:60])
+    right = probe.heads["block1/gap"][0](features.kinds["block1/gap"]).argmax(1) == features.labels
+    assert probe.accuracy(features)["block1/gap"] == pytest.approx([right.float().mean().item()])
+
+
+def test_the_best_epoch_on_test_images_is_any_the_first_too(monkeypatch):
+    protocol, known = Protocol(3, [0.3], 20, best_on_test=True), blobs(30)
+    for shares, best in (([0.9, 0.5, 0.6, 0.6], 0.9), ([0.1, 0.7, 0.6, 0.6], 0.7)):
+        found = iter(shares)
+        monkeypatch.setattr(LinearProbe, "accuracy", lambda *_, found=found: {"block1/gap": [next(found)]})
+        _, judged = judge_linearly((known, known), known, known, 3, protocol, CPU)
+        assert judged == {"block1/gap/lr": 0.3, "block1/gap/top1": 0.6, "block1/gap/top1_best_on_test": best}
 
 
 def test_the_final_classifier_learns_from_held_out_images_too(monkeypatch):
@@ -247,6 +264,14 @@ def test_what_a_batch_draws_depends_on_no_other(workers):
 def test_a_run_that_validated_on_the_test_split_is_probed_without_it():
     splits = Splits.of(Digits(validate_on_test=True))
     assert (len(splits.val), len(splits.test)) == (144, 360)
+
+
+def test_a_run_that_learned_from_views_is_probed_without_them():
+    augmented = []
+    for views in (None, Views(partial(SimCLRViews, blur=0, flip=0))):
+        train, _ = Splits.of(Digits(augment=Augment(pad=1), views=views)).augmented(CPU, lambda x: {"x": x.flatten(1)})
+        augmented.append(next(train.epoch(20, torch.Generator())).kinds["x"])
+    assert torch.equal(*augmented)
 
 
 # -- the command ------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import copy
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -10,10 +11,17 @@ from torch.nn import functional as F
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
+from datamodules.augment import Augment
+from datamodules.digits import Digits
 from experiments.cli import main
-from experiments.probing.features import Features
+from experiments.probing.features import Features, Splits
 from experiments.probing.linear_probe import DistilledProbe, LinearProbe, SharedProbe, fit_linear
+from experiments.probing.probe import probe_network
+from experiments.probing.probe_results import Findings
 from experiments.probing.protocol import Protocol
+from losses.info_nce import QueueContrast
+from models.methods.slimclr import SlimCLR
+from models.networks.vgg import VGG
 
 CPU = torch.device("cpu")
 WIDE, NARROW = "block1/gap", "block1/w0.5"
@@ -126,6 +134,28 @@ def test_least_squares_on_the_first_features_are_the_first_rows_only_without_cor
         assert shared_error > error + narrow_error + 1e-6
     else:
         torch.testing.assert_close(shared_error, error + narrow_error)
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_it_reads_the_widths_alone_and_is_judged_on_test_images(augment, monkeypatch):
+    calls = []
+
+    def linearly(examples, val, test, classes, protocol, device, make=LinearProbe):
+        calls.append((make, next(examples[1].epoch(9, torch.Generator())), val, test))
+        return None, {}
+
+    monkeypatch.setattr("experiments.probing.probe.judge_linearly", linearly)
+    network, contrast = partial(VGG, plan=[8, "M", 16]), partial(QueueContrast, size=16)
+    model = SlimCLR(network, (1, 8, 8), 10, widths=[1.0, 0.5], contrast=contrast)
+    splits = Splits.of(Digits(augment=Augment(pad=1)))
+    probe_network(model, splits, [1], Protocol(k=5, augment=augment), Findings())
+    (alone, *every), (together, *nested) = calls
+    assert (alone, together) == (LinearProbe, SharedProbe)
+    for whole, part, count in zip(every, nested, (9, len(splits.val), len(splits.test)), strict=True):
+        assert len(whole.kinds) == 4
+        assert [*part.kinds] == [WIDE, NARROW]
+        assert len(part) == len(whole) == count
+    assert torch.equal(nested[2].kinds[NARROW], every[2].kinds[NARROW])
 
 
 def test_probe_judges_every_width_alone_and_with_one_classifier(tmp_path):

@@ -97,6 +97,37 @@ def test_states_settle_at_what_draws_them():
     torch.testing.assert_close(y, w3(s2))
 
 
+def test_states_stay_between_zero_and_one():
+    model, x = made(layers(3), outputs=4, free_steps=100, nudged_steps=100), torch.zeros(2, 64)
+    for layer, bias in zip(model.layers, ([-5.0, 5.0, 0.3], [-0.5, 0.4, 9.0, -9.0]), strict=True):
+        layer.weight.data.zero_()
+        layer.bias.data = torch.tensor(bias)
+    free = model.settling.free(model.layers, x)
+    half, ones = ([torch.full_like(s, value) for s in free] for value in (0.5, 1.0))
+    [(_, others)] = model.settling.nudged(model.layers, x, half, ones, torch.zeros_like)
+    for hidden, outputs in (free, others):
+        torch.testing.assert_close(hidden, torch.tensor([[0.0, 1.0, 0.3]] * 2))
+        torch.testing.assert_close(outputs, torch.tensor([[0.0, 0.4, 1.0, 0.0]] * 2))
+
+
+def test_the_loss_is_the_mean_square_error_of_the_free_outputs():
+    model, x = interior(made(layers(12))), torch.rand(4, 1, 8, 8).double()
+    loss = model.local_loss(0, model.block_output(0, x), Batch(x, torch.zeros(4)))
+    y = model.block_features(x)["block1/outputs"]
+    target = WinnerTakeAll(20, winners=2).double()(y, torch.ones_like(y))
+    torch.testing.assert_close(loss, (y - target).square().mean())
+
+
+def test_pixels_that_are_left_out_teach_nothing():
+    model, x = interior(made(layers(12, input_dropout=0.5))), torch.rand(1, 1, 8, 8).double() + 0.1
+    torch.manual_seed(1)
+    pixels = masks_of(model, x.flatten(1))[0][0] > 0
+    torch.manual_seed(1)
+    weight, *_ = gradients(model, x)
+    assert 0 < pixels.sum() < 64
+    assert torch.equal(weight.any(0), pixels)
+
+
 def test_masked_units_stay_at_rest_and_learn_nothing():
     model = interior(made(layers(12, dropout=0.5), free_steps=5, target={"winners": 2, "dropout": 0.5}))
     x = torch.rand(1, 1, 8, 8).double()
@@ -115,6 +146,17 @@ def test_pixels_and_units_are_left_out_by_their_own_shares():
     network = layers(400, input_dropout=0.3, dropout=0.1)
     masks = masks_of(made(network, outputs=500, target={"dropout": 0.2}), torch.rand(100, 64))
     assert [mask.mean().item() for mask in masks] == pytest.approx([0.7, 0.9, 0.8], abs=0.02)
+
+
+def test_thresholds_learn_nothing_of_outputs_that_are_left_out():
+    target = {"winners": 2, "rate": 1.0, "smoothing": 0.5, "dropout": 0.5}
+    model, x = interior(made(layers(12), target=target)), torch.rand(1, 1, 8, 8).double()
+    torch.manual_seed(1)
+    outputs = masks_of(model, x.flatten(1))[-1][0]
+    torch.manual_seed(1)
+    gradients(model, x)
+    fallen = -0.5 * 2 / 20  # by the share that is usual
+    assert torch.equal((model.target(0).threshold - fallen).abs() < 1e-9, outputs == 0)
 
 
 def test_the_sign_of_the_nudge_is_drawn_for_each_batch(tmp_path, monkeypatch):

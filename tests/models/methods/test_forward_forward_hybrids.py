@@ -3,6 +3,7 @@
 from functools import partial
 
 import torch
+from torch.nn import functional as F
 from torch.optim import SGD, Adam
 from training import Batches, assert_equal_weights, assert_isolated, evaluated, smooth, train
 
@@ -42,7 +43,7 @@ def test_a_negative_is_a_hybrid_of_an_image_and_another(monkeypatch):
     model, (batch,) = made(blurs=3), batches(1)
     first, contrast = model.step_input(batch)
     ((mask, blurs),) = masks
-    assert (first, blurs) == (0, 3)
+    assert (first, blurs, made().blurs) == (0, 3, 8)
     torch.testing.assert_close(contrast.positive, unit_length(batch.images))
     for i, image in enumerate(batch.images):
         expected = mask[i] * image + (1 - mask[i]) * batch.images[i - 1]
@@ -57,6 +58,14 @@ def test_maps_have_goodness_too():
     model = made(smooth)
     assert_isolated(model, batches(1)[0])
     assert model.block_features(batches(1)[0].images)["block3/gap"].shape == (7, 8)
+
+
+def test_the_threshold_of_maps_counts_all_their_numbers():
+    model, (batch,) = made(smooth, peer=0.0), batches(1)
+    contrast = model.block_output(0, model.step_input(batch)[1])
+    logits = [rows.square().sum((1, 2, 3)) - rows[0].numel() for rows in contrast[:2]]
+    expected = (F.softplus(-logits[0]).mean() + F.softplus(logits[1]).mean()) / 2
+    torch.testing.assert_close(model.local_loss(0, contrast, batch), expected)
 
 
 def test_labels_reach_the_readout_alone(tmp_path):

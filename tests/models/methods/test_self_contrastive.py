@@ -20,7 +20,7 @@ from losses.errors import NetworkError, UsageError
 from models.methods import self_contrastive as scff
 from models.methods.backprop import Backprop
 from models.methods.self_contrastive import LayerRule, SelfContrastive
-from models.networks.pair_layers import PairCNN, PairConv, PairMLP
+from models.networks.pair_layers import Activity, PairCNN, PairConv, PairMLP
 from models.networks.vgg import VGG
 
 mlp = partial(PairMLP, hidden=[12, 9])
@@ -118,6 +118,32 @@ def test_views_are_pairs(batch):
     assert torch.equal(second, batch.images)
 
 
+def test_a_negative_is_the_first_view_beside_the_second_one_of_another_image(batch, shifts):
+    model, read = made(shape=(3, 8, 8)), []
+    model.trainer = SimpleNamespace(global_step=0)
+    model.blocks[0].register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    ((_, a, b),) = batch.views
+    model.block_output(0, (a, b))
+    assert torch.equal(read[0].first, torch.cat([a, a]))
+    assert torch.equal(read[0].second, torch.cat([b, b.roll(-shifts[0], 0)]))
+
+
+def test_goodness_of_half_precision_is_that_of_full_precision(batch):
+    model, z = made(shape=(3, 8, 8)), 3 * torch.randn(12, 12).bfloat16()
+    halves, whole = (model.local_loss(0, Activity(one, one), batch) for one in (z, z.float()))
+    assert halves.dtype == torch.float32
+    torch.testing.assert_close(halves, whole)
+
+
+def test_logged_goodness_is_the_mean_of_the_pairs(batch):
+    model, found, z = made(shape=(3, 8, 8)), {}, torch.randn(12, 9)
+    model.logs_this_step, model.record = True, lambda k, name, value: found.update({name: value})
+    model.local_loss(1, Activity(z, z), batch)
+    positive, negative = z.clamp(min=0).square().mean(1).chunk(2)
+    torch.testing.assert_close(found["positive_goodness"], positive.mean())
+    torch.testing.assert_close(found["negative_goodness"], negative.mean())
+
+
 def test_a_layer_that_pairs_anew_gets_positive_data_others_get_both(batch):
     for pairing in ("first", "all"):
         model = made(partial(mlp, pairing=pairing), (3, 8, 8))
@@ -145,6 +171,7 @@ def test_pairs_are_those_of_the_step(batch, shifts):
         model.block_output(0, (batch.images, batch.images))
         of_another_layer.append(shifts.pop())
     assert of_another_layer != shifts[::2]
+    assert of_another_layer[1:] != shifts[:-2:2]  # nor what this layer draws in the next step
 
 
 def test_one_image_alone_is_refused(batch):
@@ -167,6 +194,14 @@ def test_features_are_standardised_units_of_layers(batch):
     assert [*known] == ["block1/gap", "block1/units", "block2/gap", "block2/units", "block2/all"]
 
 
+def test_features_of_vectors_are_standardised_too(batch):
+    model = made(shape=(3, 8, 8)).eval()
+    found = model.block_features(batch.images)
+    for name, features in zip(("block1", "block2"), model.walk(batch.images), strict=True):
+        torch.testing.assert_close(found[f"{name}/units"], each_standardised(features))
+        torch.testing.assert_close(found[f"{name}/gap"], features)
+
+
 def test_features_are_those_of_an_image_beside_itself(batch):
     model = made(shape=(3, 8, 8)).eval()
     positive = model.block_output(0, (batch.images, batch.images)).features[:6]
@@ -186,9 +221,17 @@ def test_each_layer_has_its_rule(tmp_path):
     assert rates == pytest.approx([0.1 / 4, 0.5 / 1000])
 
 
-def test_a_layer_s_own_schedule_is_tried_before_training(tmp_path):
+def test_layers_without_schedules_of_their_own_have_that_of_all(tmp_path):
+    model = made(scheduler=partial(StepLR, step_size=2, gamma=0.5), scheduler_interval="step")
+    trainer = train(model, tmp_path, images(), max_epochs=1, limit_train_batches=5)
+    assert [optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers] == pytest.approx([0.5 / 4] * 2)
+
+
+def test_a_layer_s_own_optimizer_and_schedule_are_tried_before_training(tmp_path):
     with pytest.raises(UsageError, match="step_size of StepLR must not be negative"):
         train(made(rules=[LayerRule(scheduler=partial(StepLR, step_size=-1))]), tmp_path, images())
+    with pytest.raises(UsageError, match="cannot train blocks"):
+        train(made(rules=[LayerRule(optimizer=partial(SGD, lr=-1.0))]), tmp_path, images())
 
 
 def test_it_is_compared_with_backpropagation_of_its_first_layer_s_optimizer():

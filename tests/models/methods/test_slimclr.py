@@ -114,6 +114,17 @@ def test_without_distillation_and_weights_the_loss_is_the_sum_of_the_widths_loss
     assert 0 <= recorded["w0.25/pretext_top1"] <= 1
 
 
+@CONTRASTS
+def test_cosines_are_of_full_precision_under_autocast(contrast):
+    model = made(contrast)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        _, x = model.step_input(batch())
+        views, keys = model.block_output(0, x)[1.0], model.keys(batch())
+        found, embeddings = model._cosines(0, 1.0, views, keys), [model.heads[0](view) for view in views]
+    assert embeddings[0].dtype == torch.bfloat16
+    torch.testing.assert_close(found, model.contrast([nn.functional.normalize(z.float()) for z in embeddings], keys))
+
+
 def test_pretext_accuracy_is_the_share_of_rows_whose_first_entry_is_the_largest():
     model, recorded = made(), {}
     model.record = lambda k, name, value: recorded.update({name: value})
@@ -195,6 +206,15 @@ def test_keys_do_not_depend_on_the_narrow_widths():
     assert made(PairContrast).keys(batch()) is None
 
 
+def test_keys_are_of_the_encoder_after_it_followed_the_network():
+    model = made()
+    for parameter in model.part_modules(0).parameters():
+        parameter.data += 0.5 * torch.randn_like(parameter)
+    keys = model.keys(batch())
+    block, head = model.key_encoder  # in training mode: its statistics do not matter
+    torch.testing.assert_close(keys, nn.functional.normalize(head(block(batch().views[0][2])), dim=1))
+
+
 def test_a_run_resumed_within_an_epoch_ends_as_one_that_was_not_cut(tmp_path):
     def run(resume=None):
         model = made(start_epoch=1)
@@ -235,7 +255,8 @@ def test_gradient_ratio_is_logged_of_the_step_that_is_taken(tmp_path):
     assert model.latest["train/block1/w0.25/gradient_ratio"] == pytest.approx(own.item(), rel=1e-4)
     assert model.latest["train/block1/w0.25/gradient_ratio_of_means"] == pytest.approx(of_means.item(), rel=1e-4)
     assert model.latest["train/block1/grad_norm"] > 0.1  # not clipped yet
-    assert "train/block1/w1/gradient_ratio" not in model.latest
+    logged = {name for name in model.latest if name.endswith("gradient_ratio")}
+    assert logged == {"train/block1/w0.5/gradient_ratio", "train/block1/w0.25/gradient_ratio"}
 
 
 # -- beside training -----------------------------------------------------------------------------------------------

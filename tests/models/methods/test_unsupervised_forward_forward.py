@@ -103,6 +103,14 @@ def test_a_denoising_cell_rebuilds_what_it_was_given_without_the_noise():
     torch.testing.assert_close(loss, (model.heads[0](noisy) - batch.images).square().mean())
 
 
+def test_what_listens_to_a_block_hears_it_without_noise_first():
+    model, images, heard = made(cell=DenoisingCell), ready().images, []
+    model.blocks[0].register_forward_hook(lambda block, x, y: heard.append(y.detach()))
+    handed_on = model.block_output(0, images).handed_on
+    assert torch.equal(heard[0], handed_on)
+    assert not torch.equal(heard[1], handed_on)
+
+
 def test_maps_are_normalised_over_channels_and_positions():
     features = made(convolutions).blocks[0](ready().images)
     assert features.shape[1:] == (4, 4, 4)

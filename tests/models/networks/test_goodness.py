@@ -77,12 +77,17 @@ def test_without_standardisation_they_do():
 def test_the_image_is_standardised_as_a_whole(network):
     x = torch.randn(5, 3, 8, 8)
     torch.testing.assert_close(network.units.conv1(5 * x + 2), network.units.conv1(x), atol=1e-4, rtol=1e-4)
+    apart = x * torch.tensor([1.0, 2.0, 3.0])[:, None, None]  # channels keep their proportions
+    whole = apart.flatten(1)
+    expected = (whole - whole.mean(1, keepdim=True)) / whole.std(1, keepdim=True, correction=0)
+    torch.testing.assert_close(network.units.conv1[0](apart).flatten(1), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_there_is_no_batch_norm_but_biases(network):
     assert not [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d)]
     layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     assert len(layers) == 5
+    assert [*map(id, network.parameters())] == [id(p) for layer in layers for p in layer.parameters()]
     assert all(layer.bias is not None for layer in layers)
     plain = VGG((3, 8, 8), 2, (4, 6), hidden=(5,))
     assert [layer.bias is None for layer in plain.modules() if isinstance(layer, nn.Conv2d)] == [True, True]

@@ -69,6 +69,12 @@ def test_the_published_convolutions_halve_the_map():
     assert network(torch.randn(2, 3, 32, 32)).shape == (2, 10)
 
 
+@pytest.mark.parametrize("pool", ["max", "average"])
+def test_maps_of_odd_sides_are_halved_and_rounded_up(pool):
+    network = PairCNN((2, 7, 9), 10, [PairConv(3, pool=pool)])
+    assert network.units(torch.randn(2, 2, 7, 9)).shape == (2, 3, 4, 5)
+
+
 def test_a_convolution_by_hand():
     torch.manual_seed(0)
     network = PairCNN((2, 6, 6), 10, [PairConv(3, kernel=5), PairConv(4, pool="average", activation="relu")])

@@ -6,7 +6,7 @@ from torch import nn
 
 from models.networks.layers.slimmable import Slimmable, Width
 from models.networks.slimmed import slim
-from models.parts.gradient_ratio import gradient_norms, gradient_ratios
+from models.parts.gradient_ratio import gradient_norms, gradient_ratios, ratio
 
 
 def two_layers():
@@ -48,3 +48,8 @@ def test_a_width_alone_leaves_no_rest():
     with width.at(0.25):
         network(torch.randn(4, 3)).sum().backward()
     assert gradient_ratios(layers, 0.25)["gradient_ratio"].item() == pytest.approx(0, abs=1e-3)
+
+
+def test_a_prefix_that_rounding_makes_longer_than_the_whole_leaves_no_rest():
+    whole = torch.tensor(2.0)
+    assert ratio(whole, torch.nextafter(whole, torch.tensor(9.0))) == 0

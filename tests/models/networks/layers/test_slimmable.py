@@ -9,6 +9,7 @@ from torch import nn
 
 from losses.errors import NetworkError
 from models.networks.chain import Chain
+from models.networks.layers.pruned import PrunedConv2d
 from models.networks.layers.slimmable import Slimmable, SwitchableBatchNorm, Width, first_channels
 from models.networks.mlp import MLP
 from models.networks.resnet import CifarResNet, ResNet
@@ -97,6 +98,17 @@ def test_gradients_stay_within_the_slices_and_are_the_plain_networks(network, sh
         torch.testing.assert_close(gradients[name], parameter.grad)
 
 
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_a_convolution_keeps_its_settings(share):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 8, 3, stride=2, padding=2, dilation=2, padding_mode="reflect", bias=False)
+    width = Width([1.0, 0.5])
+    slimmable = slim(conv, width, reads_all=True)
+    with width.at(share):
+        torch.testing.assert_close(slimmable(images()), conv(images())[:, : int(8 * share)])
+    torch.testing.assert_close(narrowed(slimmable, share)(images()), conv(images())[:, : int(8 * share)])
+
+
 def test_a_width_moves_the_statistics_of_its_own_batch_norm_alone():
     chain, width = made()
     before = copy.deepcopy(chain.state_dict())
@@ -115,6 +127,12 @@ def test_narrow_batch_norm_begins_as_the_first_channels_of_the_plain_one():
     assert torch.equal(unit.bn1.norms[1].weight, weight[:4])
     assert (unit.bn1.norms[1].momentum, unit.bn1.norms[1].eps) == (0.2, 1e-3)
     assert not unit.bn2.norms[1].weight.any()
+
+
+def test_batch_norm_without_scale_and_shift_has_none_at_any_width():
+    head = slim(nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4, affine=False)), Width([1.0, 0.5]), gives_all=True)
+    assert [norm.running_mean.shape for norm in head[1].norms] == [(4,), (4,)]
+    assert not [*head[1].parameters()]
 
 
 def test_batch_norm_behind_the_last_layer_is_whole():
@@ -146,6 +164,14 @@ def test_a_copy_has_a_width_of_its_own_and_a_width_is_left_after_a_fault():
     with pytest.raises(ZeroDivisionError), width.at(0.3):
         raise ZeroDivisionError
     assert width.now == 1
+
+
+def test_a_width_within_another_leaves_that_as_it_was():
+    width = Width(WIDTHS)
+    with width.at(0.5):
+        with width.at(0.3):
+            assert width.now == 0.3
+        assert width.now == 0.5
 
 
 def test_all_widths_run_one_after_the_other():
@@ -186,6 +212,7 @@ class Padded(nn.Module):
     ("layer", "message"),
     [
         (nn.Conv2d(8, 8, 3, groups=2), "has groups of channels"),
+        (PrunedConv2d(8, 8, 3, pruned=0.5), "A PrunedConv2d cannot run at several widths"),
         (nn.PReLU(), "A PReLU cannot run at several widths"),
         (nn.GroupNorm(2, 8), "A GroupNorm cannot run at several widths"),
     ],
