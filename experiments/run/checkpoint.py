@@ -93,7 +93,7 @@ def require_same_network(path: Path, checkpoint: Mapping[str, Any], model: "Meth
     """
     model.take_shape_of(checkpoint)
     if differences := network_differences(checkpoint["state_dict"], model):
-        saved = checkpoint.get("hyper_parameters", {}).get("_class_path", "").rpartition(".")[2]
+        saved = checkpoint.get("arguments", {}).get("_class_path", "").rpartition(".")[2]
         other = f"a {saved}, not of a {own}" if saved != (own := type(model).__name__) and saved else ""
         raise RunError(
             f"The checkpoint {path} is of {other or 'another network or another cut'}: {differences[0]} "

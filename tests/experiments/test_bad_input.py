@@ -239,6 +239,8 @@ def test_a_checkpoint_of_another_network_is_refused(finished, capsys):
     cut = fault(capsys, *FIT, "--model.num_blocks=2", f"--ckpt_path={path}")
     assert "another cut" in cut
     assert str(path) in cut
+    method = fault(capsys, "fit", f"--config={SSL}", f"--runs={path.parent}", f"--ckpt_path={path}")
+    assert "is of a DecoupledGreedy, not of a BlockwiseSSL: " in method
 
 
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])
