@@ -22,7 +22,7 @@ from ranges import NonNegativeInt
 class ForwardForwardHybrids(GoodnessLearning):
     """K blocks that tell images from hybrids by their goodness; only the read-out learns from labels.
 
-    A hybrid is one image within random regions and the one before it in the batch elsewhere: right nearby, wrong as a whole.
+    A hybrid is one image within random regions and the batch's one before it elsewhere: right nearby, wrong as a whole.
 
     Args:
         network: the network, a class from ``models.networks``; its classifier is not used.

@@ -201,7 +201,7 @@ class SlimCLR(LocalLearning):
     def block_features(self, images: Tensor, last: int | None = None) -> dict[str, Tensor]:
         """Of the whole network ``block1/gap`` and ``block1/embedding``; of width w ``block1/w0.5`` and so on.
 
-        Features are averaged over positions; the embedding is what the loss compares, before it has length 1, ``(B, D)``.
+        Features are averaged over positions; the embedding is what the loss compares, not yet of length 1, ``(B, D)``.
         """
         found = {}
         for width, kind in zip(self.width.widths, self.nested_features, strict=True):
