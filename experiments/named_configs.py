@@ -46,7 +46,7 @@ def config_file(name: str) -> Path:
     asked = name.removesuffix(".yaml")
     near = [one for one in known if Path(one).name == asked] or get_close_matches(asked, known)
     meant = f" Did you mean {' or '.join(near)}?" if near else ""
-    raise RunError(f"There is no config {name!r}: no such file, and none of that name comes along.{meant}")
+    raise RunError(f"There is no config {name!r}: neither a file nor one that comes along has this name.{meant}")
 
 
 def with_config_files(args: Sequence[str]) -> Iterator[str]:

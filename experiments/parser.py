@@ -55,12 +55,12 @@ class Parser(LightningArgumentParser):
         lines = [str(fault).partition("\n")[0] for fault in faults]
         place = dict.fromkeys(key for line in lines for key in re.findall(r'"([\w.]+)"', line))
         said = f"--{'.'.join(place)}: {faults[-1]}" if place else message
-        said = " ".join(said.split()).rstrip(".")
+        said, choices = _in_plain_words(" ".join(said.split()).rstrip("."))
         typed = re.findall(r"\w+", " ".join([*self.args[1:], *re.findall(r"'([\w.]+)'", said)]))  # here, or in a file
         names = re.findall(r"\w+", re.sub(r"\S*/\S*", "", said))  # of no path
         wrong = [name for name in names if name in typed and not hasattr(builtins, name)]
         plain = place and f"{list(place)[-1]}.help" not in self.known  # an option that takes no class: a value is wrong
-        meant = (did_you_mean(name, () if plain else self._candidates(name)) for name in wrong)
+        meant = (did_you_mean(name, choices if plain else self._candidates(name)) for name in wrong)
         return f"{said}.{next(filter(None, meant), '') or ''.join(map(where_to_look, faults[-1:]))}"
 
     def _broken_yaml(self, fault: yaml.MarkedYAMLError) -> str:
@@ -76,6 +76,23 @@ class Parser(LightningArgumentParser):
         options = [arg.partition("=")[0] for arg in self.args if arg.startswith("--")]
         as_option = any(name in option.lstrip("-").split(".") for option in options)
         return (known for known in self.known if not (as_option and known[:1].isupper()))
+
+
+_KINDS = {
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "list": "a list, as [a,b]",
+    "Sequence": "a list, as [a,b]",
+}
+
+
+def _in_plain_words(said: str) -> tuple[str, list[str]]:
+    """What is expected without Python's types; and the choices, if there are such."""
+    said = re.sub(r"an? <class '(?:\w+\.)*(\w+)'>", lambda kind: _KINDS.get(kind[1], kind[0]), said)
+    choices = [re.findall(r"'(\w+)'", found) for found in re.findall(r"a typing\.Literal\[(.*?)\]", said)]
+    return re.sub(r"a typing\.Literal\[(.*?)\]", r"one of \1", said), [name for names in choices for name in names]
 
 
 def _is_broken(file: str) -> bool:

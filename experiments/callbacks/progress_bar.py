@@ -13,7 +13,7 @@ _NAMES = {"train": "train/{block}/top1", "val": "val/{block}/top1", "probe": "pr
 
 
 class BlockProgressBar(TQDMProgressBar):
-    """Shows ``val top-1 % 81 90 95``: each block's accuracy on the validation images, in order, the final head's last.
+    """Shows ``val top-1 % 81 90 95``: each block's accuracy on the validation images, in order; then ``final 96``.
 
     ``train top-1 %`` is that of the last logged batch, ``probe top-1 %`` that of the online probes on the
     validation images.
@@ -27,14 +27,15 @@ class BlockProgressBar(TQDMProgressBar):
 def accuracies(metrics: Mapping[str, Any], model: Method, kinds: Sequence[str]) -> dict[str, str]:
     """``<kind> top-1 %`` → each block's accuracy, of those kinds (``train``, ``val``, ``probe``) that there are.
 
-    Of many blocks every other one is shown, until at most eight remain, the last always.
+    That of a final head is named. Of many blocks every other one is shown, until at most eight remain, the last always.
     """
     shown = {}
     for kind in kinds:
-        names = [_NAMES[kind].format(block=block, features=model.judged_features) for block in model.part_names]
-        names = [name for name in names if name in metrics]
-        while len(names) > 8:
-            names = names[-1::-2][::-1]
-        if names:
-            shown[f"{kind} top-1 %"] = " ".join(f"{100 * metrics[name]:.1f}" for name in names)
+        names = {part: _NAMES[kind].format(block=part, features=model.judged_features) for part in model.part_names}
+        parts = [part for part, name in names.items() if name in metrics]
+        while len(parts) > 8:
+            parts = parts[-1::-2][::-1]
+        if parts:
+            heads = {part: "" if part in model.block_names else f"{part} " for part in parts}
+            shown[f"{kind} top-1 %"] = " ".join(f"{heads[part]}{100 * metrics[names[part]]:.1f}" for part in parts)
     return shown

@@ -34,9 +34,9 @@ FIT = ("fit", "--config", str(DIGITS), *SMALL, "--trainer.max_epochs=2")
         (["--model.output_loss=ExpGB", "--model.output_loss.alpa=1"], ["alpa", "Did you mean alpha?"]),
         (["--trainer.strategy.hook=EntropyCoded"], ["--trainer.strategy: ", "hook"]),
         (["--model.cut", "{by: units"], ["A value is no YAML: "]),
-        (["--model.cut.after=conv1"], ["--model.cut.after: ", "Expected a <class 'list'>"]),
-        (["--trainer.max_steps=many"], ["--trainer.max_steps: ", "Expected a <class 'int'>", "many"]),
-        (["--model.cut.by=macc"], ["--model.cut.by: ", "activation_bytes"]),  # near an option's name, but a value
+        (["--model.cut.after=conv1"], ["--model.cut.after: ", "Expected a list, as [a,b]"]),
+        (["--trainer.max_steps=many"], ["--trainer.max_steps: ", "Expected a whole number", "many"]),
+        (["--model.cut.by=macc"], ["--model.cut.by: ", "Expected one of 'activation_bytes'", "Did you mean macs?"]),
         (["--model.clip=0"], ["--model.clip: 0 is no number above 0."]),
         (["--model.clip=.inf"], ["--model.clip: .inf is no number above 0."]),
         (["--model.network.hidden=[-1]"], ["--model.network.hidden: -1 is no whole number above 0."]),
@@ -114,7 +114,7 @@ def test_a_mistake_is_told_in_one_sentence_and_leaves_nothing(options, said, tmp
     [
         ("num_blocks", "nmu_blocks", ["--model: ", "nmu_blocks", "Did you mean num_blocks?"]),
         ("max_epochs", "max_epohcs", ["max_epohcs", "Did you mean trainer.max_epochs?"]),
-        ("num_blocks: 4", "num_blocks: many", ["--model.num_blocks: ", "Expected a <class 'int'>"]),
+        ("num_blocks: 4", "num_blocks: many", ["--model.num_blocks: ", "Expected a whole number"]),
         ("model:", "model: [", ["line"]),
     ],
 )

@@ -48,7 +48,7 @@ def test_a_suite_and_its_configs_may_be_named(elsewhere, capsys):
     assert other.config == elsewhere / "here.yaml"
     with pytest.raises(SystemExit):
         main(["suite", "suites/demmo"])
-    assert "no such file, and none of that name comes along. Did you mean suites/demo" in capsys.readouterr().err
+    assert "neither a file nor one that comes along has this name. Did you mean suites/demo" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["suite", "demo"])
     assert "Did you mean suites/demo?" in capsys.readouterr().err

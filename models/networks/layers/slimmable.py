@@ -40,7 +40,7 @@ class Width:
         falling = all(one > other for one, other in pairwise(widths))
         if not widths or widths[0] != 1 or widths[-1] <= 0 or not falling:
             raise NetworkError(
-                f"Widths are shares of the channels that fall from 1.0 to above 0, as [1.0, 0.5, 0.25], unlike "
+                f"Widths are shares of the channels that begin with 1.0 and fall, as [1.0, 0.5, 0.25]: not "
                 f"{list(widths)}."
             )
         self.widths, self.place = tuple(widths), 0

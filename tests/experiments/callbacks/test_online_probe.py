@@ -14,6 +14,7 @@ from training import assert_equal_weights, train
 from datamodules.batch import Batch
 from experiments.callbacks.epoch_lines import EpochLines
 from experiments.callbacks.online_probe import OnlineProbe
+from experiments.callbacks.progress_bar import accuracies
 from losses.winners import WinnerTakeAll
 from models.local_learning import pooled
 from models.methods.decoupled_greedy import DecoupledGreedy
@@ -116,3 +117,9 @@ def test_epoch_lines_show_it(tmp_path, capsys):
     [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch 2")]
     assert "val top-1 %" in line
     assert "probe top-1 %" in line
+
+
+def test_accuracies_are_shown_in_order_that_of_a_final_head_by_name():
+    model = network(final_head=partial(AuxHead, hidden=16))
+    metrics = {"val/block1/top1": 0.5, "val/block2/top1": 0.625, "val/final/top1": 0.75, "train/block1/top1": 1.0}
+    assert accuracies(metrics, model, ("val", "probe")) == {"val top-1 %": "50.0 62.5 final 75.0"}
