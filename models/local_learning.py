@@ -74,7 +74,7 @@ class LocalLearning(Method):
     losses_read_images: ClassVar[bool] = False
     """Whether the losses of all blocks read the images themselves."""
     charts: ClassVar[Sequence[str]] = ()
-    """Metrics of the method's own, ``train/block<k>/<metric>``, of which TensorBoard draws all blocks in one chart."""
+    """Metrics ``train/block<k>/<metric>`` of the method's own that TensorBoard draws in a chart each; * is any name."""
     blocks_share_batch: ClassVar[bool] = True
     """Whether all blocks learn from the batch of a step, each once."""
 

@@ -37,8 +37,8 @@ class TensorBoardPage(L.Callback):
             probe = f"probe_online/{{}}/{pl_module.judged_features}/top1"
             metrics = [*(_WITH_LABELS if pl_module.predicts_classes else (probe, *_EVERY))]
             metrics += [f"train/{{}}/{name}" for name in pl_module.charts]
-            charts = {name.replace("/{}", ""): ["Multiline", [name.format(r"(block\d+|final)")]] for name in metrics}
-            page.add_custom_scalars({"All blocks": charts})
+            lines = {name.replace("/{}", "").replace("*", "…"): _pattern(name) for name in metrics}
+            page.add_custom_scalars({"All blocks": {title: ["Multiline", [line]] for title, line in lines.items()}})
 
     @override
     def on_train_batch_start(
@@ -53,6 +53,11 @@ class TensorBoardPage(L.Callback):
                 page.add_image(name, _grid(torch.stack(pair, dim=1).flatten(0, 1)[:64], data), trainer.global_step)
             if not batch.views:
                 page.add_image("train/augmented_batch", _grid(batch.images[:64], data), trainer.global_step)
+
+
+def _pattern(metric: str) -> str:
+    """The names of a metric of all blocks, as a regular expression."""
+    return metric.replace(".", r"\.").replace("*", "[^/]*").format(r"(block\d+|final)")
 
 
 def _grid(images: torch.Tensor, data: ImageDataModule) -> torch.Tensor:

@@ -77,7 +77,7 @@ class SlimCLR(LocalLearning):
         UsageError: compilation.
     """
 
-    charts = ("w[0-9.]+/pretext_top1", "w[0-9.]+/gradient_ratio")
+    charts = ("w*/pretext_top1", "w*/gradient_ratio")
 
     def __init__(
         self,

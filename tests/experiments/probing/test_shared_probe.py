@@ -7,6 +7,8 @@ from functools import partial
 import pytest
 import torch
 from helpers import CONFIGS, fit, summary
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from torch.nn import functional as F
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR
@@ -158,10 +160,23 @@ def test_it_reads_the_widths_alone_and_is_judged_on_test_images(augment, monkeyp
     assert torch.equal(nested[2].kinds[NARROW], every[2].kinds[NARROW])
 
 
+def every_metric_of_a_width_has_a_chart(folder):
+    page = EventAccumulator(str(folder)).Reload()
+    config = page.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
+    [category] = Layout.FromString(config).category
+    tags = {chart.title: re.compile(*chart.multiline.tag) for chart in category.chart}
+    drawn = {title: {name for name in page.Tags()["scalars"] if tag.fullmatch(name)} for title, tag in tags.items()}
+    assert drawn["train/w…/gradient_ratio"] == {f"train/block1/w{width}/gradient_ratio" for width in (0.5, 0.25)}
+    assert drawn["train/w…/pretext_top1"] == {f"train/block1/w{width}/pretext_top1" for width in (1, 0.5, 0.25)}
+    assert drawn["train/loss"] == {"train/block1/loss"}
+    assert len(drawn["probe_online/gap/top1"]) == 1
+
+
 def test_probe_judges_every_width_alone_and_with_one_classifier(tmp_path):
     options = ("--model.network.plan=[8,M,16]", "--trainer.limit_train_batches=2", "--trainer.accelerator=cpu")
     folder = fit(tmp_path, "--model.start_epoch=1", *options, config=CONFIGS / "slimclr" / "digits.yaml")
     assert (folder / "checkpoints" / "best.ckpt").is_file()
+    every_metric_of_a_width_has_a_chart(folder)
     before = (folder / "checkpoints" / "last.ckpt").read_bytes()
     main(["probe", f"--checkpoint={folder}", "--epochs=2", "--k=5", "--distilled=true"])
     assert (folder / "checkpoints" / "last.ckpt").read_bytes() == before
