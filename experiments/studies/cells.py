@@ -1,4 +1,4 @@
-"""Cells that rebuild their input, beside the same cells untrained and backpropagation: what linear classifiers read.
+"""Cells that rebuild their input, beside untrained ones, hybrids and backpropagation: what linear classifiers read.
 
     python -m experiments.studies.cells MNIST --root data
     python -m experiments.studies.cells FashionMNIST --root data --seeds 0 1 2
@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch.optim import AdamW
+from torch.optim import Adam, AdamW
 
 from datamodules.base import ImageDataModule
 from datamodules.digits import Digits
@@ -31,8 +31,10 @@ from experiments.probing.probe import probe_network
 from experiments.probing.probe_results import Findings
 from experiments.probing.protocol import Protocol
 from experiments.run import tables
+from losses.goodness import Goodness
 from models.method import Method
 from models.methods.backprop import Backprop
+from models.methods.forward_forward_hybrids import ForwardForwardHybrids
 from models.methods.unsupervised_forward_forward import UnsupervisedForwardForward
 from models.networks.chain import Chain
 from models.networks.heads.cells import AdversarialCell, AutoEncoderCell, CellCallable, DenoisingCell
@@ -52,6 +54,13 @@ CELLS: Mapping[str, tuple[Callable[..., Chain], CellCallable]] = {
     "convolutional autoencoder": (StridedCNN, AutoEncoderCell),
 }
 NETWORKS: Mapping[str, Callable[..., Chain]] = {"perceptron": perceptron, "convolutions": StridedCNN}
+HYBRIDS: Mapping[str, Any] = {
+    "num_blocks": 3,
+    "goodness": Goodness(over="mean", temperature=0.1),
+    "peer": 0.0,
+    "optimizer": partial(Adam, lr=1e-3, fused=True),
+}
+"""Forward-Forward without labels, with the settings of ``forward_forward_hybrids/mnist_4x1000.yaml``."""
 HEADINGS = ("", "each cell", "concatenated", "without cell 1", "s")
 
 
@@ -64,9 +73,9 @@ class Task(NamedTuple):
     test_images: int
     epochs: int
 
-    def load(self, seed: int) -> ImageDataModule:
+    def load(self, seed: int, **options: Any) -> ImageDataModule:
         """The data, with some of the images of each split, the same for every seed, in batches of 64."""
-        data = DATA[self.data](root=self.root, batch_size=64, validation=VALIDATION, seed=seed)
+        data = DATA[self.data](root=self.root, batch_size=64, validation=VALIDATION, seed=seed, **options)
         load, counts = data.load, {True: self.images, False: self.test_images}
         data.load = lambda train: draw(load(train), counts[train], seed=0)  # type: ignore[method-assign]  # of this one
         return data
@@ -129,6 +138,11 @@ def results(task: Task, seed: int, kinds: Sequence[str], controls: bool = True) 
         joint, separate = cells(network, cell), cells(network, cell, epochs_per_block=task.epochs)
         yield f"{name}, joint", read(joint, data, trained(joint, data, task.epochs))
         yield f"{name}, separate", read(separate, data, trained(separate, data, 3 * task.epochs))
+    if controls:
+        torch.manual_seed(seed)
+        hybrids = ForwardForwardHybrids(perceptron, *images, **HYBRIDS)
+        unit_scale = task.load(seed, mean=[0.0], std=[1.0])
+        yield "Forward-Forward, hybrids", read(hybrids, unit_scale, trained(hybrids, unit_scale, task.epochs))
 
 
 def cell_of_table(values: Sequence[float | None]) -> str:

@@ -61,6 +61,8 @@ def test_every_row_is_trained_as_it_says_from_the_same_weights(monkeypatch):
     monkeypatch.setattr("experiments.studies.cells.read", read_nothing)
     monkeypatch.setattr("experiments.studies.cells.trained", train_nothing)
     names = [*dict(results(TASK._replace(epochs=2), 0, [*CELLS]))]
+    assert names[-1] == "Forward-Forward, hybrids"
+    assert seen.pop() == ("Sequential", "MLP-500-500-500", [], 2)
     assert names[:3] == ["pixels", "perceptron, untrained", "perceptron, backpropagation"]
     untrained = [row for row in seen if not row[-1]]
     assert len(untrained) == 3
