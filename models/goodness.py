@@ -24,7 +24,8 @@ from typing_extensions import override
 from losses.classification import top1
 from losses.errors import NetworkError, UsageError
 from losses.goodness import Goodness, PeerNormalisation, logistic_loss, separation, unit_length
-from models.local_learning import LocalLearning, concatenated, pooled
+from models.features import concatenated, pooled
+from models.local_learning import LocalLearning
 from models.method import Classifier, LabelledImages
 from models.networks.chain import NetworkCallable
 from models.networks.cut import Cut, block_shapes, cut_chain

@@ -20,9 +20,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
 
 from losses.errors import UsageError
+from models.features import pooled
 from models.method import LabelledImages, Method, require_supported_processes
 from models.networks.chain import Chain, NetworkCallable
-from models.networks.layers.pooling import GlobalAveragePool
 from models.networks.memory import recomputed
 from models.parts.rehearsal import SchedulerCallable, rehearse
 from models.plan import Schedule, StepPlan
@@ -457,14 +457,3 @@ def _compile(parts: Sequence[nn.Module]) -> None:
     torch.compiler.config.recompile_limit = max(torch.compiler.config.recompile_limit, 4 * len(parts))
     for part in parts:
         part.compile()
-
-
-def pooled(features: Tensor) -> Tensor:
-    """Maps ``(B, C, H, W)`` averaged over positions; vectors ``(B, C)`` as they are."""
-    return GlobalAveragePool()(features) if features.dim() == 4 else features
-
-
-def concatenated(name: str, latents: Sequence[Tensor]) -> dict[str, Tensor]:
-    """``<name>/all`` of features of several blocks ``(B, d)``, and of more than two ``<name>/all_but_first``."""
-    kinds = {"all": latents, "all_but_first": latents[1:]}
-    return {f"{name}/{kind}": torch.cat([*some], dim=1) for kind, some in kinds.items() if len(some) > 1}

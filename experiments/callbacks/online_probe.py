@@ -18,7 +18,8 @@ from typing_extensions import override
 from experiments.distributed.averages import Average
 from experiments.probing.linear_probe import linear_head
 from losses.processes import process_count
-from models.local_learning import LocalLearning, pooled
+from models.features import pooled
+from models.local_learning import LocalLearning
 from models.method import LabelledImages
 from models.metrics import EvaluationMetrics
 from ranges import PositiveFloat

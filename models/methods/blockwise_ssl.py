@@ -27,7 +27,8 @@ from typing_extensions import override
 from losses import SubsampledNTXent, correlation_parts, largest_deviation, pretext_top1
 from losses.errors import UsageError
 from losses.processes import gathered
-from models.local_learning import LocalLearning, TrainingError, pooled
+from models.features import pooled
+from models.local_learning import LocalLearning, TrainingError
 from models.method import LabelledImages, view_pairs
 from models.networks.chain import NetworkCallable
 from models.networks.cut import Cut, block_shapes, cut_chain

@@ -25,7 +25,8 @@ from typing_extensions import override
 
 from losses.errors import NetworkError, UsageError
 from losses.self_contrastive import neighbour, self_contrastive_loss, separated, standardised, unit_goodness
-from models.local_learning import LocalLearning, concatenated, pooled
+from models.features import concatenated, pooled
+from models.local_learning import LocalLearning
 from models.method import LabelledImages
 from models.networks.chain import NetworkCallable
 from models.networks.cut import Cut, cut_chain

@@ -22,7 +22,8 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from losses.winners import WinnerTakeAll
-from models.local_learning import LocalLearning, pooled
+from models.features import pooled
+from models.local_learning import LocalLearning
 from models.method import LabelledImages, log_epoch
 from models.networks.chain import NetworkCallable
 from models.networks.cut import Cut, block_shapes, cut_chain

@@ -26,7 +26,8 @@ from typing_extensions import override
 from losses.errors import UsageError
 from losses.info_nce import ContrastCallable, QueueContrast, distillation, info_nce
 from losses.width_weights import Weighting, whole_first
-from models.local_learning import LocalLearning, pooled
+from models.features import pooled
+from models.local_learning import LocalLearning
 from models.method import LabelledImages, view_pairs
 from models.networks.chain import Chain, NetworkCallable
 from models.networks.cut import block_shapes

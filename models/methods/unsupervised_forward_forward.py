@@ -25,7 +25,8 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from losses.errors import UsageError
-from models.local_learning import LocalLearning, concatenated, pooled
+from models.features import concatenated, pooled
+from models.local_learning import LocalLearning
 from models.method import LabelledImages
 from models.networks.chain import NetworkCallable
 from models.networks.cut import Cut, block_shapes, cut_chain

@@ -16,7 +16,7 @@ from experiments.callbacks.epoch_lines import EpochLines
 from experiments.callbacks.online_probe import OnlineProbe
 from experiments.callbacks.progress_bar import accuracies
 from losses.winners import WinnerTakeAll
-from models.local_learning import pooled
+from models.features import pooled
 from models.methods.decoupled_greedy import DecoupledGreedy
 from models.methods.equilibrium_propagation import EquilibriumPropagation
 from models.methods.self_defined_target import SelfDefinedTarget
