@@ -330,7 +330,7 @@ def test_residual_networks_take_a_step_at_every_width(network):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"widths": [0.5, 0.25]}, "fall from 1"),
+        ({"widths": [0.5, 0.25]}, "begin with 1.0 and fall"),
         ({"widths": [1.0, 0.05]}, "would have none"),
         ({"network": partial(MLP, hidden=[8])}, "pools feature maps"),
         ({"compile": True}, "leave compile out"),
