@@ -185,7 +185,7 @@ def test_all_widths_run_one_after_the_other():
 
 @pytest.mark.parametrize("widths", [[], [0.5, 0.25], [1.0, 0.5, 0.5], [1.0, 0.25, 0.5], [1.0, 0.0], [1.0, -0.5]])
 def test_widths_that_do_not_fall_from_the_whole_are_refused(widths):
-    with pytest.raises(NetworkError, match=r"fall from 1\.0 to above 0"):
+    with pytest.raises(NetworkError, match=r"begin with 1\.0 and fall"):
         Width(widths)
 
 
