@@ -405,4 +405,5 @@ def _numbered(ranks: list[int]) -> str:
     return f"process{'es' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
 
 
-StrategyRegistry.register("block_parallel", BlockParallel, description="Blocks on devices of their own")
+for _name in ("block_parallel", "blockparallel"):  # Lightning looks a class's name up in lower case
+    StrategyRegistry.register(_name, BlockParallel, description="Blocks on devices of their own")

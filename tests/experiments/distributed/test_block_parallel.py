@@ -154,7 +154,7 @@ def whole_runs(rank, folder, port):
     torch.set_num_threads(1)
     os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     block_parallel.part_seconds = lambda model: [1.0] * 3 + [1.0 + 4 * rank] * (model.schedule.parts - 3)
-    several = ("--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=block_parallel")
+    several = ("--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=BlockParallel")
     train_all(folder, *several)
 
 
