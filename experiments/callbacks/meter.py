@@ -16,11 +16,11 @@ from models.networks.memory.saved_tensors import SavedTensorMeter
 class Meter(L.Callback):
     """Measures images/s and peak activation bytes.
 
-    Speed is taken over each epoch, loading included, validation and the first batch left out; that
-    of the run is the median over its epochs. Memory is taken in one training step: on a CPU
-    the bytes that autograd holds at once, each storage counted once, parameters left out; on a GPU
-    ``torch.cuda.max_memory_allocated`` above what was allocated before the step. Of blocks that learn one
-    after the other, ``train/block<k>/seconds`` is the time that the epochs of block k took.
+    Speed is taken over each epoch, loading included, validation and the first batch left out; that of the run is the
+    median over its epochs. Memory is taken in one training step of each epoch, since not all learn the same, and is the
+    largest: on a CPU the bytes that autograd holds at once, each storage counted once, parameters left out; on a GPU
+    ``torch.cuda.max_memory_allocated`` above what was allocated before the step. Of blocks that learn one after the
+    other, ``train/block<k>/seconds`` is the time that the epochs of block k took.
 
     Attributes:
         seconds: time spent in ``fit`` so far, resumed runs added up.
@@ -54,10 +54,11 @@ class Meter(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """In the second step of a whole batch, begin to count bytes: the first also makes the optimizers' buffers."""
+        """Begin to count bytes, in an epoch's first step; of the run's, which makes buffers, too, in its second."""
         self._full = self._full or len(batch.labels)
         whole = len(batch.labels) == self._full  # the last of an epoch may be smaller
-        self._measures = self.peak_activation_bytes is None and trainer.global_step > 0 and whole
+        first = self.peak_activation_bytes is None
+        self._measures = trainer.global_step > 0 and (batch_idx == 0 or (first and whole))
         if not self._measures:
             return
         if pl_module.device.type == "cuda":
@@ -84,12 +85,12 @@ class Meter(L.Callback):
 
     def _read_memory(self, pl_module: L.LightningModule) -> None:
         if pl_module.device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated(pl_module.device)
-            self.peak_activation_bytes = peak - self._allocated
-        elif self._saved is not None:
+            peak = torch.cuda.max_memory_allocated(pl_module.device) - self._allocated
+        else:
+            assert self._saved is not None
             self._saved.__exit__(None, None, None)
-            self.peak_activation_bytes = self._saved.peak
-            self._saved = None
+            peak, self._saved = self._saved.peak, None
+        self.peak_activation_bytes = max(peak, self.peak_activation_bytes or 0)
 
     @override
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Method) -> None:

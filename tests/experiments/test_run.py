@@ -314,7 +314,8 @@ def test_a_resumed_run_names_what_was_changed_and_saves_it(copied, tmp_path, cap
     (note,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
     assert note == (
         "note: resumed with other settings than before: model.init_args.optimizer.init_args.lr 0.05 -> 0.5, "
-        "seed_everything 0 -> 1. Optimizers and schedules go on with the checkpoint's."
+        "seed_everything 0 -> 1. Optimizers and schedules go on with the checkpoint's: rates stay where a schedule had "
+        "ended."
     )
     saved = yaml.safe_load((copied / "config.yaml").read_text())
     assert saved["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 0.5
