@@ -118,10 +118,8 @@ class OnlineProbe(L.Callback):
         self, trainer: L.Trainer, pl_module: LocalLearning, outputs: Any, batch: LabelledImages, *_: Any
     ) -> None:
         taken = self._taken(batch).items()
-        kind = pl_module.judged_features
-        logits = {
-            f"{name}/{kind}": self.heads[name](x) for name, x in taken if name in self.heads
-        }  # none before step 1
+        kind, heads = pl_module.judged_features, self.heads  # of which there is none before the first step
+        logits = {f"{name}/{kind}": heads[name](x) for name, x in taken if name in heads}
         self._evaluation.update(logits, batch.labels, {})
 
     @override
