@@ -21,21 +21,27 @@ class Augment:
     Args:
         pad: pixels of padding on each side, of which a random crop of the old size is taken; 0 for none.
         padding: what the padding shows: ``zero`` (black) or ``reflect`` (the mirrored image).
-        flip: mirror half of the images horizontally.
+        flip: mirror half of the images horizontally; ``alternate``: which, is drawn once, and in every other epoch it
+            is the other half (Jordan, 2024), so that two epochs show each image once in each orientation.
         cutout: side of a square set to the mean colour at a random place (DeVries & Taylor, 2017); 0 for none.
     """
 
     pad: NonNegativeInt = 0
     padding: Literal["zero", "reflect"] = "zero"
-    flip: bool = False
+    flip: bool | Literal["alternate"] = False
     cutout: NonNegativeInt = 0
 
 
-def augment_batch(images: Tensor, options: Augment) -> Tensor:
+def augment_batch(images: Tensor, options: Augment, mirrored: Tensor | None = None) -> Tensor:
     """Pad-and-crop and flip a batch ``(B, H, W, C)`` of uint8 images; same shape and type back.
 
     One gather does crop, reflection and flip at once: each pixel of the result is looked up at its
     (row, column) in the source.
+
+    Args:
+        images: the batch.
+        options: how to change it.
+        mirrored: which images to mirror, bool ``(B,)``, where that is not drawn here.
 
     Raises:
         DataError: padding as wide as the image.
@@ -49,7 +55,7 @@ def augment_batch(images: Tensor, options: Augment) -> Tensor:
     rows = torch.arange(height, device=device).expand(batch, height)
     columns = torch.arange(width, device=device).expand(batch, width)
     if options.flip:
-        flipped = torch.rand(batch, 1, device=device) < 0.5
+        flipped = torch.rand(batch, 1, device=device) < 0.5 if mirrored is None else mirrored.view(batch, 1)
         columns = torch.where(flipped, width - 1 - columns, columns)
     if pad:
         rows = rows + torch.randint(2 * pad + 1, (batch, 1), device=device)

@@ -125,6 +125,7 @@ class ImageDataModule(L.LightningDataModule):
         if std is not None:
             self.std = tuple(std)
         self.epochs = Epochs()
+        self._pass = 0  # through the training images, counted from 0: what alternates goes by it
         self._splits: dict[str, Images] = {}
 
     def require_constants(self) -> None:
@@ -265,6 +266,7 @@ class ImageDataModule(L.LightningDataModule):
         torch.manual_seed(seed)
         for count, batch in enumerate(batches):
             torch.manual_seed(mix(seed, count))
+            self._pass = number or 0
             batch = move_data_to_device(batch, device)
             yield self.evaluation_batch(batch) if number is None else self.training_batch(batch)
 
@@ -367,6 +369,8 @@ class ImageDataModule(L.LightningDataModule):
             return self.evaluation_batch(batch)
         rank, processes = self.replica
         torch.manual_seed(mix(self.seed, self._step * processes + rank))
+        self.epochs.step = self._step
+        self._pass = self.epochs.now().number
         self.epochs.step = self._step + 1  # the next epoch is asked for before any hook of ours could tell
         return self.training_batch(batch)
 
@@ -377,10 +381,18 @@ class ImageDataModule(L.LightningDataModule):
     def training_batch(self, batch: Batch) -> Batch:
         """What the training step gets of a batch from the training loader: augmented images, or views."""
         if not self.views:
-            images = self.normalised(augment_batch(batch.images, self.augment))
+            mirrored = None
+            if self.augment.flip == "alternate" and batch.indices is not None:  # else it is no training image
+                mirrored = (self._mirrored_first[batch.indices.cpu()] ^ bool(self._pass % 2)).to(batch.images.device)
+            images = self.normalised(augment_batch(batch.images, self.augment, mirrored))
             return batch._replace(images=cutout(images, self.augment.cutout))
         pairs = self._device_pairs(batch.images)
         return batch._replace(images=pairs[-1].a, views=pairs)
+
+    @cached_property
+    def _mirrored_first(self) -> Tensor:
+        """Which training images are mirrored in the first epoch, and all that follow by twos: bool ``(N,)``."""
+        return torch.rand(len(self.training_images), generator=torch.Generator().manual_seed(self.seed)) < 0.5
 
     @cached_property
     def _device_pairs(self) -> DevicePairs:

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as L
+import torch
 import torch.distributed as dist
 
 from datamodules.base import ImageDataModule
+from datamodules.files import note
 from experiments.distributed.bench_processes import bench_processes, show_bench_processes
+from experiments.measure.audit import audit, show_audit
 from experiments.measure.bench import bench, show_bench
 from experiments.measure.cost import replicas, show_cost
 from experiments.measure.prediction import foresee, show_prediction
@@ -30,7 +33,7 @@ Precision = Literal["32-true", "16-mixed", "bf16-mixed", "32", "16", "bf16", 32,
 
 
 class Trainer(L.Trainer):
-    """Lightning's Trainer with four more things to do with a model: ``cost``, ``bench``, ``probe`` and ``observe``.
+    """Lightning's Trainer with more to do with a model: ``cost``, ``bench``, ``audit``, ``probe`` and ``observe``.
 
     Args:
         max_epochs: epochs of the training; -1: no end, but ``max_steps``.
@@ -62,6 +65,11 @@ class Trainer(L.Trainer):
             precision=precision,
             **lightning,
         )
+        if str(self.precision) == "bf16-mixed" and self.strategy.root_device.type == "cpu" and not cpu_has_bfloat16():
+            note(
+                "this CPU has no bfloat16 instructions, and torch imitates them: 18 times slower than "
+                "in float32. Leave --trainer.precision out."
+            )
 
     def cost(
         self,
@@ -128,6 +136,18 @@ class Trainer(L.Trainer):
         result = bench_processes(with_backward_passes(model), datamodule, self, steps, repetitions, processes)
         if dist.get_rank() == 0:
             show_bench_processes(result, json)
+
+    def audit(self, model: Method, datamodule: ImageDataModule, json: bool = False) -> None:
+        """Measure how local the learning is: whose loss reaches, and whose parameters influence, which block.
+
+        Args:
+            model: the method.
+            datamodule: the data set; random images of its shape are used.
+            json: print JSON instead of a table.
+        """
+        model = with_backward_passes(model)
+        title = f"{type(model).__name__}, {model.network_name}"
+        show_audit(audit(model, datamodule), json, title)
 
     def probe(
         self,
@@ -252,6 +272,14 @@ class Trainer(L.Trainer):
         other = Path(reference) if reference else None
         run = partial(observe_run, model, datamodule, self, Path(checkpoint), other, every, images, protocol)
         in_all(self, datamodule, partial(run, recover_epochs))
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether this machine's processor multiplies matrices of bfloat16; also true where torch cannot tell."""
+    tell = getattr(torch.cpu, "get_capabilities", None)
+    capabilities = tell() if tell else {}
+    known = [capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16")]
+    return any(known) or all(one is None for one in known)
 
 
 def with_backward_passes(model: Method) -> LocalLearning:

@@ -51,8 +51,11 @@ class LocalClassification(Classifier, LocalLearning):
 
     @override
     def local_loss(self, k: int, features: Tensor, batch: LabelledImages) -> Tensor:
-        """Loss of block k's own prediction: the mean over the batch, of weighted losses if the batch has weights."""
-        logits = self.heads[k](features)
+        """Loss of block k's own prediction."""
+        return self.loss_of_logits(k, self.heads[k](features), batch)
+
+    def loss_of_logits(self, k: int, logits: Tensor, batch: LabelledImages) -> Tensor:
+        """Loss of what block k predicts: the mean over the batch, of weighted losses if the batch has weights."""
         self.logits_of[k] = logits.detach()
         if self.logs_this_step:
             self.record(k, "top1", top1(probabilities(logits), batch.labels))

@@ -180,7 +180,8 @@ class BlockParallel(DDP):
         if self.first_blocks is None:
             seconds = torch.tensor(part_seconds(model), device=self.root_device)
             dist.all_reduce(seconds)
-            starts = cheapest_cut(seconds.tolist(), self.stages)
+            last = model.num_blocks - 1  # a final head goes with the last block, however slow it was found
+            starts = cheapest_cut([*seconds[:last].tolist(), float(seconds[last:].sum())], self.stages)
         else:
             starts = [number - 1 for number in self.first_blocks]
         rising = starts[:1] == [0] and sorted(set(starts)) == starts and starts[-1] < model.num_blocks

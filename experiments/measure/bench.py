@@ -5,9 +5,10 @@ are medians over the repetitions. One repetition trains ``steps`` batches throug
 augmentation and logging included, and times them after the first two.
 """
 
+import copy
 import json as json_format
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from math import isqrt
@@ -51,10 +52,12 @@ class Bench(Speed):
         checkpointing: of backpropagation with gradient checkpointing, at the number of segments
             with the lowest peak.
         checkpointing_segments: that number.
+        accumulation: of backpropagation in micro-batches that fit into the method's peak, as many as make a batch.
+        micro_batch: images of one.
         plain_loop: the method's own steps in a bare Python loop on one ready batch: no Lightning,
             no loader, no logging.
         ratios: the method over backpropagation (``step_over_backprop``, ``memory_over_backprop``),
-            checkpointing over backpropagation, ``step_over_prediction``: the step over what its
+            checkpointing and accumulation over backpropagation, ``step_over_prediction``: the step over what its
             MACs predict from backpropagation's step, and ``lightning_overhead``: the step over the
             plain loop's, minus 1. Ratios of times are medians of the repetitions' own ratios.
         loader: images/s of loading and augmentation alone, on one thread.
@@ -64,6 +67,8 @@ class Bench(Speed):
     backprop: Speed
     checkpointing: Speed
     checkpointing_segments: int
+    accumulation: Speed
+    micro_batch: int
     plain_loop: Speed
     ratios: dict[str, float]
     loader: dict[str, float]
@@ -71,7 +76,7 @@ class Bench(Speed):
 
 
 def bench(model: LocalLearning, data: ImageDataModule, trainer: L.Trainer, steps: int, repetitions: int) -> Bench:
-    """Measure a method against backpropagation and against gradient checkpointing.
+    """Measure a method against backpropagation, against gradient checkpointing, and against accumulation.
 
     Args:
         model: the method.
@@ -88,7 +93,10 @@ def bench(model: LocalLearning, data: ImageDataModule, trainer: L.Trainer, steps
     segments = _leanest_segments(model, place)
     contenders = {"checkpointing": end_to_end(model, segments), "backprop": end_to_end(model), "method": model}
     peaks = {name: place.peak_bytes(contender) for name, contender in contenders.items()}
-    measurements = {name: partial(place.step_seconds, contender) for name, contender in contenders.items()}
+    measurements: dict[str, Callable[[], float]] = {
+        name: partial(place.step_seconds, contender) for name, contender in contenders.items()
+    }
+    micro_batch, peaks["accumulation"], measurements["accumulation"] = _accumulation(model, data, trainer, steps, peaks)
     seconds = in_turns(measurements | {"plain_loop": partial(place.plain_step_seconds, model)}, repetitions)
 
     def speed(name: str) -> Speed:
@@ -100,6 +108,8 @@ def bench(model: LocalLearning, data: ImageDataModule, trainer: L.Trainer, steps
         backprop=speed("backprop"),
         checkpointing=speed("checkpointing"),
         checkpointing_segments=segments,
+        accumulation=speed("accumulation"),
+        micro_batch=micro_batch,
         plain_loop=speed("plain_loop"),
         ratios=_ratios(seconds, peaks, network_cost(model, data.batch_size, "plain").predicted_step_ratio),
         loader={"images_per_second_one_core": loader_speed(place.batches)},
@@ -143,6 +153,22 @@ def _leanest_segments(model: LocalLearning, place: Workbench) -> int:
     return min(candidates, key=lambda segments: place.peak_bytes(end_to_end(model, segments)))
 
 
+def _accumulation(
+    model: LocalLearning, data: ImageDataModule, trainer: L.Trainer, steps: int, peaks: Mapping[str, int]
+) -> tuple[int, int, Callable[[], float]]:
+    """Backpropagation in micro-batches that fit into the method's memory: images of one, its peak, a step's timer.
+
+    Activations grow with the batch in proportion. Micro-batches are as even as they can be, of 2 images at least.
+    """
+    fitting = max(2, data.batch_size * peaks["method"] // peaks["backprop"])
+    count = -(-data.batch_size // min(fitting, data.batch_size))
+    small = copy.copy(data)
+    small.batch_size = -(-data.batch_size // count)
+    place, whole = Workbench(small, trainer, steps * count, warm_up=2 * count), end_to_end(model)
+    whole.accumulate = count
+    return small.batch_size, place.peak_bytes(whole), lambda: count * place.step_seconds(whole)
+
+
 def _ratios(seconds: Mapping[str, Sequence[float]], peaks: Mapping[str, int], predicted: float) -> dict[str, float]:
     step = median_ratio(seconds["method"], seconds["backprop"])
     return {
@@ -152,6 +178,8 @@ def _ratios(seconds: Mapping[str, Sequence[float]], peaks: Mapping[str, int], pr
         "memory_over_backprop": peaks["method"] / peaks["backprop"],
         "checkpointing_step_over_backprop": median_ratio(seconds["checkpointing"], seconds["backprop"]),
         "checkpointing_memory_over_backprop": peaks["checkpointing"] / peaks["backprop"],
+        "accumulation_step_over_backprop": median_ratio(seconds["accumulation"], seconds["backprop"]),
+        "accumulation_memory_over_backprop": peaks["accumulation"] / peaks["backprop"],
         "lightning_overhead": median_ratio(seconds["method"], seconds["plain_loop"]) - 1,
     }
 
@@ -182,9 +210,15 @@ def show_bench(result: Bench, json: bool) -> None:
 def _rows(result: Bench) -> Iterator[tuple[str, ...]]:
     ratios, base = result.ratios, result.backprop
     own, checkpointing = ratios["step_over_backprop"], ratios["checkpointing_step_over_backprop"]
+    count = -(-result.settings["batch_size"] // result.micro_batch)
     for name, speed, ratio in (
         ("backprop", base, 1.0),
         (f"checkpointing, {result.checkpointing_segments} segments", result.checkpointing, checkpointing),
+        (
+            f"accumulation, {count} × {result.micro_batch} images",
+            result.accumulation,
+            ratios["accumulation_step_over_backprop"],
+        ),
         ("this method", result, own),
         ("this method, plain loop", result.plain_loop, own / (1 + ratios["lightning_overhead"])),
     ):

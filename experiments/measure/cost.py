@@ -112,9 +112,14 @@ def network_cost(model: LocalLearning, batch_size: int, convention: Convention =
         for group in range(1, model.num_groups + 1)
     ]
     blocks, heads = (views * sum(cost.forward_macs for cost in part) for part in zip(*costs, strict=True))
-    # A backward pass is two forward passes' work: thirds of a step that goes forward and backward once.
+    # A backward pass is two forward passes' work, of fixed weights one: thirds of a step there and back.
     steps = [
-        views * (block.forward_macs * (there + 2 * back) / 3 + head.forward_macs * min(there, back)) / model.num_groups
+        views
+        * (
+            (block.forward_macs * (there + 2 * back) - block.fixed_macs * back) / 3
+            + (head.forward_macs - head.fixed_macs / 3) * min(there, back)
+        )
+        / model.num_groups
         for (block, head), there, back in zip(costs, plan.forward_passes, plan.backward_passes, strict=True)
     ]
     final = costs[-1][1]

@@ -48,11 +48,13 @@ _PREDICTIONS: Columns = {
     "each block when it was done, validation images, %": lambda row: _percents(row.when_done()),
     "each block, training images, %": lambda row: _percents(row.blocks("train_set/{}/top1")),
     "test top-1, %": lambda row: _percent(row, "test/top1"),
+    "over views, %": lambda row: _percent(row, "test/views/top1"),
     "ensemble, %": lambda row: _percent(row, "test/ensemble/top1"),
     "one group, %": lambda row: _percent(row, f"test/block{row.nodes[0]}/group1/top1"),
 }
 
 _COSTS: Columns = {
+    "level of locality": lambda row: row.first.get("level") or NOTHING,
     "sent, bits/parameter": lambda row: _decimals(row, "communication/bits_per_parameter", 2),
     "MB sent": lambda row: _decimals(row, "communication/megabytes", 1),
     "slowest node, M MACs": lambda row: _quantity(row, "slowest_node_macs", 1e6),

@@ -56,5 +56,5 @@ def line_of(summary: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, 
     callbacks = summary.get("callbacks", trainer.get("callbacks")) or []
     parts = {"model": config.get("model"), "data": config.get("data"), "strategy": trainer.get("strategy")}
     parts |= {one["class_path"]: one for one in (callbacks if isinstance(callbacks, list) else [callbacks])}
-    usual = {"num_groups": 1, "device": "", "peak_activation_bytes": None}
+    usual = {"num_groups": 1, "device": "", "peak_activation_bytes": None, "level": None}
     return usual | dict(summary) | summary["metrics"] | {"settings": frozenset(settings(parts).items())}

@@ -41,6 +41,7 @@ _POSSIBLE: Parts = {
     "num_groups": is_count,
     "global_step": is_count,
     "device": _is_text,
+    "level": lambda value: value is None or _is_text(value),
     "callbacks": _are_callbacks,
 }
 _CONFIG: Parts = {

@@ -31,7 +31,8 @@ def summarise(
 ) -> dict[str, Any]:
     """The summary of a finished run, as it is written to ``summary.json``.
 
-    ``measured`` is what the training took: ``seconds``, ``images_per_second``, ``peak_activation_bytes``, MACs;
+    ``measured`` is what the training took (``seconds``, ``images_per_second``, ``peak_activation_bytes``, MACs) and how
+    local it is;
     ``metrics`` are the final ones under their logged names.
     """
     device = trainer.strategy.root_device
@@ -94,6 +95,7 @@ def show_summary(folder: Path, summary: Mapping[str, Any], probe: str | None = N
     metrics, last = summary["metrics"], summary["num_blocks"]
     labelled = "test/top1" in metrics
     judged = {"validation": "val/{}top1", "test": "test/{}top1"}
+    judged |= {"test, views": "test/views/{}top1"} if "test/views/top1" in metrics else {}
     if not labelled:
         kinds = [name.split("/")[2] for name in metrics if name.startswith("probe_online/")]
         judged = {"online probe, validation": f"probe_online/{{}}{''.join(kinds[:1])}/top1"}
@@ -108,7 +110,11 @@ def show_summary(folder: Path, summary: Mapping[str, Any], probe: str | None = N
         f"model ({whose})": "",
     }
     found = {title: [metrics.get(name.format(what)) for name in judged.values()] for title, what in predictors.items()}
-    rows = [[title, *(f"{100 * top1:.2f}" for top1 in row)] for title, row in found.items() if None not in row]
+    rows = [
+        [title, *("" if top1 is None else f"{100 * top1:.2f}" for top1 in row)]
+        for title, row in found.items()
+        if None not in row[:2]
+    ]
     title = f"{summary['method']}, {summary['network']}, {summary['dataset']}"
     if rows:
         tables.show(["top-1 %", *judged], rows, words=["top-1 %"], title=title)

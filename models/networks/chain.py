@@ -1,10 +1,13 @@
 """A network as a chain of units: the form in which every network here can be cut into blocks."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor, nn
 from typing_extensions import override
+
+from losses.errors import NetworkError
+from models.networks.layers.pooling import GlobalAveragePool
 
 
 class Chain(nn.Module):
@@ -51,6 +54,50 @@ class Chain(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``(B, num_classes)`` of images ``(B, C, H, W)``."""
         return self.classifier(self.units(images))
+
+    def unit_like(self, index: int, feature_shape: tuple[int, ...], halve: bool) -> nn.Module:
+        """A new unit of the same kind and width as one of this chain, for other features; no weight is shared.
+
+        Args:
+            index: which unit, counted from 0.
+            feature_shape: what it shall read, ``(C, H, W)`` or ``(C,)`` of one sample.
+            halve: whether it halves the sides of maps.
+
+        Raises:
+            NetworkError: nobody has said how such units are made.
+        """
+        raise NetworkError(
+            f"Heads made of units like those of {self.name} need to know how to make them: give its class a method "
+            "unit_like (docs/networks.md), or choose another head, such as AuxHead."
+        )
+
+    def classifier_like(self, feature_shape: tuple[int, ...], num_classes: int) -> nn.Sequential:
+        """A new classifier of other features: what makes vectors of maps, then what makes logits of vectors."""
+        pool = GlobalAveragePool() if len(feature_shape) == 3 else nn.Identity()
+        return nn.Sequential(pool, nn.Linear(feature_shape[0], num_classes))
+
+
+class FeatureShape(tuple[int, ...]):
+    """Shape of one sample's features, ``(C, H, W)`` or ``(C,)``, that knows which unit of which chain they come from.
+
+    Args:
+        shape: the shape.
+        chain: the chain.
+        unit: number of the unit, counted from 0.
+    """
+
+    chain: Chain
+    unit: int
+
+    def __new__(cls, shape: Sequence[int], chain: Chain, unit: int) -> "FeatureShape":
+        """A tuple with two attributes."""
+        self = super().__new__(cls, shape)
+        self.chain, self.unit = chain, unit
+        return self
+
+    def __reduce__(self) -> tuple[type[tuple[int, ...]], tuple[list[int]]]:
+        """As a plain tuple it is copied and saved: a network shall not go with the shape of its features."""
+        return tuple, ([*self],)
 
 
 _Made = Callable[[tuple[int, int, int], int], Chain | nn.Sequential]

@@ -10,7 +10,7 @@ from typing import Literal
 from torch import nn
 
 from losses.errors import NetworkError
-from models.networks.chain import Chain
+from models.networks.chain import Chain, FeatureShape
 from models.networks.memory.profile import Cost, activation_bytes, profile
 
 
@@ -63,8 +63,12 @@ def cut_chain(chain: Chain, num_blocks: int, cut: Cut, make_head: MakeHead) -> l
 
 
 def block_shapes(chain: Chain, blocks: Iterable[nn.Module]) -> list[tuple[int, ...]]:
-    """Shape of every block's (or unit's) output for one image."""
-    return [cost.output_shape for cost, _ in profile(list(blocks), chain.image_shape)]
+    """Shape of every block's (or unit's) output for one image; it knows of which unit, if it is one's."""
+    blocks = list(blocks)
+    places = {unit: index for index, unit in enumerate(chain.units)}
+    shapes = [cost.output_shape for cost, _ in profile(blocks, chain.image_shape)]
+    ends = [places.get(block, places.get([block, *block.children()][-1])) for block in blocks]
+    return [shape if end is None else FeatureShape(shape, chain, end) for shape, end in zip(shapes, ends, strict=True)]
 
 
 def _named(chain: Chain, num_blocks: int, after: Sequence[str]) -> Sequence[str]:
@@ -106,7 +110,9 @@ def _balanced(chain: Chain, num_blocks: int, by: str, make_head: MakeHead) -> li
     costs = profile(
         list(chain.units),
         chain.image_shape,
-        make_head=lambda index, shape: chain.classifier if index == last else make_head(shape),
+        make_head=lambda index, shape: (
+            chain.classifier if index == last else make_head(FeatureShape(shape, chain, index))
+        ),
     )
     if by not in _MEASURES:
         raise NetworkError(f"A network is cut by {', '.join(_MEASURES)}, published or published_memory, not by {by!r}.")

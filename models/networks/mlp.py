@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 
 from torch import nn
+from typing_extensions import override
 
 from models.networks.chain import Chain, rectifier
 from ranges import NonNegativeFloat, PositiveInt, Share
@@ -64,3 +66,13 @@ class MLP(Chain):
         name = "-".join(["MLP", *map(str, hidden)])
         units = units or {"pixels": nn.Sequential(*_vectors(input_dropout))}
         super().__init__(units, nn.Linear(widths[-1], num_classes), image_shape, name)
+        self._like = partial(
+            hidden_units, batch_norm=batch_norm, dropout=dropout, negative_slope=negative_slope, clamped=clamped
+        )
+
+    @override
+    def unit_like(self, index: int, feature_shape: tuple[int, ...], halve: bool) -> nn.Module:
+        """A hidden layer as wide as that one."""
+        (layer,) = (layer for layer in self.units[index].modules() if isinstance(layer, nn.Linear))
+        widths = [math.prod(feature_shape), layer.out_features]
+        return self._like(widths)["fc1"]

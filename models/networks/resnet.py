@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
+from typing_extensions import override
 
 from losses.errors import NetworkError
 from models.networks.chain import Chain, initialise_convolutions
@@ -32,15 +33,19 @@ def _stages(
     for s, (width, depth) in enumerate(zip(widths, depths, strict=True), start=1):
         for b in range(depth):
             stride = 2 if s > 1 and b == 0 else 1
-            out = width * block.expansion
-            shortcut = None
-            if stride != 1 or channels != out:
-                shortcut = nn.Sequential(
-                    nn.Conv2d(channels, out, kernel_size=1, stride=stride, bias=False), nn.BatchNorm2d(out)
-                )
-            units[f"layer{s}_{b}"] = block(channels, width, stride, shortcut)
-            channels = out
+            units[f"layer{s}_{b}"] = _residual(block, channels, width, stride)
+            channels = width * block.expansion
     return units
+
+
+def _residual(block: type[BasicBlock | Bottleneck], channels: int, width: int, stride: int) -> BasicBlock | Bottleneck:
+    """One residual block, with a convolution in its shortcut if it changes the shape."""
+    out, shortcut = width * block.expansion, None
+    if stride != 1 or channels != out:
+        shortcut = nn.Sequential(
+            nn.Conv2d(channels, out, kernel_size=1, stride=stride, bias=False), nn.BatchNorm2d(out)
+        )
+    return block(channels, width, stride, shortcut)
 
 
 def _classifier(channels: int, num_classes: int) -> nn.Sequential:
@@ -78,7 +83,21 @@ _PUBLISHED_CUTS = {
 _PUBLISHED_MEMORY_CUTS = {110: _cuts({1: "", 2: "1_14", 3: "1_9 2_2", 4: "1_6 1_14 2_8"})}
 
 
-class CifarResNet(Chain):
+class _Residual(Chain):
+    """A chain of residual blocks behind a stem, drawn from He's normal distribution."""
+
+    @override
+    def unit_like(self, index: int, feature_shape: tuple[int, ...], halve: bool) -> nn.Module:
+        """A residual block; of the stem there is none."""
+        unit = self.units[index]
+        if not isinstance(unit, BasicBlock | Bottleneck):
+            return super().unit_like(index, feature_shape, halve)
+        made = _residual(type(unit), feature_shape[0], unit.conv1.out_channels, stride=2 if halve else 1)
+        initialise_convolutions(made)
+        return made
+
+
+class CifarResNet(_Residual):
     """ResNet-20/32/44/56/110 for small images (He et al., 2016, section 4.2).
 
     A 3×3 stem, then three stages of (depth − 2) / 6 basic blocks, average pooling, linear classifier.
@@ -117,7 +136,7 @@ class CifarResNet(Chain):
         self.published_memory_cuts = _PUBLISHED_MEMORY_CUTS.get(depth, {})
 
 
-class ResNet(Chain):
+class ResNet(_Residual):
     """ResNet-18/34/50/101 (He et al., 2016), the same function as torchvision's.
 
     Args:

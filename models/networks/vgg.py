@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
 from torch import nn
+from typing_extensions import override
 
 from losses.errors import NetworkError
 from models.networks.chain import Chain, initialise_convolutions, rectifier
+from models.networks.layers.pooling import GlobalAveragePool
 from models.networks.mlp import hidden_units
 from ranges import NonNegativeFloat, PositiveFloat, PositiveInt, Share
 
@@ -63,13 +66,7 @@ class VGG(Chain):
         convolutions = [(out, after == "M") for out, after in pairwise([*plan, 0]) if out != "M"]
         for i, (out, pool) in enumerate(convolutions, start=1):
             out = width_multiple * max(1, math.floor(out * width / width_multiple + 0.5))
-            layers: list[nn.Module] = [nn.Conv2d(channels, out, kernel_size=3, padding=1, bias=not batch_norm)]
-            layers += [nn.BatchNorm2d(out)] if batch_norm else []
-            layers += [rectifier(negative_slope)]
-            # The pooling belongs to the unit before it, so that a cut hands on a quarter of the bytes.
-            layers += [nn.MaxPool2d(2)] if pool else []
-            layers += [nn.Dropout(dropout)] if dropout else []
-            units[f"conv{i}"] = nn.Sequential(*layers)
+            units[f"conv{i}"] = _convolution(channels, out, pool, batch_norm, dropout, negative_slope)
             channels = out
         features = channels * (rows >> halvings) * (columns >> halvings)
         widths = [features, *(max(1, round(out * width)) for out in hidden)]
@@ -78,6 +75,35 @@ class VGG(Chain):
         head = classifier if hidden else nn.Sequential(nn.Flatten(), classifier)
         super().__init__(units, head, image_shape, name if width == 1 else f"{name}×{width:g}")
         initialise_convolutions(self)
+        self._convolution_like = partial(
+            _convolution, batch_norm=batch_norm, dropout=dropout, negative_slope=negative_slope
+        )
+        self._hidden_like = partial(hidden_units, batch_norm=batch_norm, dropout=dropout, negative_slope=negative_slope)
+
+    @override
+    def unit_like(self, index: int, feature_shape: tuple[int, ...], halve: bool) -> nn.Module:
+        """A convolution, with the pooling behind it if it halves; or a hidden layer, of averaged maps."""
+        layer = next(layer for layer in self.units[index].modules() if isinstance(layer, nn.Conv2d | nn.Linear))
+        channels = feature_shape[0]
+        if isinstance(layer, nn.Conv2d):
+            made = self._convolution_like(channels, layer.out_channels, halve)
+        else:
+            (hidden,) = self._hidden_like([channels, layer.out_features]).values()
+            made = nn.Sequential(*([GlobalAveragePool()] if len(feature_shape) == 3 else []), hidden)
+        initialise_convolutions(made)
+        return made
+
+
+def _convolution(
+    channels: int, out: int, pool: bool, batch_norm: bool, dropout: float, negative_slope: float
+) -> nn.Sequential:
+    layers: list[nn.Module] = [nn.Conv2d(channels, out, kernel_size=3, padding=1, bias=not batch_norm)]
+    layers += [nn.BatchNorm2d(out)] if batch_norm else []
+    layers += [rectifier(negative_slope)]
+    # The pooling belongs to the unit before it, so that a cut hands on a quarter of the bytes.
+    layers += [nn.MaxPool2d(2)] if pool else []
+    layers += [nn.Dropout(dropout)] if dropout else []
+    return nn.Sequential(*layers)
 
 
 class VGG6a(VGG):

@@ -331,3 +331,46 @@ def test_a_trainer_meets_every_image_once_per_epoch_in_new_order(watch):
 def test_the_first_of_several_processes_says_what_a_person_should_know(ready, rank, capsys, tmp_path):
     ready(Numbered(), process=(rank, 2)).note(str(tmp_path))
     assert capsys.readouterr().err == ("" if rank else f"note: {tmp_path}\n")
+
+
+# Alternating flips
+
+
+def orientations(module, steps):
+    """Which image each batch of a step holds → whether it is mirrored there."""
+    found = []
+    for step in steps:
+        module.trainer.global_step = step
+        batch = Batch(torch.arange(4, dtype=torch.uint8).view(1, 1, 4, 1).expand(30, 1, 4, 1), torch.zeros(30).long())
+        numbered = batch._replace(indices=torch.arange(30))
+        images = module.on_after_batch_transfer(numbered, 0).images
+        found.append(images[:, 0, 0, 0] > images[:, 0, 0, 3])
+    return torch.stack(found)
+
+
+def test_two_epochs_show_each_image_once_in_each_orientation(ready):
+    module = ready(Numbered(batch_size=30, augment=Augment(flip="alternate")))
+    steps = len(module.train_dataloader())
+    assert torch.equal(*orientations(module, [0, steps - 1]))
+    module = ready(Numbered(batch_size=30, augment=Augment(flip="alternate")))
+    first, second, third, fourth = orientations(module, range(0, 4 * steps, steps))
+    assert 5 < first.sum() < 25
+    assert torch.equal(first, ~second)
+    assert torch.equal(first, third)
+    assert torch.equal(second, fourth)
+
+
+def test_a_resumed_run_shows_the_same_orientations(ready):
+    options = {"batch_size": 30, "augment": Augment(flip="alternate")}
+    everything = orientations(ready(Numbered(**options)), range(4))
+    assert torch.equal(orientations(ready(Numbered(**options), step=3), [3])[0], everything[3])
+    other = orientations(ready(Numbered(seed=1, **options)), [0])[0]
+    assert not torch.equal(other, everything[0])
+
+
+def test_images_that_are_none_of_the_training_split_are_mirrored_at_random():
+    module = Numbered(augment=Augment(flip="alternate"))
+    torch.manual_seed(4)
+    got = module.training_batch(BATCH).images
+    torch.manual_seed(4)
+    assert torch.equal(got, normalise(augment_batch(NOISE, Augment(flip=True)), (0.3,), (0.2,)))

@@ -6,11 +6,32 @@ from pathlib import Path
 import pytest
 from helpers import Builder, fit
 
+from datamodules.base import ImageDataModule
+from experiments import local_learning_cli
+from experiments.measure.audit import locality
+from models.method import Method
+
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two epochs on digits; for reading only."""
     return fit(tmp_path_factory.mktemp("finished"))
+
+
+_AUDITED: dict[tuple[object, ...], dict[str, object]] = {}
+
+
+@pytest.fixture(autouse=True)
+def one_audit_of_what_is_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every run is audited before it begins, which takes a second: here once for all of a method and network."""
+
+    def once(model: Method, data: ImageDataModule) -> dict[str, object]:
+        key = type(model), model.network_name, model.num_blocks, model.num_groups, str(model.hparams)
+        if key not in _AUDITED:
+            _AUDITED[key] = locality(model, data)
+        return _AUDITED[key]
+
+    monkeypatch.setattr(local_learning_cli, "locality", once)
 
 
 @pytest.fixture

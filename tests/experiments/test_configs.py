@@ -26,6 +26,8 @@ def test_config_runs(config, tmp_path, monkeypatch):
         options += [f"--data.root={write_data_set(data, tmp_path, monkeypatch)}", "--data.num_workers=0"]
     if "labels" in asked.get("init_args", {}):
         options += ["--data.labels=20"]
+    if data == "ImageFolder" and "validation" in asked["init_args"]:
+        options += ["--data.validation=0.2"]
     if data == "ImageNet":
         options += ["--data.image_size=64", "--data.validation=0.2"]
     if data == "Imagenet32":

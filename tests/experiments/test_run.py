@@ -25,6 +25,7 @@ from experiments.run.folder import default_name
 from experiments.run.loggers import RunCSVLogger, RunTensorBoardLogger
 from experiments.run.saved_config import changes
 from experiments.studies.kills import left
+from experiments.trainer import Trainer
 from models.local_learning import LocalLearning
 
 
@@ -498,3 +499,23 @@ def test_ctrl_c_leaves_the_last_checkpoint_good_and_says_how_to_go_on(tmp_path, 
     assert not (tmp_path / "run" / "summary.json").exists()
     assert checkpoint(tmp_path / "run")["global_step"] == 8
     assert all(tensor.isfinite().all() for tensor in checkpoint(tmp_path / "run")["state_dict"].values())
+
+
+# Half precision on a CPU
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "fast"),
+    [
+        ({"avx512_bf16": False, "amx_bf16": False}, False),
+        ({"avx512_bf16": True, "amx_bf16": False}, True),
+        ({"arm_bf16": True}, True),
+        ({}, True),  # who knows
+    ],
+)
+def test_bfloat16_without_instructions_for_it_is_told_to_be_slow(capabilities, fast, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    for precision in ("bf16-mixed", "32-true"):
+        Trainer(precision=precision, accelerator="cpu", logger=False, default_root_dir=tmp_path)
+        told = "no bfloat16 instructions" in capsys.readouterr().err
+        assert told == (precision == "bf16-mixed" and not fast)

@@ -105,6 +105,29 @@ class MLPSRHead(Head):
         initialise_convolutions(self)
 
 
+class PooledMLPHead(Head):
+    """The head of MAN++'s code on decoupled greedy learning (Su et al., 2026).
+
+    Average pooling to 8×8, three 1×1 convolutions to 128 channels, average pooling, three hidden linear layers of 512,
+    all with BatchNorm and ReLU, linear output.
+
+    Raises:
+        NetworkError: the features are no maps.
+    """
+
+    def __init__(self, feature_shape: tuple[int, ...], num_classes: int) -> None:
+        _require_maps(feature_shape, "PooledMLPHead")
+        channels, *sides = feature_shape
+        layers: list[nn.Module] = [nn.AdaptiveAvgPool2d(tuple(min(side, 8) for side in sides))]
+        for pair in pairwise([channels, 128, 128, 128]):
+            layers += _conv(*pair, 1)
+        layers += [GlobalAveragePool()]
+        for pair in pairwise([128, 512, 512, 512]):
+            layers += [nn.Linear(*pair), nn.BatchNorm1d(512), nn.ReLU(inplace=True)]
+        super().__init__(*layers, nn.Linear(512, num_classes))
+        initialise_convolutions(self)
+
+
 class CNNHead(Head):
     """DGL's ``CNN`` head (Belilovsky et al., ICML 2020).
 

@@ -32,6 +32,7 @@ class Cost:
     Attributes:
         parameters: number of parameters.
         forward_macs: multiply-accumulates for one image.
+        fixed_macs: of these, those of weights that do not learn (buffers), which get no gradient.
         saved: storage → bytes that autograd keeps for the whole batch; storages are the same in
             costs that come from one :func:`profile` call, so unions do not count twice.
         recomputed: bytes that its backward pass holds above those, where it computes some of them again.
@@ -41,6 +42,7 @@ class Cost:
 
     parameters: int
     forward_macs: int
+    fixed_macs: int
     saved: Mapping[int, int]
     recomputed: int
     output_shape: tuple[int, ...]
@@ -105,6 +107,7 @@ def _run(module: nn.Module, x: Any, batch_size: int, convention: Convention) -> 
     cost = Cost(
         parameters=sum(p.numel() for p in module.parameters()),
         forward_macs=operations // batch_size,
+        fixed_macs=counter.fixed // batch_size,
         saved=dict(meter.alive),
         recomputed=_recomputed_bytes(module, x),
         output_shape=tuple(y.shape[1:]),
@@ -129,7 +132,7 @@ class _MacCounter(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.macs = 0
+        self.macs = self.fixed = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -137,7 +140,10 @@ class _MacCounter(TorchDispatchMode):
         kwargs = kwargs or {}
         out = _AT_ONCE.get(func, func)(*args, **kwargs)
         if count := flop_registry.get(func._overloadpacket):
-            self.macs += count(*args, **kwargs, out_val=out) // 2
+            macs = count(*args, **kwargs, out_val=out) // 2
+            weight = args[2 if func._overloadpacket is torch.ops.aten.addmm else 1]
+            self.macs += macs
+            self.fixed += 0 if weight.requires_grad else macs
         return out
 
 

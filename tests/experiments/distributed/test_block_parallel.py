@@ -256,3 +256,12 @@ def test_processes_of_a_line_load_the_same_part_of_the_images(monkeypatch):
 )
 def test_the_slowest_process_is_as_fast_as_can_be(seconds, processes, starts):
     assert cheapest_cut(seconds, processes) == starts
+
+
+def test_a_final_head_goes_with_the_last_block(monkeypatch):
+    """However long it takes on a machine that others keep busy."""
+    monkeypatch.setattr(block_parallel, "part_seconds", lambda model: [1.0, 1.0, 9.0])
+    monkeypatch.setattr(dist, "all_reduce", lambda tensor: None)
+    strategy = SimpleNamespace(first_blocks=None, root_device=torch.device("cpu"), stages=2)
+    model = SimpleNamespace(num_blocks=2, schedule=SimpleNamespace(parts=3))
+    assert BlockParallel._shares(strategy, model) == [range(1), range(1, 3)]

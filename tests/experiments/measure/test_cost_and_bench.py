@@ -72,11 +72,14 @@ def test_bench_measures_method_backprop_and_checkpointing(capsys):
     network = partial(VGG, plan=(8, 8, "M", 16, 16))
     model = DecoupledGreedy(network, (1, 8, 8), 10, 4, head=partial(AuxHead, hidden=16))
     result = bench(model, Digits(batch_size=64), silent_trainer(accelerator="cpu"), steps=2, repetitions=2)
-    for speed in (result, result.backprop, result.checkpointing, result.plain_loop):
+    for speed in (result, result.backprop, result.checkpointing, result.accumulation, result.plain_loop):
         assert speed.images_per_second == pytest.approx(64 / speed.step_seconds)
     own, whole = result.peak_activation_bytes, result.backprop.peak_activation_bytes
     assert own == result.plain_loop.peak_activation_bytes < whole
     assert result.checkpointing.peak_activation_bytes < whole
+    assert result.accumulation.peak_activation_bytes <= 1.05 * own  # BatchNorm's own buffers do not shrink with a batch
+    assert 64 % result.micro_batch == 0
+    assert result.micro_batch / 64 <= own / whole
     assert result.ratios["memory_over_backprop"] == own / whole
     prediction = result.ratios["predicted_step_over_backprop"]
     assert result.ratios["step_over_prediction"] == result.ratios["step_over_backprop"] / prediction
@@ -87,7 +90,16 @@ def test_bench_measures_method_backprop_and_checkpointing(capsys):
     assert json.loads(capsys.readouterr().out) == asdict(result)
     show_bench(result, json=False)
     printed = capsys.readouterr().out
-    rows = ("backprop", "checkpointing", "this method", "plain loop", "Lightning's own cost", "loader alone", "Too few")
+    rows = (
+        "backprop",
+        "checkpointing",
+        "accumulation, 2 × 32 images",
+        "this method",
+        "plain loop",
+        "Lightning's own cost",
+        "loader alone",
+        "Too few",
+    )
     assert all(row in printed for row in ("VGG, K = 4, G = 1, batch 64", *rows))
 
 
