@@ -162,8 +162,11 @@ def _span(block: Any) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}"
 
 
-def macs_of(model: Method, batch_size: int) -> dict[str, int]:
-    """MACs for the summary of a run; of a method without backward passes, which ``cost`` does not know, none."""
+def macs_of(model: Method, batch_size: int) -> dict[str, float]:
+    """MACs for the summary of a run; of a method without backward passes, which ``cost`` does not know, none.
+
+    ``step_flops`` are those of a training step over backpropagation's: multiply-accumulates alone.
+    """
     if not isinstance(model, LocalLearning):
         return {}
     cost = network_cost(model, batch_size)
@@ -173,7 +176,8 @@ def macs_of(model: Method, batch_size: int) -> dict[str, int]:
         "ensemble_macs": cost.total_macs,
         "thread_macs": cost.thread_macs,
     }
-    return {name: count for name, count in macs.items() if count is not None}
+    plain = network_cost(model, batch_size, "plain").predicted_step_ratio
+    return {name: count for name, count in macs.items() if count is not None} | {"step_flops": plain}
 
 
 def equal_memory_batches(model: LocalLearning, cost: NetworkCost) -> dict[int, int]:

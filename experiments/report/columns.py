@@ -57,6 +57,7 @@ _COSTS: Columns = {
     "level of locality": lambda row: row.first.get("level") or NOTHING,
     "sent, bits/parameter": lambda row: _decimals(row, "communication/bits_per_parameter", 2),
     "MB sent": lambda row: _decimals(row, "communication/megabytes", 1),
+    "step FLOPs, × backprop": lambda row: _decimals(row, "step_flops", 2),
     "slowest node, M MACs": lambda row: _quantity(row, "slowest_node_macs", 1e6),
     "images/s": lambda row: _quantity(row, "images_per_second", 1),
     "seconds": lambda row: _quantity(row, "seconds", 1),

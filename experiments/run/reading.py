@@ -30,7 +30,7 @@ def _are_callbacks(value: object) -> bool:
 
 
 _MEASURED = ("seconds", "images_per_second", "peak_activation_bytes")
-_MACS = ("slowest_node_macs", "inference_macs", "ensemble_macs")
+_MACS = ("slowest_node_macs", "inference_macs", "ensemble_macs", "step_flops")
 _NEEDED: Parts = {
     **dict.fromkeys(("method", "network", "dataset"), _is_text),
     **dict.fromkeys(("seed", "num_blocks", "batch_size", "epochs"), is_count),
