@@ -383,7 +383,8 @@ class ImageDataModule(L.LightningDataModule):
         if not self.views:
             mirrored = None
             if self.augment.flip == "alternate" and batch.indices is not None:  # else it is no training image
-                mirrored = (self._mirrored_first[batch.indices.cpu()] ^ bool(self._pass % 2)).to(batch.images.device)
+                first = self._mirrored_first[batch.indices.cpu() % len(self._mirrored_first)]
+                mirrored = (first ^ bool(self._pass % 2)).to(batch.images.device)
             images = self.normalised(augment_batch(batch.images, self.augment, mirrored))
             return batch._replace(images=cutout(images, self.augment.cutout))
         pairs = self._device_pairs(batch.images)
@@ -391,8 +392,8 @@ class ImageDataModule(L.LightningDataModule):
 
     @cached_property
     def _mirrored_first(self) -> Tensor:
-        """Which training images are mirrored in the first epoch, and all that follow by twos: bool ``(N,)``."""
-        return torch.rand(len(self.training_images), generator=torch.Generator().manual_seed(self.seed)) < 0.5
+        """Which images are mirrored in the first epoch, and all that follow by twos; their places modulo its length."""
+        return torch.rand(2**20, generator=torch.Generator().manual_seed(self.seed)) < 0.5
 
     @cached_property
     def _device_pairs(self) -> DevicePairs:

@@ -36,7 +36,7 @@ from experiments.callbacks.progress_bar import BlockProgressBar
 from experiments.callbacks.read_test_split import ReadTestSplit
 from experiments.callbacks.tensorboard import TensorBoardPage
 from experiments.distributed.strategy import CompressedDDP
-from experiments.measure.audit import locality
+from experiments.measure.audit import fresh_copy, locality
 from experiments.measure.cost import macs_of
 from experiments.named_configs import probe_config
 from experiments.parser import Parser
@@ -225,10 +225,9 @@ class LocalLearningCLI(LightningCLI):
         writes = self.trainer.is_global_zero and not self._get(self.config, "trainer").fast_dev_run
         with self.run.written() if writes else contextlib.nullcontext():
             self._refuse_finished()  # here, for a run that was killed at its very end to lose its mark
-            if not self._get(self.config, "trainer").fast_dev_run:  # in every process: none shall wait for another
-                self._locality = locality(self.model, self.datamodule)
+            fresh = fresh_copy(self.model) if writes else None
             self._train(**arguments)
-            self._evaluate(writes)
+            self._evaluate(fresh, writes)
 
     def _refuse_finished(self) -> None:
         if self.epochs_done and self.run.is_finished and self.trainer.max_epochs <= self.epochs_done:
@@ -247,7 +246,7 @@ class LocalLearningCLI(LightningCLI):
                 raise UsageError(in_one_line(fault)) from fault
             raise
 
-    def _evaluate(self, writes: bool) -> None:
+    def _evaluate(self, fresh: Method | None, writes: bool) -> None:
         metrics: dict[str, Any] = self.reached | self.trainer.callback_metrics
         self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
         if self._get(self.config, "trainer").fast_dev_run:
@@ -259,7 +258,7 @@ class LocalLearningCLI(LightningCLI):
         if writes:
             name, config = self.run.path.name, self.config[self.subcommand].as_dict()
             took = {key: getattr(self.meter, key) for key in ("seconds", "images_per_second", "peak_activation_bytes")}
-            took |= macs_of(self.model, self.datamodule.batch_size) | self._locality
+            took |= macs_of(self.model, self.datamodule.batch_size) | locality(fresh, self.datamodule)
             summary = summarise(name, config, self.model, self.datamodule, self.trainer, took, metrics)
             log_to_hparams(summary, self.trainer)
             write_json(self.run.path / SUMMARY, summary)  # last: with it the run is finished

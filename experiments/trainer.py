@@ -67,8 +67,8 @@ class Trainer(L.Trainer):
         )
         if str(self.precision) == "bf16-mixed" and self.strategy.root_device.type == "cpu" and not cpu_has_bfloat16():
             note(
-                "this CPU has no bfloat16 instructions, and torch imitates them: 18 times slower than "
-                "in float32. Leave --trainer.precision out."
+                "this CPU has no bfloat16 instructions, and torch imitates them: 18 times slower than in "
+                "float32. Leave --trainer.precision out."
             )
 
     def cost(

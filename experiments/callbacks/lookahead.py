@@ -25,7 +25,7 @@ class Lookahead(L.Callback):
         decay: share of the slow weights that a step keeps, at the end of the training.
 
     Raises:
-        UsageError: the training has no end, or it is none of blocks.
+        UsageError: the training has no end, or it is none of blocks, or they learn one after the other.
     """
 
     changes_training = True
@@ -39,6 +39,8 @@ class Lookahead(L.Callback):
         """Begin with the weights that training begins with, unless a checkpoint said other ones."""
         if not isinstance(pl_module, LocalLearning):
             raise UsageError(f"Lookahead follows the weights of blocks, and {type(pl_module).__name__} has none.")
+        if pl_module.schedule.lengths:
+            raise UsageError("Lookahead has one clock for blocks that learn together: leave epochs_per_block out.")
         if trainer.estimated_stepping_batches == float("inf"):
             raise UsageError("Lookahead grows until the end of the training: set --trainer.max_epochs or max_steps.")
         if not self._slow:

@@ -27,7 +27,7 @@ class TestTimeViews(L.Callback):
         shift: pixels.
 
     Raises:
-        UsageError: a method without labels.
+        UsageError: a method without labels, or images that cannot be shifted so far.
     """
 
     __test__ = False  # pytest shall not take it for a test
@@ -39,6 +39,8 @@ class TestTimeViews(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: Method, stage: str) -> None:
         if not pl_module.predicts_classes:
             raise UsageError(f"{type(pl_module).__name__} predicts no classes: take the callback TestTimeViews out.")
+        if min(pl_module.image_shape[1:]) <= self.shift:
+            raise UsageError(f"Images of {pl_module.image_shape} cannot be shifted by {self.shift}: lower its shift.")
 
     @override
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: Method) -> None:

@@ -79,8 +79,12 @@ class Whitening(L.Callback):
 
 def whitening_filters(images: Tensor, side: int, eps: float) -> Tensor:
     """Filters ``(C·side², C, side, side)`` that whiten patches of images ``(N, C, H, W)``, largest variance first."""
-    patches = F.unfold(images.double(), side).transpose(1, 2).flatten(0, 1)  # (N · positions, C · side²)
-    values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+    size = images.shape[1] * side**2
+    total, count = torch.zeros(size, size, dtype=torch.float64, device=images.device), 0
+    for piece in images.split(max(1, 2**20 // images[0].numel())):  # patches take side² times the memory, in float64
+        patches = F.unfold(piece.double(), side).transpose(0, 1).flatten(1)  # (C · side², images · positions)
+        total, count = total + patches @ patches.T, count + patches.shape[1]
+    values, vectors = torch.linalg.eigh(total / count)
     filters = (vectors / (values.clamp(min=0) + eps).sqrt()).T.flip(0)
     return filters.view(-1, images.shape[1], side, side).to(images)
 

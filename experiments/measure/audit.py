@@ -17,6 +17,7 @@ data's shape, and what comes out is compared bit for bit:
     depth       layers with weights on the longest way that a gradient goes, heads included
 """
 
+import copy
 import json as json_format
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -76,7 +77,15 @@ def audit(model: LocalLearning, data: ImageDataModule, steps: int = BATCHES) -> 
         return _Auditor(model, data, steps).audit()
 
 
-def locality(method: Method, data: ImageDataModule) -> dict[str, Any]:
+def fresh_copy(method: Method) -> Method | None:
+    """A copy of a method that has not learned yet, for its audit later; None of one that cannot be copied."""
+    try:
+        return copy.deepcopy(method)
+    except Exception:  # of whatever kind: the method may be anybody's, and its run shall go on
+        return None
+
+
+def locality(method: Method | None, data: ImageDataModule) -> dict[str, Any]:
     """Level of locality, what a block reads beside its input, and gradient depth, for the summary of a run.
 
     The level is None of a method without backward passes, and of one that cannot be audited: nothing is claimed of it,
@@ -224,8 +233,7 @@ def _redraw(part: nn.Module) -> None:
 
 def _noisy(module: nn.Module, args: Any) -> Any:
     draw = torch.Generator().manual_seed(2)
-    add: Callable[[Tensor], Tensor] = lambda x: x + torch.randn(x.shape, dtype=x.dtype, generator=draw)  # noqa: E731
-    return apply_to_collection(args, Tensor, add)
+    return apply_to_collection(args, Tensor, lambda x: x + torch.randn(x.shape, dtype=x.dtype, generator=draw))
 
 
 def _replayed(inputs: Sequence[Any]) -> Callable[[nn.Module, Any], Any]:

@@ -112,14 +112,8 @@ def network_cost(model: LocalLearning, batch_size: int, convention: Convention =
         for group in range(1, model.num_groups + 1)
     ]
     blocks, heads = (views * sum(cost.forward_macs for cost in part) for part in zip(*costs, strict=True))
-    # A backward pass is two forward passes' work, of fixed weights one: thirds of a step there and back.
     steps = [
-        views
-        * (
-            (block.forward_macs * (there + 2 * back) - block.fixed_macs * back) / 3
-            + (head.forward_macs - head.fixed_macs / 3) * min(there, back)
-        )
-        / model.num_groups
+        views * (_step_macs(block, there, back) + _step_macs(head, *[min(there, back)] * 2)) / model.num_groups
         for (block, head), there, back in zip(costs, plan.forward_passes, plan.backward_passes, strict=True)
     ]
     final = costs[-1][1]
@@ -146,6 +140,14 @@ def network_cost(model: LocalLearning, batch_size: int, convention: Convention =
         predicted_step_ratio=sum(steps) * model.num_groups / backprop_macs,
         predicted_speedup=backprop_macs / (sum(steps) if model.schedule.lengths else max(steps[: model.num_blocks])),
     )
+
+
+def _step_macs(cost: Cost, there: float, back: float) -> float:
+    """Work of so many passes there and back, in those of a step, which goes there and back once.
+
+    A backward pass is two forward passes' work, of weights that do not learn one.
+    """
+    return (cost.forward_macs * (there + 2 * back) - cost.fixed_macs * back) / 3
 
 
 def _backprop(model: LocalLearning, batch_size: int, convention: Convention) -> tuple[int, int]:

@@ -4,7 +4,6 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
-from unittest import mock
 
 import lightning.pytorch as L
 import torch
@@ -147,7 +146,7 @@ class _Spy(L.Callback):
         """torch.autograd.backward; what is sent on from where another one ended is a continuation of its way."""
         roots = [tensors] if isinstance(tensors, Tensor) else [*tensors]
         before = 0 if roots[0].dim() == 0 else self._way
-        self._way = before + max(weight_layers(root.grad_fn) for root in roots if root.grad_fn)
+        self._way = before + max((weight_layers(root.grad_fn) for root in roots if root.grad_fn), default=0)
         self.observed.depth = max(self.observed.depth, self._way)
         self._send(tensors, *args, **options)
 
@@ -168,8 +167,7 @@ class _Spy(L.Callback):
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._patch = mock.patch.object(torch.autograd, "backward", self._measured_send)
-        self._patch.start()
+        torch.autograd.backward = self._measured_send  # all ways back go through it
 
     @override
     def on_train_batch_start(
@@ -182,10 +180,9 @@ class _Spy(L.Callback):
 
     @override
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         for k, parameters in enumerate(self._parameters):
-            own = [
-                p for group in optimizer.param_groups for p in group["params"] if any(p is one for one in parameters)
-            ]
+            own = [p for p in parameters if id(p) in held]
             if not self.observed.states and own and not self.observed.gradients[k]:
                 self.observed.gradients[k] = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in own]
             for parameter in own:
@@ -197,11 +194,11 @@ class _Spy(L.Callback):
 
     @override
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self._patch.stop()
+        torch.autograd.backward = self._send
 
     @override
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self._patch.stop()
+        torch.autograd.backward = self._send
 
 
 def weight_layers(root: Node) -> int:

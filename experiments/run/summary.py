@@ -32,8 +32,7 @@ def summarise(
     """The summary of a finished run, as it is written to ``summary.json``.
 
     ``measured`` is what the training took (``seconds``, ``images_per_second``, ``peak_activation_bytes``, MACs) and how
-    local it is;
-    ``metrics`` are the final ones under their logged names.
+    local it is; ``metrics`` are the final ones under their logged names.
     """
     device = trainer.strategy.root_device
     return {

@@ -49,28 +49,28 @@ class Point:
     seeds: int
 
 
-def points(runs: pd.DataFrame, metric: str = METRIC) -> list[Point]:
+def points(runs: pd.DataFrame) -> list[Point]:
     """The rows of some runs, cheapest first.
 
     Raises:
         RunError: no run is called ``backprop``, or runs do not say what a step costs.
     """
-    if "step_flops" not in runs or metric not in runs:
-        raise RunError(f"These runs do not say step_flops and {metric}: run them anew.")
+    if "step_flops" not in runs or METRIC not in runs:
+        raise RunError(f"These runs do not say step_flops and {METRIC}: run them anew.")
     runs = runs.assign(row=[re.sub(r"-seed(_everything)?\d+$", "", name) for name in runs["name"]])
     rows = dict(iter(runs.groupby("row", sort=False)))
     if BASE not in rows:
         raise RunError(f"No run is called {BASE}: the others have nothing to be compared with.")
     base = rows[BASE]
-    found = [_point(str(name), row, base, metric) for name, row in rows.items()]
+    found = [_point(str(name), row, base) for name, row in rows.items()]
     return sorted(found, key=lambda point: point.cost)
 
 
-def _point(name: str, row: pd.DataFrame, base: pd.DataFrame, metric: str) -> Point:
+def _point(name: str, row: pd.DataFrame, base: pd.DataFrame) -> Point:
     def work(some: pd.DataFrame) -> float:
         return float((some["step_flops"] * some["global_step"] * some["batch_size"]).mean())
 
-    ours, theirs = 100 * row[metric], 100 * base[metric]
+    ours, theirs = 100 * row[METRIC], 100 * base[METRIC]
     return Point(
         name=name,
         level=row["level"].iloc[0] or "?",

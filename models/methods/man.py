@@ -69,10 +69,11 @@ class MomentumHead(nn.Module):
     @override
     def forward(self, features: Tensor) -> Tensor:
         """Logits of what copies and average make of features."""
-        s = 1.0 if self.scale is None else self.scale
-        ways = [s * copied(features) for copied in self.copies]
-        ways += [] if self.average is None else [(2 - s) * self.average(features)]
-        return self.head(torch.stack(ways).sum(0) if len(ways) > 2 else sum(ways))
+        ways = [copied(features) for copied in self.copies]
+        ways += [] if self.average is None else [self.average(features)]
+        if self.scale is not None:
+            ways = [*(self.scale * way for way in ways[:-1]), (2 - self.scale) * ways[-1]]
+        return self.head(sum(ways[1:], start=ways[0]))
 
     @torch.no_grad()
     def follow(self, unit: nn.Module) -> None:

@@ -1,7 +1,7 @@
 """Overlapping supervision with labels: the cascades of HPFF.
 
-J. Su, C. Cai, F. Zhu, C. He, X. Xu, D. Guan, C. Si, "HPFF: Hierarchical Locally Supervised Learning with Patch Feature
-Fusion", ECCV 2024, and its released code (Zeudfish/HPFF). Every two neighbouring blocks share a head on the second
+J. Su, C. He, F. Zhu, X. Xu, D. Guan, C. Si, "HPFF: Hierarchical Locally Supervised Learning with Patch Feature Fusion",
+ECCV 2024, and its released code (Zeudfish/HPFF). Every two neighbouring blocks share a head on the second
 one's output, whose loss reaches both; beside it the second block has a head alone:
 
     L_k = w_alone · CE(alone(h_k), y) + w_pair · CE(pair(h_k), y)        k = 2 … K
@@ -26,13 +26,6 @@ from models.networks.heads.classifiers import AuxHead, HeadCallable
 from models.networks.sequential import build_chain
 from models.overlapping import OverlappingBlocks
 from ranges import NonNegativeFloat, PositiveFloat
-
-
-class TwoConvolutionHead(AuxHead):
-    """``2c2f``: the head of the released code."""
-
-    def __init__(self, feature_shape: tuple[int, ...], num_classes: int) -> None:
-        super().__init__(feature_shape, num_classes, convs=2)
 
 
 class TwoHeads(nn.Module):
@@ -79,7 +72,7 @@ class OverlappingGreedy(OverlappingBlocks, LocalClassification):
         num_classes: int,
         num_blocks: int = 4,
         cut: Cut = Cut(),
-        head: HeadCallable = TwoConvolutionHead,
+        head: HeadCallable = AuxHead,
         alone_weight: NonNegativeFloat = 0.001,
         pair_weight: PositiveFloat = 0.999,
         **training: Any,

@@ -63,7 +63,7 @@ def cut_chain(chain: Chain, num_blocks: int, cut: Cut, make_head: MakeHead) -> l
 
 
 def block_shapes(chain: Chain, blocks: Iterable[nn.Module]) -> list[tuple[int, ...]]:
-    """Shape of every block's (or unit's) output for one image; it knows of which unit, if it is one's."""
+    """Shape of every block's (or unit's) output for one image; of the chain's own it knows at which unit they end."""
     blocks = list(blocks)
     places = {unit: index for index, unit in enumerate(chain.units)}
     shapes = [cost.output_shape for cost, _ in profile(blocks, chain.image_shape)]

@@ -50,4 +50,4 @@ class _Lines:
     def __call__(self, done: int) -> float:
         if done < self.top:
             return self.start + (1 - self.start) * done / self.top
-        return 1 + (self.end - 1) * min(1.0, (done - self.top) / (self.steps - self.top))
+        return 1 + (self.end - 1) * min(1.0, (done - self.top) / max(1, self.steps - self.top))

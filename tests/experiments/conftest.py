@@ -23,7 +23,7 @@ _AUDITED: dict[tuple[object, ...], dict[str, object]] = {}
 
 @pytest.fixture(autouse=True)
 def one_audit_of_what_is_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every run is audited before it begins, which takes a second: here once for all of a method and network."""
+    """Every finished run is audited, which takes a second: here once for all of a method and network."""
 
     def once(model: Method, data: ImageDataModule) -> dict[str, object]:
         key = type(model), model.network_name, model.num_blocks, model.num_groups, str(model.hparams)

@@ -1,7 +1,7 @@
 """AugLocal's heads: made of units like those that follow in the chain.
 
-C. Ma, R. Yan, H. Tang, "Scaling Supervised Local Learning with Augmented Auxiliary Networks", ICLR 2024, and its
-released code (ChenxiangMA/AugLocal).
+C. Ma, J. Wu, C. Si, K. C. Tan, "Scaling Supervised Local Learning with Augmented Auxiliary Networks", ICLR 2024, and
+its released code (ChenxiangMA/AugLocal).
 """
 
 import math

@@ -90,6 +90,8 @@ def test_a_resumed_run_ends_alike(tmp_path):
 def test_refusals(tmp_path):
     with pytest.raises(UsageError, match="end of the training"):
         trained(2, 2, tmp_path, Lookahead(), epochs=-1)
+    with pytest.raises(UsageError, match="leave epochs_per_block out"):
+        train(model(epochs_per_block=1), tmp_path, Batches(batches(2)), [Lookahead()])
     closed = ClosedFormMLP((1, 8, 8), 10)
     with pytest.raises(UsageError, match="ClosedFormMLP has none"):
         train(closed, tmp_path, callbacks=[Lookahead()])

@@ -56,6 +56,8 @@ def test_logits_are_averaged_with_their_weights():
     assert float(model.metrics["test/views/block1/top1"]) == 1.0
 
 
-def test_a_method_without_labels_is_refused():
+def test_refusals():
     with pytest.raises(UsageError, match="predicts no classes"):
         TestTimeViews().setup(None, SimpleNamespace(predicts_classes=False), "fit")
+    with pytest.raises(UsageError, match="cannot be shifted by 8"):
+        TestTimeViews(8).setup(None, SimpleNamespace(predicts_classes=True, image_shape=(1, 8, 8)), "fit")

@@ -35,6 +35,17 @@ def test_whitened_patches_have_the_published_mean_square():
     torch.testing.assert_close(products, torch.diag(values / (values + 0.1)), rtol=1e-4, atol=1e-5)
 
 
+def test_images_are_taken_by_pieces(monkeypatch):
+    """A large image is a piece of its own: 1,100 × 320 numbers of three channels are more than 2^20."""
+    torch.manual_seed(0)
+    images, pieces, unfold = torch.randn(3, 3, 1100, 320), [], F.unfold
+    monkeypatch.setattr(F, "unfold", lambda piece, side: pieces.append(len(piece)) or unfold(piece, side))
+    filters = whitening_filters(images, 2, eps=0.1)
+    assert pieces == [1, 1, 1]
+    answers = F.conv2d(images, filters).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(answers @ answers.T / answers.shape[1], torch.eye(12) / 1.1, rtol=0.02, atol=0.01)
+
+
 def test_training_begins_with_the_filters_and_keeps_them(tmp_path):
     """Of the first 100 training images, as the network reads them, and their negatives."""
     trained = model()

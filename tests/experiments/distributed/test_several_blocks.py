@@ -24,10 +24,13 @@ from losses.winners import WinnerTakeAll
 from models.methods.blockwise_ssl import BlockwiseSSL
 from models.methods.channel_goodness import ChannelGoodness
 from models.methods.decoupled_greedy import DecoupledGreedy
+from models.methods.deep_supervision import DeepSupervision
 from models.methods.forward_forward import ForwardForward
 from models.methods.layerwise import Layerwise
 from models.methods.loco import LoCo
+from models.methods.man import MAN
 from models.methods.neuron_groups import NeuronGroups
+from models.methods.overlapping_greedy import OverlappingGreedy
 from models.methods.predsim import PredSim
 from models.methods.self_defined_target import SelfDefinedTarget
 from models.methods.unsupervised_forward_forward import UnsupervisedForwardForward
@@ -106,9 +109,12 @@ METHODS = {
         loss=lightly.loss.BarlowTwinsLoss,
     ),
     "LoCo": without_labels(LoCo, lightly.loss.NTXentLoss),
+    "overlapping": partial(made, OverlappingGreedy, num_blocks=3, head=LinearHead),
+    "momentum heads": partial(made, MAN, partial(plain_vgg, batch_norm=False), num_blocks=3, head=LinearHead),
+    "nothing detached": partial(made, DeepSupervision, num_blocks=3, head=LinearHead),
 }
 
-TOGETHER = "LoCo", "SimCLR, gathered by lightly"
+TOGETHER = "LoCo", "SimCLR, gathered by lightly", "overlapping", "momentum heads", "nothing detached"
 
 
 def part(batch, rank):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 from helpers import CONFIGS
 
+from datamodules.augment import Augment
 from datamodules.digits import Digits
 from experiments.cli import main
 from experiments.measure.bench import _leanest_segments, bench, show_bench
@@ -101,6 +102,12 @@ def test_bench_measures_method_backprop_and_checkpointing(capsys):
         "Too few",
     )
     assert all(row in printed for row in ("VGG, K = 4, G = 1, batch 64", *rows))
+
+
+def test_flips_that_alternate_are_measured_without_the_data_set():
+    data = Digits(batch_size=16, augment=Augment(flip="alternate"))
+    model = DecoupledGreedy(partial(VGG, plan=(8, "M", 16)), (1, 8, 8), 10, 2, head=partial(AuxHead, hidden=16))
+    assert bench(model, data, silent_trainer(accelerator="cpu"), steps=1, repetitions=1).step_seconds > 0
 
 
 def test_predsim_is_measured_like_any_method(capsys):

@@ -13,6 +13,7 @@ from losses.errors import UsageError
 from models.methods.backprop import Backprop
 from models.methods.deep_supervision import DeepSupervision
 from models.networks.heads.classifiers import AuxHead, LinearHead
+from models.networks.memory.saved_tensors import SavedTensorMeter
 from models.networks.vgg import VGG
 
 SMALL = partial(VGG, plan=(8, 8, "M", 12, 12))
@@ -71,8 +72,6 @@ def _parts(model):
 
 
 def _saved_by(head, block):
-    from models.networks.memory.saved_tensors import SavedTensorMeter
-
     channels = [layer for layer in block.modules() if isinstance(layer, nn.Conv2d)][-1].out_channels
     x = torch.randn(6, channels, 4, 4, requires_grad=True)
     head = copy.deepcopy(head)

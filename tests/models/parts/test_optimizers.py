@@ -225,6 +225,12 @@ def test_triangle_of_the_94_recipe():
     assert found[476:] == [pytest.approx(0.07)] * 24
 
 
+def test_a_triangle_may_rise_to_its_end():
+    optimizer = RoleSGD(small_airbench().parameters(), weight_lr=1.0)
+    found = rates(Triangle(optimizer, steps=4, peak=1.0, start=0.0), optimizer, 7)
+    assert found == pytest.approx([0.0, 0.25, 0.5, 0.75, 1.0, 0.07, 0.07])
+
+
 def test_triangle_of_the_muon_recipe():
     """Down from the first step; the whitening bias in three epochs of 25 steps."""
     optimizer = Muon(small_airbench().parameters())
