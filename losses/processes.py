@@ -1,5 +1,7 @@
 """Several processes, each with a part of every batch."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 import torch
@@ -21,6 +23,20 @@ class Sharing:
 def process_count() -> int:
     """How many share a batch."""
     return dist.get_world_size(Sharing.group) if dist.is_initialized() else 1
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Let this process be the only one, while the others do something else or are gone.
+
+    It is torch.distributed that says so: losses and metrics of libraries ask it themselves.
+    """
+    asked = dist.is_initialized
+    dist.is_initialized = lambda: False
+    try:
+        yield
+    finally:
+        dist.is_initialized = asked
 
 
 def gathered(rows: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ from datamodules.batch import Batch
 from experiments.measure.observed import BATCHES, IMAGES, entry, observed
 from experiments.measure.turns import threads
 from experiments.run import tables
+from losses.processes import alone
 from models.local_learning import LocalLearning
 from models.method import Method
 
@@ -66,14 +67,14 @@ class Audit:
 
 
 def audit(model: LocalLearning, data: ImageDataModule, steps: int = BATCHES) -> Audit:
-    """Measure how local a method's learning is; model and data are left as they are.
+    """Measure how local a method's learning is, in this process alone; model and data are left as they are.
 
     Args:
         model: the method.
         data: whose shape, classes and views the random images have.
         steps: of a training that is compared with another.
     """
-    with isolate_rng(), threads(1):  # batches are small
+    with isolate_rng(), alone(), threads(1):  # batches are small
         return _Auditor(model, data, steps).audit()
 
 

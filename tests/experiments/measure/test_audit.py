@@ -2,13 +2,15 @@
 
 import inspect
 import json
+from datetime import timedelta
 from functools import partial
 from importlib import import_module
 from pkgutil import iter_modules
 
 import pytest
 import torch
-from helpers import CONFIGS, fit, summary
+import torch.distributed as dist
+from helpers import CONFIGS, fit, in_two_processes, summary
 from jsonargparse import Namespace
 from torch import nn
 from torch.optim import SGD
@@ -294,6 +296,26 @@ def test_of_what_cannot_be_audited_nothing_is_claimed():
 
     assert locality(dgl(Broken), Digits()) == {"level": None, "why_no_level": "RuntimeError: mine"}
     assert locality(ClosedFormMLP((1, 8, 8), 10), Digits()) == {"level": None}
+
+
+def audit_in_the_first(rank, folder, model, data):
+    torch.set_num_threads(1)
+    meeting = f"file://{folder}/meeting"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    if rank == 0:
+        (folder / "level").write_text(audit(model, data, steps=1).level)
+        assert dist.is_initialized()
+    dist.barrier()
+
+
+@pytest.mark.parametrize("gather_distributed", [False, True])
+def test_one_of_two_processes_audits_by_itself(maker, tmp_path, gather_distributed):
+    """Losses that gather from all processes, of ours or lightly's, would wait for the other one."""
+    model, data = maker.make("blockwise_ssl/digits")
+    for loss in (part for part in model.modules() if hasattr(part, "gather_distributed")):
+        loss.gather_distributed = gather_distributed
+    in_two_processes(audit_in_the_first, tmp_path, model, data)
+    assert (tmp_path / "level").read_text() == "A"
 
 
 def test_audit_of_a_method_without_backward_passes_is_refused(capsys):
