@@ -239,13 +239,21 @@ class Classifier(Method):
         """Count a batch, unless none of the blocks that have learned predicts."""
         if not (logits := self.block_logits(batch.images)):
             return
-        predictions = {name: probabilities(z) for name, z in logits.items()}
-        predictions[""] = predictions[list(logits)[-1]]  # the model's
-        if self.has_ensemble and len(logits) > 1:
-            predictions["ensemble"] = ensemble(list(logits.values()))
-        self._evaluation.update(predictions, batch.labels, self.batch_means(logits, batch.labels))
+        self._evaluation.update(self.predictions(logits), batch.labels, self.batch_means(logits, batch.labels))
 
     test_step = validation_step
+
+    def predictions(self, logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What is judged: predictions of the blocks whose logits are given, the model's own (without name), theirs all.
+
+        Args:
+            logits: name of each block that predicts → its logits, in order.
+        """
+        found = {name: probabilities(z) for name, z in logits.items()}
+        found[""] = found[list(logits)[-1]]
+        if self.has_ensemble and len(logits) > 1:
+            found["ensemble"] = ensemble(list(logits.values()))
+        return found
 
     @override
     def on_validation_epoch_end(self) -> None:

@@ -9,9 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
-from losses import probabilities
 from losses.errors import UsageError
-from models.method import LabelledImages, Method
+from models.method import Classifier, LabelledImages
 from models.metrics import EvaluationMetrics
 from ranges import PositiveInt
 
@@ -21,7 +20,7 @@ class TestTimeViews(L.Callback):
 
     A quarter each of an image and its mirror image, an eighth each of these shifted by a pixel up and left, and down
     and right, the border reflected (test-time augmentation of K. Jordan, arXiv 2404.00498, 2024). ``test/views/top1``
-    is that of the model's prediction, beside the plain ``test/top1``.
+    is that of the model's prediction, beside the plain ``test/top1``, ``test/views/ensemble/top1`` that of all blocks.
 
     Args:
         shift: pixels.
@@ -36,14 +35,14 @@ class TestTimeViews(L.Callback):
         self.shift = shift
 
     @override
-    def setup(self, trainer: L.Trainer, pl_module: Method, stage: str) -> None:
-        if not pl_module.predicts_classes:
+    def setup(self, trainer: L.Trainer, pl_module: Classifier, stage: str) -> None:
+        if not isinstance(pl_module, Classifier):
             raise UsageError(f"{type(pl_module).__name__} predicts no classes: take the callback TestTimeViews out.")
         if min(pl_module.image_shape[1:]) <= self.shift:
             raise UsageError(f"Images of {pl_module.image_shape} cannot be shifted by {self.shift}: lower its shift.")
 
     @override
-    def on_test_epoch_start(self, trainer: L.Trainer, pl_module: Method) -> None:
+    def on_test_epoch_start(self, trainer: L.Trainer, pl_module: Classifier) -> None:
         """Begin to count."""
         self._evaluation = EvaluationMetrics(pl_module.num_classes, pl_module.device)
 
@@ -51,7 +50,7 @@ class TestTimeViews(L.Callback):
     def on_test_batch_end(
         self,
         trainer: L.Trainer,
-        pl_module: Method,
+        pl_module: Classifier,
         outputs: Any,
         batch: LabelledImages,
         batch_idx: int,
@@ -63,13 +62,11 @@ class TestTimeViews(L.Callback):
             for weight, images in weighted_views(batch.images, self.shift):
                 for name, logits in pl_module.block_logits(images).items():
                     total[name] = total.get(name, 0) + weight * logits.float()
-        predictions = {name: probabilities(logits) for name, logits in total.items()}
-        if predictions:
-            predictions[""] = predictions[list(predictions)[-1]]  # the model's
-            self._evaluation.update(predictions, batch.labels, {})
+        if total:
+            self._evaluation.update(pl_module.predictions(total), batch.labels, {})
 
     @override
-    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: Method) -> None:
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: Classifier) -> None:
         pl_module.log_dict({f"test/views/{name}": value for name, value in self._evaluation.compute().items()})
 
 

@@ -1,7 +1,8 @@
 """Predictions over several views: the weights, the slow way, what is logged."""
 
-from types import SimpleNamespace
+from functools import partial
 
+import lightning.pytorch as L
 import pytest
 import torch
 from helpers import fit, summary
@@ -9,6 +10,10 @@ from torch.nn import functional as F
 
 from experiments.callbacks.test_time_views import TestTimeViews, weighted_views
 from losses.errors import UsageError
+from models.method import Classifier
+from models.methods.decoupled_greedy import DecoupledGreedy
+from models.networks.heads.classifiers import LinearHead
+from models.networks.vgg import VGG
 
 
 def test_views_are_the_published_six():
@@ -27,7 +32,7 @@ def test_accuracy_over_views_stands_beside_the_plain_one(tmp_path, monkeypatch):
     """Of a network that looks at one corner alone, by the mean of six views' logits."""
     folder = fit(tmp_path, "--trainer.callbacks+=TestTimeViews")
     metrics = summary(folder)["metrics"]
-    for block in ("", "block1/", "block4/"):
+    for block in ("", "block1/", "block4/", "ensemble/"):
         assert 0 <= metrics[f"test/views/{block}top1"] <= 1
         assert f"test/{block}top1" in metrics
     assert metrics["test/views/top1"] == metrics["test/views/block4/top1"]
@@ -35,10 +40,11 @@ def test_accuracy_over_views_stands_beside_the_plain_one(tmp_path, monkeypatch):
 
 def test_logits_are_averaged_with_their_weights():
     class Corner:
-        predicts_classes, num_classes, device = True, 2, torch.device("cpu")
+        has_ensemble, num_classes, device, predictions = True, 2, torch.device("cpu"), Classifier.predictions
 
         def block_logits(self, images):
-            return {"block1": torch.stack([images[:, 0, 0, 0], torch.zeros(len(images))], dim=1)}
+            corners = torch.stack([images[:, 0, 0, 0], torch.zeros(len(images))], dim=1)
+            return {"block1": -3 * corners, "block2": corners}
 
         def log_dict(self, metrics):
             self.metrics = metrics
@@ -53,11 +59,13 @@ def test_logits_are_averaged_with_their_weights():
     views.on_test_batch_end(trainer, model, None, batch, 0)
     views.on_test_epoch_end(trainer, model)
     assert float(model.metrics["test/views/top1"]) == 1.0
-    assert float(model.metrics["test/views/block1/top1"]) == 1.0
+    assert float(model.metrics["test/views/block1/top1"]) == 0.0
+    assert float(model.metrics["test/views/ensemble/top1"]) == 0.0  # the second counts twice, the first's are larger
 
 
 def test_refusals():
     with pytest.raises(UsageError, match="predicts no classes"):
-        TestTimeViews().setup(None, SimpleNamespace(predicts_classes=False), "fit")
+        TestTimeViews().setup(None, L.LightningModule(), "fit")
+    model = DecoupledGreedy(partial(VGG, plan=(8, "M", 16)), (1, 8, 8), 10, 2, head=LinearHead)
     with pytest.raises(UsageError, match="cannot be shifted by 8"):
-        TestTimeViews(8).setup(None, SimpleNamespace(predicts_classes=True, image_shape=(1, 8, 8)), "fit")
+        TestTimeViews(8).setup(None, model, "fit")

@@ -42,6 +42,16 @@ def test_the_average_follows_the_next_unit_as_it_was_before_its_step(tmp_path):
             torch.testing.assert_close(average[name], 0.995 * old[name] + 0.005 * parameter)
 
 
+def test_the_average_moves_once_for_a_step_of_several_batches(tmp_path):
+    model = made(accumulate=2)
+    before = [{n: b.clone() for n, b in average.items()} for average in averages(model)]
+    units = [{n: p.detach().clone() for n, p in block[0].named_parameters()} for block in model.blocks[1:]]
+    train(model, tmp_path, Batches(batches(2)), max_epochs=1, limit_train_batches=2)
+    for average, old, unit in zip(averages(model), before, units, strict=True):
+        for name, parameter in unit.items():
+            torch.testing.assert_close(average[name], 0.995 * old[name] + 0.005 * parameter, rtol=0, atol=1e-6)
+
+
 def test_the_average_of_a_constant_is_a_geometric_series():
     head, unit = (model := made()).heads[0], model.blocks[1][0]
     start = {name: head.average.get_buffer(name).clone() for name, _ in unit.named_parameters()}

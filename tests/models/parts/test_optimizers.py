@@ -231,6 +231,11 @@ def test_a_triangle_may_rise_to_its_end():
     assert found == pytest.approx([0.0, 0.25, 0.5, 0.75, 1.0, 0.07, 0.07])
 
 
+def test_the_top_of_a_triangle_is_a_whole_step_rounded_down():
+    optimizer = RoleSGD(small_airbench().parameters(), weight_lr=1.0)
+    assert rates(Triangle(optimizer, steps=10, peak=0.17, end=0.1), optimizer, 3) == pytest.approx([0.2, 1.0, 0.9])
+
+
 def test_triangle_of_the_muon_recipe():
     """Down from the first step; the whitening bias in three epochs of 25 steps."""
     optimizer = Muon(small_airbench().parameters())
