@@ -12,11 +12,14 @@ from datamodules.augment import Augment
 from datamodules.digits import Digits
 from experiments.cli import main
 from experiments.measure.bench import _leanest_segments, bench, show_bench
+from experiments.measure.cost import network_cost
 from experiments.measure.silent import silent_trainer
 from experiments.measure.turns import median_ratio
 from experiments.measure.workbench import Clock
 from models.methods.decoupled_greedy import DecoupledGreedy
-from models.networks.heads.classifiers import AuxHead
+from models.networks.airbench import Airbench
+from models.networks.heads.classifiers import AuxHead, LinearHead
+from models.networks.memory.profile import profile
 from models.networks.vgg import VGG
 
 RESNET32 = CONFIGS / "decoupled_greedy" / "cifar10_resnet32.yaml"
@@ -108,6 +111,14 @@ def test_flips_that_alternate_are_measured_without_the_data_set():
     data = Digits(batch_size=16, augment=Augment(flip="alternate"))
     model = DecoupledGreedy(partial(VGG, plan=(8, "M", 16)), (1, 8, 8), 10, 2, head=partial(AuxHead, hidden=16))
     assert bench(model, data, silent_trainer(accelerator="cpu"), steps=1, repetitions=1).step_seconds > 0
+
+
+def test_a_frozen_block_goes_forward_only_and_its_head_not_at_all():
+    model = DecoupledGreedy(partial(Airbench, widths=(8, 8)), (3, 16, 16), 10, 2, head=LinearHead, frozen_blocks=1)
+    cost = network_cost(model, 2, "plain")
+    [(frozen, _)] = profile([model.blocks[0]], (3, 16, 16), 2, convention="plain")
+    expected = frozen.forward_macs / 3 + cost.nodes[1].forward_macs
+    assert cost.predicted_step_ratio * cost.backprop_macs == pytest.approx(expected)
 
 
 def test_predsim_is_measured_like_any_method(capsys):
