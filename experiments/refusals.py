@@ -1,6 +1,8 @@
 """What is refused before anything is trained: options that mean nothing, and what cannot be built."""
 
 import contextlib
+import inspect
+import re
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,6 +66,7 @@ def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 def build(class_type: Any, *args: Any, **kwargs: Any) -> Any:
     """What jsonargparse shall build classes with: of what they raise it keeps the words at most."""
     try:
+        _require_values(class_type, kwargs)
         built = class_type(*args, **kwargs)
         if isinstance(built, ImageDataModule):
             built.require_constants()  # before a model is built after them
@@ -71,6 +74,23 @@ def build(class_type: Any, *args: Any, **kwargs: Any) -> Any:
     except Exception as fault:  # of whatever kind: it is raised again
         _refused.append((getattr(class_type, "__name__", str(class_type)), fault))
         raise
+
+
+def _require_values(class_type: Any, given: dict[str, Any]) -> None:
+    """See that nothing is null that needs a value: jsonargparse takes null for "not given".
+
+    Raises:
+        UsageError: something is.
+    """
+    for name in (name for name, value in given.items() if value is None):
+        makers = [vars(owner).get("__init__") for owner in getattr(class_type, "__mro__", ())] or [class_type]
+        found = (inspect.signature(maker).parameters.get(name) for maker in makers if inspect.isroutine(maker))
+        parameter = next(filter(None, found), None)
+        if parameter is None or parameter.default is None or parameter.annotation is parameter.empty:
+            continue
+        kinds = inspect.formatannotation(parameter.annotation)
+        if not re.search("None|Optional|Any", kinds):
+            raise UsageError(f"{name} of {class_type.__name__} must not be null: leave it out, or give a value.")
 
 
 @contextlib.contextmanager

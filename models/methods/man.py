@@ -11,7 +11,7 @@ travel down, one unit's per step and boundary. In MAN s is 1, in MAN++ it is lea
 anew each, as in the code; BatchNorm's running statistics are not averaged.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from models.methods.decoupled_greedy import DecoupledGreedy
 from models.networks.chain import FeatureShape
 from models.networks.heads.classifiers import AuxHead, HeadCallable
 from models.networks.memory.profile import profile
-from ranges import NonNegativeInt, Share
+from ranges import Share
 
 
 class MomentumHead(nn.Module):
@@ -114,7 +114,7 @@ class MAN(DecoupledGreedy):
     def __init__(
         self,
         head: HeadCallable = AuxHead,
-        copies: NonNegativeInt = 1,
+        copies: Literal[0, 1, 2] = 1,
         average: bool = True,
         momentum: Share = 0.995,
         learned_scale: bool = False,
