@@ -130,6 +130,7 @@ class _Spy(L.Callback):
         self._parameters = [[p for p in model.part_modules(k).parameters() if p.requires_grad] for k in parts]
         self.observed = Observed([[] for _ in parts], [[False] * len(parts) for _ in parts], [[] for _ in parts])
         self._before: dict[Tensor, Tensor] = {}
+        self._arrived: dict[int, int] = {}  # memory of what a gradient has arrived at → layers on its way
         for k in parts:
             entry(model, k).register_forward_pre_hook(self._keep_input(k))
             for parameter in self._parameters[k]:
@@ -139,15 +140,21 @@ class _Spy(L.Callback):
         self._send = torch.autograd.backward
 
     def _announced_backward(self, k: int, loss: Tensor, **options: Any) -> None:
-        self._sender, self._way = k, 0
+        self._sender = k
         self._backward_block(k, loss, **options)
 
     def _measured_send(self, tensors: Any, *args: Any, **options: Any) -> None:
-        """torch.autograd.backward; what is sent on from where another one ended is a continuation of its way."""
-        roots = [tensors] if isinstance(tensors, Tensor) else [*tensors]
-        before = 0 if roots[0].dim() == 0 else self._way
-        self._way = before + max((weight_layers(root.grad_fn) for root in roots if root.grad_fn), default=0)
-        self.observed.depth = max(self.observed.depth, self._way)
+        """torch.autograd.backward; what goes back from where a gradient has arrived is a continuation of its way."""
+        arrived: dict[int, int] = {}
+        for root in [tensors] if isinstance(tensors, Tensor) else tensors:
+            depths = _depths(root.grad_fn) if root.grad_fn else {}
+            way = max(depths.values(), default=0)
+            if root.dim():  # no loss, with which a way begins
+                way += self._arrived.get(_memory(root), 0)
+            leaves = [node.variable for node in depths if hasattr(node, "variable")]
+            arrived |= dict.fromkeys(map(_memory, leaves), way)
+            self.observed.depth = max(self.observed.depth, way)
+        self._arrived |= arrived
         self._send(tensors, *args, **options)
 
     def _keep_input(self, k: int) -> Callable[[nn.Module, Any], None]:
@@ -173,6 +180,7 @@ class _Spy(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        self._arrived.clear()
         if not self._batch_norm:
             for module in pl_module.modules():
                 if isinstance(module, _BatchNorm):
@@ -203,6 +211,11 @@ class _Spy(L.Callback):
 
 def weight_layers(root: Node) -> int:
     """Layers with weights (parameters of two and more dimensions) on the longest way back from a node of a graph."""
+    return _depths(root)[root]
+
+
+def _depths(root: Node) -> dict[Node, int]:
+    """Every node behind one, and that one → layers with weights on its longest way back."""
     depths: dict[Node, int] = {}
     open_nodes = [root]
     while open_nodes:
@@ -213,7 +226,12 @@ def weight_layers(root: Node) -> int:
             continue
         own = len(behind) > 1 and any(map(_leads_to_weights, behind))
         depths[open_nodes.pop()] = own + max((depths[one] for one in behind), default=0)
-    return depths[root]
+    return depths
+
+
+def _memory(tensor: Tensor) -> int:
+    """Where its values are: the same of a tensor and of what was detached from it."""
+    return tensor.untyped_storage().data_ptr()
 
 
 def _leads_to_weights(node: Node | None) -> bool:

@@ -24,6 +24,8 @@ from experiments.measure.observed import observed, weight_layers
 from models.local_learning import LocalLearning
 from models.methods.closed_form import ClosedFormMLP
 from models.methods.decoupled_greedy import DecoupledGreedy
+from models.methods.deep_supervision import DeepSupervision
+from models.methods.overlapping_greedy import OverlappingGreedy
 from models.networks.heads.classifiers import AuxHead, LinearHead
 from models.networks.resnet import CifarResNet
 from models.networks.vgg import VGG
@@ -273,6 +275,14 @@ def test_published_depth_of_gradients(num_blocks, depth):
     torch.manual_seed(0)
     network = partial(CifarResNet, widths=(8, 8, 8, 8))
     model = DecoupledGreedy(network, (1, 8, 8), 10, num_blocks)
+    assert observed(model, Digits(), 1).depth == depth
+
+
+@pytest.mark.parametrize(("method", "depth"), [(DecoupledGreedy, 2), (OverlappingGreedy, 3), (DeepSupervision, 5)])
+def test_a_way_back_goes_on_where_another_one_ended(method, depth):
+    """Four convolutions, a block each, and linear heads: one block of them, two, all."""
+    network = partial(VGG, plan=(8, 8, "M", 16, 16))
+    model = method(network=network, image_shape=(1, 8, 8), num_classes=10, num_blocks=4, head=LinearHead)
     assert observed(model, Digits(), 1).depth == depth
 
 
