@@ -25,7 +25,8 @@ class Lookahead(L.Callback):
         decay: share of the slow weights that a step keeps, at the end of the training.
 
     Raises:
-        UsageError: the training has no end, or it is none of blocks, or they learn one after the other.
+        UsageError: the training has no end, or it is none of blocks, or they learn one after the other, or in
+            processes of their own.
     """
 
     changes_training = True
@@ -41,6 +42,8 @@ class Lookahead(L.Callback):
             raise UsageError(f"Lookahead follows the weights of blocks, and {type(pl_module).__name__} has none.")
         if pl_module.schedule.lengths:
             raise UsageError("Lookahead has one clock for blocks that learn together: leave epochs_per_block out.")
+        if len(pl_module.here) < pl_module.schedule.parts:
+            raise UsageError("Lookahead keeps the slow weights of all blocks in one process: leave BlockParallel out.")
         if trainer.estimated_stepping_batches == float("inf"):
             raise UsageError("Lookahead grows until the end of the training: set --trainer.max_epochs or max_steps.")
         if not self._slow:

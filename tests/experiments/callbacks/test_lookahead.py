@@ -92,6 +92,10 @@ def test_refusals(tmp_path):
         trained(2, 2, tmp_path, Lookahead(), epochs=-1)
     with pytest.raises(UsageError, match="leave epochs_per_block out"):
         train(model(epochs_per_block=1), tmp_path, Batches(batches(2)), [Lookahead()])
+    apart = model()
+    apart.here = range(1)
+    with pytest.raises(UsageError, match="leave BlockParallel out"):
+        train(apart, tmp_path, Batches(batches(2)), [Lookahead()])
     closed = ClosedFormMLP((1, 8, 8), 10)
     with pytest.raises(UsageError, match="ClosedFormMLP has none"):
         train(closed, tmp_path, callbacks=[Lookahead()])
